@@ -1,0 +1,29 @@
+# Two commands: `make demo` and `make test`, each alone enough on a fresh clone with python3, pip, make and g++.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+SOURCES := setup.py pyproject.toml requirements.txt $(wildcard csrc/*)
+
+.PHONY: demo test install clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV) \
+	  || { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
+	$(RUN) -m pip install --quiet --requirement requirements.txt
+	$(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+test: install
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest -q
+
+demo: install
+	$(RUN) create_phantom_dataset.py --output_dir=demo/phantoms --cases=4 --first_case=901 --overwrite
+	$(RUN) implicitmeshnet_eval.py --implicitmeshnet_config=configs_implicitmeshnet/phantom_lv_la.json \
+	  --test_dir_in=demo/phantoms --test_dir_out=demo/results
+	@echo "Meshes (*_mesh.ply, open them in 3D Slicer), label maps, previews (*.png) and metrics.csv: demo/results"
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info implicitmeshnet/*.so

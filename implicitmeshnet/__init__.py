@@ -1,0 +1,1 @@
+"""ImplicitMeshNet: anatomical shape estimation from volumetric images, as closed surface meshes."""

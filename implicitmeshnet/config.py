@@ -1,0 +1,230 @@
+"""Dataclasses <-> JSON + command-line overrides: the only home of a default.
+
+A config is one JSON object of sections (`data`, `network`, `loss`, `training`) and a `snapshot`. A key left out takes
+the default below; an unknown key is an error. Relative paths in a JSON file are relative to the repository's root,
+relative paths in command-line overrides to the current folder.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from implicitmeshnet.io import InputError, atomic_path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class DataConfig:
+    dir: str = "data/phantom/train"
+    structures: dict[str, list[int]] = field(default_factory=lambda: {"LV": [500], "LA": [420, 421]})
+    """Structure name -> the label values that mean it."""
+    shape: tuple[int, int, int] = (128, 128, 128)
+    """Voxels of the network's grid, each a multiple of 16, around the volume's centre."""
+    spacing_mm: float = 1.3
+    intensity: str = "window"
+    """'window': CT, clipped to level +- width / 2. 'percentile': each volume by its own percentiles (MR)."""
+    window_hu: float = 1000.0
+    level_hu: float = 200.0
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    validation_cases: int = 4
+    """Cases held out of `dir` for validation, drawn with training.seed."""
+
+
+@dataclass
+class NetworkConfig:
+    encoder_channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    """UNet encoder widths e0, e1, ...; the last is the bottleneck."""
+    decoder_channels: tuple[int, ...] = (4, 16, 32, 64)
+    """UNet decoder widths d0, d1, ..."""
+    dropout: float = 0.1
+    template: str = "mean"
+    """'mean': spheres at each structure's mean position and size in training. 'centred': the paper's, radius 0.5."""
+    template_subdivisions: int = 4
+    template_centres: tuple[tuple[float, ...], ...] | None = None
+    """(S, 3) normalised coordinates; training fills it in the config that it writes beside the snapshot."""
+    template_radii: tuple[tuple[float, ...], ...] | None = None
+    """(S, 3) normalised semi-axes; filled in likewise."""
+    stage_levels: tuple[tuple[str, ...], ...] = (("e3", "e4"), ("e1", "e2", "d1", "d2"), ("e0", "e1", "d1"))
+    """Feature volumes that each stage of the graph decoder reads at the vertices."""
+    stage_channels: tuple[int, ...] = (288, 96, 32)
+    displacement_factor: float = 0.01
+
+
+@dataclass
+class LossConfig:
+    occupancy: float = 1.0
+    temperature: float = 100.0
+    """T of occupancy = sigmoid(-T * SDF), per unit of normalised length."""
+    segmentation: float = 0.1
+    surface: float = 0.1
+    laplacian_start: float = 1e3
+    laplacian_end: float = 1e-2
+    laplacian_epochs: int = 800
+    """Cosine annealing from start to end."""
+
+
+@dataclass
+class TrainingConfig:
+    run_dir: str = "runs/implicitmeshnet"
+    epochs: int = 2000
+    repeats: int = 6
+    """Passes over the training cases that make one epoch."""
+    batch_size: int = 2
+    learning_rate: float = 1e-4
+    learning_rate_end: float = 1e-5
+    """Cosine decay to this at the last epoch."""
+    weight_decay: float = 1e-6
+    augmentation: bool = True
+    validate_every: int = 10
+    """Epochs between validations."""
+    seed: int = 0
+
+
+@dataclass
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    snapshot: str | None = None
+    """Trained weights for evaluation; null means best.pt beside the config file."""
+
+
+PATH_KEYS = ("data.dir", "training.run_dir", "snapshot")
+
+
+def load_config(path, overrides=()) -> Config:
+    """Read a JSON config and apply `--section.key=value` overrides (values in JSON, bare words as strings).
+
+    Raises InputError for a missing or malformed file, an unknown key, or a value of the wrong type or range.
+    """
+    path = Path(path)
+    try:
+        tree = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a config ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: wanted a config in JSON, found an error: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: wanted one JSON object, found {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    config = _convert(tree, Config, "", str(path))
+    validate(config)
+    _map_paths(config, lambda name: str(REPOSITORY / name))
+    return config
+
+
+def save_config(config: Config, path):
+    """Write the config as JSON, paths inside the repository relative to its root; through a temporary file."""
+    config = copy.deepcopy(config)
+    _map_paths(config, lambda name: name.removeprefix(f"{REPOSITORY}/"))
+    text = json.dumps(dataclasses.asdict(config), indent=2)
+    text = re.sub(r"\[[^][{}]*\]", lambda leaf: json.dumps(json.loads(leaf[0])), text)  # inner lists on one line
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n")
+
+
+def _map_paths(config: Config, function):
+    for key in PATH_KEYS:
+        section, _, name = key.rpartition(".")
+        holder = getattr(config, section) if section else config
+        if getattr(holder, name) is not None:
+            setattr(holder, name, function(getattr(holder, name)))
+
+
+def validate(config: Config):
+    """Raise InputError where a value is outside its range or two values do not fit together."""
+    data, network, loss, training = config.data, config.network, config.loss, config.training
+    levels = len(network.encoder_channels)
+    divisor = 2 ** (levels - 1)
+    names = [f"e{i}" for i in range(levels)] + [f"d{i}" for i in range(levels - 1)]
+    read = [name for stage in network.stage_levels for name in stage]
+    values = [value for group in data.structures.values() for value in group]
+    checks = [
+        ("data.structures", bool(values) and all(data.structures.values()), "at least one label value a structure"),
+        ("data.structures", len(set(values)) == len(values) and 0 not in values, "distinct label values, none 0"),
+        ("data.structures", all(name.replace("_", "").isalnum() for name in data.structures),
+         "names of letters, digits and underscores"),
+        ("data.shape", all(n > 0 and n % divisor == 0 for n in data.shape), f"multiples of {divisor}"),
+        ("data.spacing_mm", data.spacing_mm > 0, "a positive number"),
+        ("data.intensity", data.intensity in ("window", "percentile"), "'window' or 'percentile'"),
+        ("data.window_hu", data.window_hu > 0, "a positive number"),
+        ("data.percentiles", 0 <= data.percentiles[0] < data.percentiles[1] <= 100, "two rising numbers in 0 to 100"),
+        ("data.validation_cases", data.validation_cases >= 1, "at least 1"),
+        ("network.encoder_channels", levels >= 2 and min(network.encoder_channels) > 0, "at least two positive widths"),
+        ("network.decoder_channels", len(network.decoder_channels) == levels - 1 and min(network.decoder_channels) > 0,
+         f"{levels - 1} positive widths, one fewer than encoder_channels"),
+        ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
+        ("network.template", network.template in ("mean", "centred"), "'mean' or 'centred'"),
+        ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
+        ("network.stage_levels", set(read) <= set(names) and all(network.stage_levels), f"names among {names}"),
+        ("network.stage_channels", len(network.stage_channels) == len(network.stage_levels) > 0
+         and min(network.stage_channels) > 0, "one positive width for each entry of stage_levels"),
+        ("network.displacement_factor", network.displacement_factor > 0, "a positive number"),
+        ("loss.temperature", loss.temperature > 0, "a positive number"),
+        ("loss.laplacian_epochs", loss.laplacian_epochs >= 1, "at least 1"),
+        *((f"loss.{name}", getattr(loss, name) >= 0, "a number of at least 0")
+          for name in ("occupancy", "segmentation", "surface", "laplacian_start", "laplacian_end")),
+        *((f"training.{name}", getattr(training, name) >= 1, "at least 1")
+          for name in ("epochs", "repeats", "batch_size", "validate_every")),
+        ("training.learning_rate", training.learning_rate > 0, "a positive number"),
+        ("training.learning_rate_end", 0 <= training.learning_rate_end <= training.learning_rate,
+         "a number from 0 to learning_rate"),
+        ("training.weight_decay", training.weight_decay >= 0, "a number of at least 0"),
+    ]
+    for key, holds, wanted in checks:
+        if not holds:
+            section, name = key.split(".")
+            raise InputError(f"{key}: wanted {wanted}, found {getattr(getattr(config, section), name)}")
+
+
+def _apply_override(tree: dict, override: str):
+    key, equals, text = override.removeprefix("--").partition("=")
+    if not (override.startswith("--") and equals):
+        raise InputError(f"{override}: wanted an override of the form --section.key=value")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if key in PATH_KEYS and isinstance(value, str):
+        value = str(Path(value).absolute())
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"--{key}: {section} is not a section of the config")
+    tree[name] = value
+
+
+def _convert(value, wanted, key: str, source: str):
+    """`value` from JSON as the annotated type `wanted`; `key` and `source` name it in errors."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if dataclasses.is_dataclass(wanted) and isinstance(value, dict):
+        hints = typing.get_type_hints(wanted)
+        for name in value:
+            if name not in hints:
+                raise InputError(f"{source}: unknown key {key + name}, known here: {', '.join(hints)}")
+        return wanted(**{name: _convert(item, hints[name], f"{key}{name}.", source) for name, item in value.items()})
+    if origin is types.UnionType:
+        return None if value is None else _convert(value, arguments[0], key, source)
+    if origin in (tuple, list) and isinstance(value, list):
+        repeated = origin is list or arguments[-1] is Ellipsis
+        kinds = [arguments[0]] * len(value) if repeated else arguments
+        if len(kinds) == len(value):
+            return origin(_convert(item, kind, key, source) for item, kind in zip(value, kinds, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {name: _convert(item, arguments[1], f"{key}{name}.", source) for name, item in value.items()}
+    if wanted is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if type(value) is wanted and wanted is not float:
+        return value
+    name = getattr(wanted, "__name__", wanted) if origin is None else wanted
+    raise InputError(f"{source}: {key[:-1] or 'config'}: wanted {name}, found {json.dumps(value)}")

@@ -1,0 +1,96 @@
+"""ImplicitMeshNet: a UNet encoder whose features pull template spheres onto the anatomy in stages."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from implicitmeshnet.config import Config, NetworkConfig
+from implicitmeshnet.graph import GraphDecoderStage
+from implicitmeshnet.mesh import icosphere, neighbours
+from implicitmeshnet.ops import sample_trilinear
+from implicitmeshnet.unet import UNet
+
+CENTRED_RADIUS = 0.5  # of the paper's template, normalised units
+
+
+@dataclass(frozen=True)
+class Prediction:
+    stages: list[torch.Tensor]  # vertices after each stage, (B, S, V, 3) normalised
+    segmentation: torch.Tensor  # logits (B, S + 1, X, Y, Z), background first
+
+    @property
+    def vertices(self):
+        return self.stages[-1]
+
+
+class GraphDecoder(nn.Module):
+    """Deforms template spheres by image features: pyramid -> vertices per stage, list of (B, S, V, 3) normalised.
+
+    `template` (S, V, 3) are the starting vertices, `faces` (F, 3) is shared by all structures. Each stage reads
+    its levels of the pyramid at the vertices, beside the vertices themselves and the previous stage's hidden features.
+    """
+
+    def __init__(self, template, faces, level_channels: dict[str, int], config: NetworkConfig):
+        super().__init__()
+        self.register_buffer("template", template, persistent=False)
+        self.register_buffer("faces", faces, persistent=False)
+        self.stage_levels = config.stage_levels
+        around, carried, stages = neighbours(faces, template.shape[1]), 0, []
+        for levels, width in zip(config.stage_levels, config.stage_channels, strict=True):
+            in_channels = sum(level_channels[level] for level in levels) + 3 + carried
+            stages.append(GraphDecoderStage(len(template), in_channels, width, config.displacement_factor, around))
+            carried = width
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, pyramid):
+        batch = next(iter(pyramid.values())).shape[0]
+        structures, count, _ = self.template.shape
+        vertices = self.template[:, None].expand(-1, batch, -1, -1)  # (S, B, V, 3)
+        hidden, predictions = [], []
+        for levels, stage in zip(self.stage_levels, self.stages, strict=True):
+            points = vertices.transpose(0, 1).reshape(batch, structures * count, 3)
+            read = torch.cat([sample_trilinear(pyramid[level], points).float() for level in levels], -1)
+            read = read.view(batch, structures, count, -1).transpose(0, 1)  # (S, B, V, C)
+            features, displacement = stage(torch.cat([read, vertices, *hidden], -1))
+            vertices, hidden = vertices + displacement, [features]
+            predictions.append(vertices.transpose(0, 1))
+        return predictions
+
+
+class ImplicitMeshNet(nn.Module):
+    """Image (B, 1, X, Y, Z) in [-1, 1] -> Prediction. The UNet may run in bfloat16, the mesh part stays float32."""
+
+    def __init__(self, unet: UNet, decoder: GraphDecoder):
+        super().__init__()
+        self.unet = unet.to(memory_format=torch.channels_last_3d)
+        self.decoder = decoder
+
+    def forward(self, image) -> Prediction:
+        device = image.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16_is_fast(device)):
+            pyramid, segmentation = self.unet(image.to(memory_format=torch.channels_last_3d))
+        with torch.autocast(device, enabled=False):
+            return Prediction(self.decoder(pyramid), segmentation.float())
+
+
+def bfloat16_is_fast(device: str) -> bool:
+    """Whether convolutions in bfloat16 beat float32 there: Ampere or newer, or a CPU with AVX-512 BF16 or AMX."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def build_network(config: Config) -> ImplicitMeshNet:
+    """The network that a config describes; template centres and radii must be set where template is 'mean'."""
+    network, structures = config.network, len(config.data.structures)
+    unet = UNet(network.encoder_channels, network.decoder_channels, structures + 1, network.dropout)
+    sphere, faces = icosphere(network.template_subdivisions)
+    if network.template == "mean":
+        centres, radii = torch.tensor(network.template_centres), torch.tensor(network.template_radii)
+        template = centres[:, None] + radii[:, None] * sphere  # (S, V, 3)
+    else:
+        template = (CENTRED_RADIUS * sphere).repeat(structures, 1, 1)
+    level_channels = {f"e{level}": width for level, width in enumerate(network.encoder_channels)}
+    level_channels |= {f"d{level}": width for level, width in enumerate(network.decoder_channels)}
+    return ImplicitMeshNet(unet, GraphDecoder(template, faces, level_channels, network))

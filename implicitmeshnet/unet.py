@@ -1,0 +1,60 @@
+"""The image encoder: a residual 3-D UNet that yields a feature pyramid and a voxel segmentation."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions with instance norm and leaky ReLU beside a 1x1x1 skip; `stride` 2 halves the grid."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv3d(in_channels, out_channels, 3, stride, 1, bias=False),
+            nn.InstanceNorm3d(out_channels, affine=True),
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Dropout3d(dropout),
+            nn.Conv3d(out_channels, out_channels, 3, 1, 1, bias=False),
+            nn.InstanceNorm3d(out_channels, affine=True),
+        )
+        self.skip = nn.Conv3d(in_channels, out_channels, 1, stride, bias=False)
+        self.activation = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, volume):
+        return self.activation(self.body(volume) + self.skip(volume))
+
+
+class UNet(nn.Module):
+    """Image (B, 1, X, Y, Z) -> pyramid {"e0": ..., "d0": ...} and segmentation logits (B, classes, X, Y, Z).
+
+    Level i of the pyramid is 2^i times coarser than the image and has encoder_channels[i] or decoder_channels[i]
+    channels; the deepest encoder level is the bottleneck. X, Y, Z must divide by 2^(levels - 1).
+    """
+
+    def __init__(self, encoder_channels, decoder_channels, classes: int, dropout: float):
+        super().__init__()
+        widths = [1, *encoder_channels]
+        self.encoder = nn.ModuleList(
+            ResidualBlock(before, after, 1 if level == 0 else 2, dropout)
+            for level, (before, after) in enumerate(pairwise(widths))
+        )
+        below = [*decoder_channels[1:], encoder_channels[-1]]
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(before, after, 2, 2) for before, after in zip(below, decoder_channels, strict=True)
+        )
+        self.decoder = nn.ModuleList(
+            ResidualBlock(skip + width, width, 1, dropout)
+            for skip, width in zip(encoder_channels, decoder_channels, strict=False)
+        )
+        self.head = nn.Conv3d(decoder_channels[0], classes, 1)
+
+    def forward(self, image):
+        pyramid, volume = {}, image
+        for level, block in enumerate(self.encoder):
+            pyramid[f"e{level}"] = volume = block(volume)
+        for level in reversed(range(len(self.decoder))):
+            volume = torch.cat([pyramid[f"e{level}"], self.up[level](volume)], 1)
+            pyramid[f"d{level}"] = volume = self.decoder[level](volume)
+        return pyramid, self.head(volume)

@@ -1,0 +1,146 @@
+"""Images -> closed surface meshes in world millimetres, label maps on the images' own grids, and metrics.
+
+    python implicitmeshnet_eval.py --implicitmeshnet_config=configs_implicitmeshnet/phantom_lv_la.json \\
+        --test_dir_in=data/phantom/test --test_dir_out=test_out [--device=cpu|cuda|mps]
+
+Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
+<case>_unet_segmentation.nii.gz and <case>_preview.png; and metrics.csv where labels lie beside the images.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from implicitmeshnet.dataset import find_cases, prepare_case, split_cases
+from implicitmeshnet.export import meshes_to_labelmap, write_mesh
+from implicitmeshnet.metrics import dice, self_intersecting_faces, surface_distances, volume_ml
+from implicitmeshnet.volume import Grid, read_grid, read_labels, write_volume
+from tqdm import tqdm
+
+from implicitmeshnet.checkpoint import load_network, pick_device, snapshot_path
+from implicitmeshnet.config import Config, load_config
+from implicitmeshnet.coordinates import to_grid_sample, transform, voxel_from_normalised
+from implicitmeshnet.io import InputError, atomic_path, run_script
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--implicitmeshnet_config", required=True, help="JSON config of a trained network")
+    parser.add_argument("--test_dir_in", required=True, help="folder of images, in one of the layouts of the README")
+    parser.add_argument("--test_dir_out", required=True, help="folder for the results, made where missing")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--mesh_format", default="ply", choices=("ply", "stl", "obj", "vtp"))
+    parser.add_argument("--space", default="LPS", choices=("LPS", "RAS"), help="of the mesh files; 3D Slicer wants LPS")
+    parser.add_argument("--validation_split", action="store_true",
+                        help="only the cases of --test_dir_in that a training with this config holds out")
+    arguments = parser.parse_args()
+    config, device = load_config(arguments.implicitmeshnet_config), pick_device(arguments.device)
+    network = load_network(config, snapshot_path(config, arguments.implicitmeshnet_config), device)
+    cases = find_cases(arguments.test_dir_in, labelled=arguments.validation_split)
+    if arguments.validation_split:
+        _, cases = split_cases(cases, config.data.validation_cases, config.training.seed)
+    out = Path(arguments.test_dir_out)
+
+    rows, failures = [], []
+    for case in tqdm(cases, desc="cases"):
+        try:
+            rows += evaluate_case(network, case, config, device, out, arguments.mesh_format, arguments.space)
+        except InputError as error:
+            failures.append(str(error))
+    if rows:
+        write_metrics(out / "metrics.csv", rows)
+        print_summary(rows, list(config.data.structures))
+    print(f"{len(cases) - len(failures)} of {len(cases)} cases written to {out}")
+    if failures:
+        raise InputError(f"{len(failures)} of {len(cases)} cases failed: " + "; ".join(failures))
+
+
+def evaluate_case(network, case, config: Config, device, out: Path, mesh_format: str, space: str) -> list[dict]:
+    """Write one case's files; a row of metrics per structure, none where the case has no label."""
+    start = time.perf_counter()
+    names = list(config.data.structures)
+    grid, sample = read_grid(case.image), prepare_case(case, config.data)
+    with torch.inference_mode():
+        prediction = network(sample.image[None, None].to(device))
+    world = sample.grid.affine @ voxel_from_normalised(sample.grid.shape)
+    vertices = transform(world, prediction.vertices[0].cpu().double().numpy())  # (S, V, 3) mm
+    faces = network.decoder.faces.cpu().numpy()
+    values = [config.data.structures[name][0] for name in names]
+    labelmap = meshes_to_labelmap([(structure, faces) for structure in vertices], values, grid)
+    segmentation = segmentation_on_grid(prediction.segmentation[0], sample.grid, values, grid)
+    seconds = time.perf_counter() - start
+
+    for name, structure in zip(names, vertices, strict=True):
+        stem = case.name if len(names) == 1 else f"{case.name}_{name}"
+        write_mesh(out / f"{stem}_mesh.{mesh_format}", structure, faces, space)
+    write_volume(out / f"{case.name}_mesh_labelmap.nii.gz", labelmap, grid.affine)
+    write_volume(out / f"{case.name}_unet_segmentation.nii.gz", segmentation, grid.affine)
+    rows = []
+    if case.label is not None:
+        reference = read_labels(case.label).data
+        for name, structure in zip(names, vertices, strict=True):
+            rows.append({"case": case.name, "structure": name}
+                        | compare(labelmap, segmentation, reference, config.data.structures[name], grid)
+                        | {"self_intersecting_faces": int(self_intersecting_faces(structure, faces).sum()),
+                           "faces": len(faces), "seconds": seconds})
+    return rows
+
+
+def compare(labelmap, segmentation, reference, values: list[int], grid: Grid) -> dict:
+    """Metrics of one structure on the image's own grid, mesh label map and voxel segmentation against the label."""
+    mesh, unet, truth = labelmap == values[0], segmentation == values[0], np.isin(reference, values)
+    return {
+        "dice": dice(mesh, truth),
+        **surface_distances(mesh, truth, grid.spacing_mm),
+        "volume_ml": volume_ml(mesh, grid.spacing_mm),
+        "label_volume_ml": volume_ml(truth, grid.spacing_mm),
+        "unet_dice": dice(unet, truth),
+    }
+
+
+def segmentation_on_grid(logits, network_grid: Grid, values: list[int], grid: Grid) -> np.ndarray:
+    """Logits (S + 1, X, Y, Z) on the network's grid -> int16 label map on `grid`, background outside the former.
+
+    Probabilities are interpolated linearly and the largest wins; slab by slab, to bound the memory.
+    """
+    probabilities = logits.cpu().softmax(0)[None, 1:]  # background is what is left, so it is 1 outside
+    normalised = np.linalg.inv(network_grid.affine @ voxel_from_normalised(network_grid.shape)) @ grid.affine
+    lookup = np.array([0, *values], dtype=np.int16)
+    labelmap = np.empty(grid.shape, dtype=np.int16)
+    j, k = (torch.arange(n, dtype=torch.float64) for n in grid.shape[1:])
+    for i in range(grid.shape[0]):
+        voxels = torch.stack(torch.meshgrid(torch.tensor([float(i)], dtype=torch.float64), j, k, indexing="ij"), -1)
+        points = to_grid_sample(transform(normalised, voxels)).float()[None]
+        read = F.grid_sample(probabilities, points, align_corners=True)[0, :, 0]  # (S, Y, Z)
+        labelmap[i] = lookup[torch.cat([1 - read.sum(0, keepdim=True), read]).argmax(0).numpy()]
+    return labelmap
+
+
+def write_metrics(path: Path, rows: list[dict]):
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+                         for row in rows)
+
+
+def print_summary(rows: list[dict], structures: list[str]):
+    """Mean and standard deviation per structure over the cases in which it is labelled."""
+    print(f"{'structure':<16}{'cases':>6}{'Dice':>16}{'ASSD_mm':>16}{'HD95_mm':>16}{'crossing %':>13}{'UNet Dice':>15}")
+    for name in structures:
+        chosen = [row for row in rows if row["structure"] == name and np.isfinite(row["dice"])]
+        cells = [spread([row[key] for row in chosen]) for key in ("dice", "assd_mm", "hd95_mm", "unet_dice")]
+        crossing = 100 * np.mean([row["self_intersecting_faces"] / row["faces"] for row in chosen or rows])
+        print(f"{name:<16}{len(chosen):>6}{cells[0]:>16}{cells[1]:>16}{cells[2]:>16}{crossing:>13.3f}{cells[3]:>15}")
+
+
+def spread(values) -> str:
+    return f"{np.mean(values):.3f} +- {np.std(values):.3f}" if len(values) else "-"
+
+
+if __name__ == "__main__":
+    run_script(main)

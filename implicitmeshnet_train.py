@@ -1,0 +1,195 @@
+"""Train ImplicitMeshNet from images and voxel labels. The same command resumes an interrupted run.
+
+    python implicitmeshnet_train.py --config=configs_implicitmeshnet/phantom_lv_la.json [--section.key=value ...]
+
+Writes into training.run_dir: config.json (what evaluation needs, template included), best.pt (weights of the best
+validation, half precision), last.pt (everything, to resume), preview.png, overview.png and TensorBoard events.
+"""
+
+import argparse
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from implicitmeshnet.dataset import TrainingSet, find_cases, split_cases, template_statistics
+from implicitmeshnet.figures import training_overview
+from implicitmeshnet.metrics import dice
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from implicitmeshnet.augment import augment
+from implicitmeshnet.checkpoint import load_checkpoint, pick_device, save_checkpoint, save_snapshot
+from implicitmeshnet.config import Config, load_config, save_config
+from implicitmeshnet.coordinates import transform, voxel_from_normalised
+from implicitmeshnet.io import InputError, run_script
+from implicitmeshnet.losses import MeshLoss
+from implicitmeshnet.network import ImplicitMeshNet, build_network
+from implicitmeshnet.ops import voxelize
+
+GRADIENT_NORM = 1.0
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="--section.key=value overrides the config"
+    )
+    parser.add_argument("--config", required=True, help="JSON config, see configs_implicitmeshnet/")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
+    arguments, overrides = parser.parse_known_args()
+    config, device = load_config(arguments.config, overrides), pick_device(arguments.device)
+
+    training, validation = split_cases(
+        find_cases(config.data.dir, labelled=True), config.data.validation_cases, config.training.seed
+    )
+    margin = max(config.data.shape) // 8 if config.training.augmentation else 0
+    training, validation = TrainingSet(training, config.data, margin), TrainingSet(validation, config.data)
+    if config.network.template == "mean":
+        centres, radii = template_statistics(training, list(config.data.structures), config.data.shape)
+        config.network.template_centres = tuple(map(tuple, centres.tolist()))
+        config.network.template_radii = tuple(map(tuple, radii.tolist()))
+    run_dir = Path(config.training.run_dir)
+    claim_run_dir(run_dir, config)
+
+    torch.manual_seed(config.training.seed)
+    network = build_network(config).to(device)
+    criterion = MeshLoss(network.decoder.faces, network.decoder.template.shape[1], config.loss).to(device)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), config.training.learning_rate, weight_decay=config.training.weight_decay
+    )
+    history = resume(run_dir / "last.pt", network, optimizer, device)
+    writer = SummaryWriter(run_dir, purge_step=len(history))
+    for epoch in range(len(history), config.training.epochs):
+        start = time.perf_counter()
+        record = {"epoch": epoch + 1, **train_epoch(network, criterion, optimizer, training, config, epoch, device)}
+        last = epoch + 1 == config.training.epochs
+        if last or (epoch + 1) % config.training.validate_every == 0:
+            best = max((mean_dice(row) for row in history if "dice" in row), default=-1.0)
+            record["dice"] = validate(network, validation, config, device)
+            if mean_dice(record) > best:
+                save_snapshot(run_dir / "best.pt", network)
+                preview(network, validation[0], config, device, run_dir / "preview.png", writer, epoch + 1)
+        history.append(record | {"seconds": time.perf_counter() - start})
+        log(writer, record)
+        save_checkpoint(
+            run_dir / "last.pt",
+            {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "history": history},
+        )
+        if "dice" in record:
+            training_overview(run_dir / "overview.png", history)
+    writer.close()
+    best = max((row for row in history if "dice" in row), key=mean_dice)
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in best["dice"].items())
+    print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best['epoch']}: {scores}")
+
+
+def claim_run_dir(run_dir: Path, config: Config):
+    """Write the config into an empty run folder; refuse one that holds a run with another config."""
+    path = run_dir / "config.json"
+    if (run_dir / "last.pt").exists():
+        found, wanted = asdict(load_config(path)), asdict(config)
+        for section in ("data", "network", "loss", "training"):
+            for key, value in wanted[section].items():
+                if found[section][key] != value:
+                    raise InputError(
+                        f"training.run_dir: {run_dir} holds a run with {section}.{key} = {found[section][key]}, wanted"
+                        f" {value}; choose another folder, or delete this one to start anew"
+                    )
+        return
+    config.snapshot = None
+    save_config(config, path)
+
+
+def resume(path: Path, network, optimizer, device) -> list[dict]:
+    """Load the last checkpoint where there is one; the history of finished epochs."""
+    if not path.exists():
+        return []
+    state = load_checkpoint(path, device)
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    print(f"{path}: resuming after epoch {len(state['history'])}")
+    return state["history"]
+
+
+def train_epoch(network, criterion, optimizer, samples, config: Config, epoch: int, device) -> dict[str, float]:
+    """`repeats` passes over the samples in random order, all randomness from the seed and the epoch; mean losses."""
+    settings = config.training
+    seed = settings.seed * 100_003 + epoch
+    torch.manual_seed(seed)  # dropout
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.cat([torch.randperm(len(samples), generator=generator) for _ in range(settings.repeats)])
+    batches = order.split(settings.batch_size)
+    sums: dict[str, float] = {}
+    network.train()
+    progress = tqdm(batches, desc=f"epoch {epoch + 1}/{settings.epochs}", leave=False)
+    for step, batch in enumerate(progress):
+        now = epoch + step / len(batches)
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, now)
+        image, label = draw_batch([samples[int(case)] for case in batch], config, generator, device)
+        total, losses = criterion(network(image), label, now)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
+        if not torch.isfinite(norm):
+            raise InputError(f"training.learning_rate: {settings.learning_rate:g} diverged in epoch {epoch + 1}; lower it")
+        optimizer.step()
+        for name, value in {"total": total, **vars(losses)}.items():
+            sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
+        progress.set_postfix(total=f"{total.item():.3f}")
+    return sums
+
+
+def learning_rate(settings, epoch: float) -> float:
+    """Cosine decay from learning_rate to learning_rate_end over all epochs."""
+    span = settings.learning_rate - settings.learning_rate_end
+    return settings.learning_rate_end + span * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+
+
+def draw_batch(samples, config: Config, generator, device):
+    """Images (B, 1, X, Y, Z) and labels (B, X, Y, Z) on the device, augmented where the config asks for it."""
+    pairs = [(sample.image[None].to(device).float(), sample.label.to(device)) for sample in samples]
+    if config.training.augmentation:
+        pairs = [augment(image, label, config.data.shape, generator) for image, label in pairs]
+    images, labels = zip(*pairs, strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+@torch.no_grad()
+def predict_masks(network: ImplicitMeshNet, sample, device):
+    """One mask (X, Y, Z) per structure on the network's grid, and the vertices (S, V, 3) in its voxels."""
+    network.eval()
+    vertices = network(sample.image[None, None].to(device).float()).vertices[0].cpu()
+    shape = sample.image.shape
+    vertices = transform(voxel_from_normalised(shape), vertices)
+    faces = network.decoder.faces.cpu()
+    return [voxelize(structure, faces, list(shape)) for structure in vertices], vertices
+
+
+def validate(network, samples, config: Config, device) -> dict[str, float]:
+    """Mean Dice per structure of the voxelized meshes, on the network's grid."""
+    scores = {name: [] for name in config.data.structures}
+    for sample in samples:
+        masks, _ = predict_masks(network, sample, device)
+        for index, (name, mask) in enumerate(zip(scores, masks, strict=True), 1):
+            reference = sample.label == index
+            if reference.any():
+                scores[name].append(dice(mask.numpy(), reference.numpy()))
+    return {name: sum(values) / max(len(values), 1) for name, values in scores.items()}
+
+
+def mean_dice(record) -> float:
+    return sum(record["dice"].values()) / len(record["dice"])
+
+
+def log(writer, record):
+    for name, value in record.items():
+        if name == "dice":
+            for structure, score in value.items():
+                writer.add_scalar(f"dice/{structure}", score, record["epoch"])
+        elif name != "epoch":
+            writer.add_scalar(f"loss/{name}", value, record["epoch"])
+
+
+if __name__ == "__main__":
+    run_script(main)

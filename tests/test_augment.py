@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+import implicitmeshnet.augment as module
+from implicitmeshnet.augment import augment
+
+SHAPE, MARGIN = (24, 16, 20), 3
+PADDED = tuple(n + 2 * MARGIN for n in SHAPE)
+
+
+def sample():
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(1, *PADDED, generator=generator) * 2 - 1
+    label = torch.zeros(PADDED, dtype=torch.uint8)
+    label[8:20, 7:14, 8:18], label[10:14, 9:12, 10:14] = 1, 2
+    return image, label
+
+
+def test_shapes_values_and_determinism():
+    image, label = sample()
+    first = augment(image, label, SHAPE, torch.Generator().manual_seed(0))
+    again = augment(image, label, SHAPE, torch.Generator().manual_seed(0))
+    other = augment(image, label, SHAPE, torch.Generator().manual_seed(1))
+    assert first[0].shape == (1, *SHAPE)
+    assert first[1].shape == SHAPE
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert set(first[1].unique().tolist()) <= {0, 1, 2}
+
+
+def test_with_every_strength_zero_it_is_the_central_crop(monkeypatch):
+    for name in ("ROTATION_RAD", "SCALE", "SHEAR", "TRANSLATION", "DEFORMATION", "GAIN", "OFFSET", "GAMMA", "NOISE"):
+        monkeypatch.setattr(module, name, 0.0)
+    image, label = sample()
+    warped, moved = augment(image, label, SHAPE, torch.Generator().manual_seed(0))
+    inner = tuple(slice(MARGIN, -MARGIN) for _ in SHAPE)
+    torch.testing.assert_close(warped[0], image[0][inner], atol=1e-4, rtol=0)
+    assert torch.equal(moved, label[inner].long())
+
+
+def test_image_and_label_move_together(monkeypatch):
+    for name in ("GAIN", "OFFSET", "GAMMA", "NOISE"):
+        monkeypatch.setattr(module, name, 0.0)
+    _, label = sample()
+    image = (label > 0).float()[None] * 2 - 1
+    warped, moved = augment(image, label, SHAPE, torch.Generator().manual_seed(3))
+    agreement = ((warped[0] > 0) == (moved > 0)).float().mean().item()
+    assert agreement > 0.99
+    assert not torch.equal(moved, label[tuple(slice(MARGIN, -MARGIN) for _ in SHAPE)].long())
+
+
+def test_the_warp_keeps_volumes_within_its_strength():
+    _, label = sample()
+    volumes = [
+        (augment(torch.zeros(1, *PADDED), label, SHAPE, torch.Generator().manual_seed(seed))[1] > 0).sum().item()
+        for seed in range(20)
+    ]
+    assert sum(volumes) / len(volumes) == pytest.approx((label > 0).sum().item(), rel=0.25)

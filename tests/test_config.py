@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from implicitmeshnet.config import REPOSITORY, Config, load_config, save_config, validate
+from implicitmeshnet.io import InputError, atomic_path
+
+
+def write(tmp_path, tree):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def test_left_out_keys_take_their_defaults(tmp_path):
+    config = load_config(write(tmp_path, {"training": {"epochs": 5}}))
+    assert config.training.epochs == 5
+    assert config.network == Config().network
+
+
+def test_paths_in_json_are_relative_to_the_repository_and_overrides_to_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(write(tmp_path, {"data": {"dir": "data/a"}}), ["--training.run_dir=runs/b"])
+    assert config.data.dir == str(REPOSITORY / "data/a")
+    assert config.training.run_dir == str(tmp_path / "runs/b")
+
+
+def test_a_saved_config_loads_to_the_same_and_names_no_absolute_path(tmp_path):
+    config = load_config(write(tmp_path, {"snapshot": "snapshots/a.pt", "data": {"shape": [32, 48, 64]}}))
+    save_config(config, tmp_path / "saved.json")
+    assert load_config(tmp_path / "saved.json") == config
+    assert str(REPOSITORY) not in (tmp_path / "saved.json").read_text()
+
+
+def test_overrides_parse_json_and_bare_words(tmp_path):
+    path = write(tmp_path, {})
+    overrides = ["--data.shape=[64,64,32]", "--data.intensity=percentile", "--training.learning_rate=1"]
+    config = load_config(path, overrides)
+    assert (config.data.shape, config.data.intensity) == ((64, 64, 32), "percentile")
+    assert config.training.learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("--foo=1", "unknown key foo"),
+        ("--training.epoch=1", "unknown key training.epoch,"),
+        ("--data.shape=64", "data.shape: wanted"),
+        ("--data.shape=[60,64,64]", "data.shape: wanted multiples of 16, found"),
+        ("--training.seed=abc", 'training.seed: wanted int, found "abc"'),
+        ("--training.epochs=0", "training.epochs: wanted at least 1, found 0"),
+        ("--training.augmentation=1", "training.augmentation: wanted bool, found 1"),
+        ('--data.structures={"a":[1],"b":[1]}', "distinct label values"),
+        ('--data.structures={"a/b":[1]}', "letters, digits and underscores"),
+        ('--network.stage_levels=[["e9"],["e0"],["e0"]]', "network.stage_levels: wanted names among"),
+        ("--network.stage_channels=[8]", "one positive width for each entry"),
+        ("--data.dir.x=1", "data.dir: wanted str"),
+        ("stray", "wanted an override of the form"),
+        ("--data.spacing_mm=NaN", "data.spacing_mm: wanted float, found NaN"),
+        ("--training.learning_rate=Infinity", "training.learning_rate"),
+    ],
+)
+def test_a_bad_override_is_one_sentence(tmp_path, override, sentence):
+    with pytest.raises(InputError) as error:
+        load_config(write(tmp_path, {}), [override])
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_malformed_files_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.json: cannot be read"):
+        load_config(tmp_path / "none.json")
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    with pytest.raises(InputError, match=r"broken\.json: wanted a config in JSON"):
+        load_config(broken)
+
+
+def test_the_shipped_configs_load_and_hold_repository_relative_paths_only():
+    shipped = sorted((REPOSITORY / "configs_implicitmeshnet").glob("*.json"))
+    assert shipped
+    for path in shipped:
+        validate(load_config(path))
+        tree = json.loads(path.read_text())
+        for name in (tree["data"]["dir"], tree["training"]["run_dir"], tree.get("snapshot") or ""):
+            assert not Path(name).is_absolute()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.json"
+    path.write_text("old")
+
+    def write_half():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

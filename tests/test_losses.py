@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+
+from implicitmeshnet.config import LossConfig
+from implicitmeshnet.coordinates import transform, voxel_from_normalised
+from implicitmeshnet.losses import (
+    MeshLoss,
+    laplacian_loss,
+    laplacian_weight,
+    occupancy_loss,
+    structure_masks,
+    surface_loss,
+)
+from implicitmeshnet.mesh import icosphere, neighbours
+from implicitmeshnet.network import Prediction
+
+SHAPE = (20, 24, 28)
+
+
+def ball_mask(radius, shape=SHAPE):
+    voxels = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), -1).double()
+    matrix = torch.tensor(voxel_from_normalised(shape)).inverse().numpy()
+    return (transform(matrix, voxels).norm(dim=-1) < radius).float()[None, None]
+
+
+def ball_mesh(radius, subdivisions=3):
+    vertices, faces = icosphere(subdivisions)
+    return (radius * vertices)[None, None], faces
+
+
+def test_masks_pick_structures_by_index():
+    label = torch.tensor([0, 1, 2, 2]).view(1, 4, 1, 1)
+    masks = structure_masks(label, 2)
+    assert masks[0, :, :, 0, 0].tolist() == [[0, 1, 0, 0], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("loss", [lambda *inputs: occupancy_loss(*inputs, 20.0), surface_loss])
+def test_the_right_radius_has_the_least_loss_and_the_gradient_leads_there(loss):
+    masks = ball_mask(0.6)
+    losses, slopes = [], []
+    for radius in (0.5, 0.6, 0.7):
+        vertices, faces = ball_mesh(radius)
+        vertices.requires_grad_()
+        value = loss(vertices, faces, masks)
+        value.backward()
+        losses.append(value.item())
+        slopes.append((vertices.grad * vertices.detach()).sum().item())  # derivative along the radius
+    assert losses[1] < min(losses[0], losses[2])
+    assert slopes[0] < 0 < slopes[2]
+
+
+def test_occupancy_keeps_its_gradient_where_the_sigmoid_saturates():
+    vertices, faces = ball_mesh(0.2)
+    vertices.requires_grad_()
+    occupancy_loss(vertices, faces, ball_mask(0.9), 1000.0).backward()
+    assert vertices.grad.abs().max() > 1e-3
+    assert torch.isfinite(vertices.grad).all()
+
+
+def test_surface_loss_of_a_mesh_off_by_half_a_voxel_is_small_and_far_away_is_one():
+    masks = ball_mask(0.6)
+    near, faces = ball_mesh(0.6)
+    assert surface_loss(near, faces, masks) < 0.15
+    assert surface_loss(ball_mesh(0.05)[0], faces, masks) > 0.9
+
+
+def test_laplacian_vanishes_on_a_flat_patch_and_grows_with_noise():
+    vertices, faces = icosphere(3)
+    around = neighbours(faces, len(vertices))
+    smooth = laplacian_loss(vertices, around)
+    noise = 0.1 * torch.randn(vertices.shape, generator=torch.Generator().manual_seed(0))
+    assert laplacian_loss(vertices + noise, around) > 10 * smooth
+    assert laplacian_loss(torch.ones_like(vertices), around) == 0
+
+
+def test_laplacian_weight_anneals_by_a_cosine():
+    config = LossConfig(laplacian_start=1000.0, laplacian_end=0.0, laplacian_epochs=800)
+    assert laplacian_weight(config, 0) == 1000
+    assert laplacian_weight(config, 200) == pytest.approx(500 * (1 + math.cos(math.pi / 4)))
+    assert laplacian_weight(config, 800) == laplacian_weight(config, 2000) == 0
+
+
+def test_the_total_is_the_weighted_sum():
+    vertices, faces = ball_mesh(0.5, 2)
+    criterion = MeshLoss(faces, vertices.shape[2], LossConfig(laplacian_start=3.0, laplacian_end=3.0))
+    label = ball_mask(0.6)[0].long()
+    logits = torch.randn(1, 2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    total, losses = criterion(Prediction([0.9 * vertices, vertices], logits), label, 0.0)
+    wanted = losses.occupancy + 0.1 * losses.surface + 3 * losses.laplacian + 0.1 * losses.segmentation
+    torch.testing.assert_close(total, wanted)

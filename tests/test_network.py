@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from implicitmeshnet.checkpoint import load_checkpoint, load_network, save_checkpoint, save_snapshot
+from implicitmeshnet.config import Config, DataConfig, NetworkConfig
+from implicitmeshnet.io import InputError
+from implicitmeshnet.network import build_network
+
+
+def small_config(**network):
+    settings = {
+        "encoder_channels": (4, 8, 8),
+        "decoder_channels": (4, 4),
+        "template": "centred",
+        "template_subdivisions": 1,
+        "stage_levels": (("e2",), ("e0", "d1")),
+        "stage_channels": (8, 4),
+    }
+    return Config(
+        data=DataConfig(structures={"LV": [500], "LA": [420], "RV": [600]}, shape=(16, 12, 8)),
+        network=NetworkConfig(**settings | network),
+    )
+
+
+def test_shapes_for_several_structures_and_an_anisotropic_grid():
+    network = build_network(small_config())
+    prediction = network(torch.randn(2, 1, 16, 12, 8))
+    assert [tuple(stage.shape) for stage in prediction.stages] == [(2, 3, 42, 3)] * 2
+    assert prediction.segmentation.shape == (2, 4, 16, 12, 8)
+    assert prediction.segmentation.dtype == prediction.vertices.dtype == torch.float32
+
+
+def test_the_papers_layers_are_the_defaults():
+    network = build_network(Config(network=NetworkConfig(template="centred", template_subdivisions=2)))
+    widths = [stage.input.weight.shape[1] for stage in network.decoder.stages]
+    assert widths == [384 + 3, 144 + 3 + 288, 64 + 3 + 96]  # sampled features, vertices, hidden features before
+    assert [stage.input.weight.shape[2] // 2 for stage in network.decoder.stages] == [288, 96, 32]
+    assert len(NetworkConfig().encoder_channels) == 5
+
+
+def test_the_untrained_network_returns_the_template():
+    config = small_config(
+        template="mean", template_centres=((0.1, 0, 0),) * 3, template_radii=((0.2, 0.3, 0.4),) * 3
+    )
+    vertices = build_network(config).eval()(torch.zeros(1, 1, 16, 12, 8)).vertices[0]
+    torch.testing.assert_close(vertices.amax(1), torch.tensor([[0.3, 0.3, 0.4]]).expand(3, 3), atol=0.06, rtol=0)
+    torch.testing.assert_close(vertices.mean(1), torch.tensor([[0.1, 0, 0]]).expand(3, 3))
+
+
+def test_every_parameter_gets_a_gradient():
+    network = build_network(small_config())
+    for stage in network.decoder.stages:
+        torch.nn.init.normal_(stage.output.weight)
+    prediction = network(torch.randn(2, 1, 16, 12, 8))
+    (prediction.vertices.square().sum() + prediction.segmentation.square().sum()).backward()
+    without = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()]
+    # an output bias moves all vertices alike, a displacement like any other; nothing may be left out
+    assert without == []
+
+
+def test_a_snapshot_is_half_precision_and_gives_the_same_meshes(tmp_path):
+    config = small_config()
+    network = build_network(config).eval()
+    for stage in network.decoder.stages:
+        torch.nn.init.normal_(stage.output.weight)
+    save_snapshot(tmp_path / "best.pt", network)
+    stored = load_checkpoint(tmp_path / "best.pt")["network"]
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    image = torch.randn(1, 1, 16, 12, 8)
+    loaded = load_network(config, tmp_path / "best.pt")
+    torch.testing.assert_close(loaded(image).vertices, network(image).vertices, atol=2e-3, rtol=0)
+
+
+def test_a_snapshot_that_does_not_fit_is_refused_with_one_sentence(tmp_path):
+    path = tmp_path / "best.pt"
+    save_snapshot(path, build_network(small_config()))
+    with pytest.raises(InputError, match=r"best\.pt: does not fit the config: wanted unet\.encoder\.0"):
+        load_network(small_config(encoder_channels=(5, 8, 8)), path)
+    with pytest.raises(InputError, match="template_centres"):
+        load_network(small_config(template="mean"), path)
+    with pytest.raises(InputError, match=r"none\.pt: wanted trained weights, found no such file"):
+        load_network(small_config(), tmp_path / "none.pt")
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="unreadable"):
+        load_network(small_config(), path)
+    save_checkpoint(path, {"other": torch.zeros(1)})
+    with pytest.raises(InputError, match="'network'"):
+        load_network(small_config(), path)
