@@ -64,7 +64,9 @@ def find_cases(folder, labelled: bool) -> list[Case]:
             images = files
         cases = [Case(name, path, files.get(f"{name}_label")) for name, path in images.items()]
     if not cases:
-        raise InputError(f"{folder}: wanted NAME_image.nii.gz files (MM-WHS) or an imagesTr folder with some, found none")
+        raise InputError(
+            f"{folder}: wanted NAME_image.nii.gz files (MM-WHS) or an imagesTr folder with some, found none"
+        )
     for case in cases:
         if labelled and case.label is None:
             raise InputError(f"{case.image}: wanted a label for this image, found none")
@@ -184,7 +186,9 @@ class TrainingSet:
             self.samples.append(replace(sample, image=sample.image.half()))
         for index, name in enumerate(config.structures, 1):
             if not seen[index]:
-                raise InputError(f"data.structures: wanted {name} in at least one of {len(cases)} cases, found it in none")
+                raise InputError(
+                    f"data.structures: wanted {name} in at least one of {len(cases)} cases, found it in none"
+                )
 
     def __len__(self):
         return len(self.samples)

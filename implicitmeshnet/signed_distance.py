@@ -4,6 +4,8 @@ Points are (3, ...) arrays in millimetres; a field has the shape (...) of its po
 Ellipsoid and smooth minimum after Inigo Quilez, https://iquilezles.org/articles/ellipsoids and .../smin.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from scipy.interpolate import make_interp_spline
 
@@ -33,7 +35,7 @@ def tube(points, path, radii) -> np.ndarray:
     near = np.logical_and.reduce([(points[a] > low[a]) & (points[a] < high[a]) for a in range(3)])
     inside = points[:, near]
     nearest = np.full(inside.shape[1], FAR_MM, dtype=np.float32)
-    for start, end in zip(samples[:-1], samples[1:], strict=True):
+    for start, end in pairwise(samples):
         np.minimum(nearest, _cone(inside, start, end), out=nearest)
     field = np.full(points.shape[1:], FAR_MM, dtype=np.float32)
     field[near] = nearest

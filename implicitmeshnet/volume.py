@@ -129,7 +129,8 @@ def resample_labels(volume: Volume, target: Grid, values: list[list[int]]) -> np
     """
     index = np.zeros(volume.data.shape, np.uint8)
     for structure, group in enumerate(values, 1):
-        index[np.isin(volume.data, group)] = structure
+        for value in group:
+            index[volume.data == value] = structure
     weights, inside = _axis_weights(volume.grid, target)
     largest, total = np.zeros((2, *target.shape), np.float32)
     label = np.zeros(target.shape, np.uint8)

@@ -1,0 +1,56 @@
+// The trilinear cell around one normalised position, for host, CUDA and Metal alike.
+#pragma once
+
+#include <cstdint>
+
+#include "portable.h"
+
+namespace imn {
+
+template <typename T>
+struct Axis {
+    int32_t low;        // the lower voxel of the cell
+    T fraction, slope;  // position in the cell, and its derivative by the coordinate (0 outside the cube)
+};
+
+template <typename T>
+IMN_INLINE Axis<T> locate(T coordinate, int64_t size) {
+    T half = T(size - 1) / 2;
+    T clamped = coordinate > T(-1) ? (coordinate < T(1) ? coordinate : T(1)) : T(-1);  // NaN goes to -1
+    T position = (clamped + 1) * half;
+    int32_t low = int32_t(position);
+    if (low > size - 2) low = int32_t(size - 2);
+    return {low, position - T(low), coordinate >= T(-1) && coordinate <= T(1) ? half : T(0)};
+}
+
+template <typename T>
+struct Cell {
+    Axis<T> x, y, z;
+
+    // Corner bits: 4 upper along X, 2 along Y, 1 along Z.
+    IMN_INLINE int64_t offset(int corner, int64_t sx, int64_t sy, int64_t sz) const {
+        return (x.low + (corner >> 2 & 1)) * sx + (y.low + (corner >> 1 & 1)) * sy + (z.low + (corner & 1)) * sz;
+    }
+    IMN_INLINE T weight(int corner) const {
+        return (corner & 4 ? x.fraction : 1 - x.fraction) * (corner & 2 ? y.fraction : 1 - y.fraction) *
+               (corner & 1 ? z.fraction : 1 - z.fraction);
+    }
+    // Derivative along one axis of the interpolation of eight corner values.
+    IMN_INLINE T slope_along(int axis, const T* values) const {
+        T sum = 0;
+        for (int corner = 0; corner < 8; corner++) {
+            T wx = axis == 0 ? T(1) : (corner & 4 ? x.fraction : 1 - x.fraction);
+            T wy = axis == 1 ? T(1) : (corner & 2 ? y.fraction : 1 - y.fraction);
+            T wz = axis == 2 ? T(1) : (corner & 1 ? z.fraction : 1 - z.fraction);
+            sum += (corner & (4 >> axis) ? 1 : -1) * wx * wy * wz * values[corner];
+        }
+        return sum * (axis == 0 ? x.slope : axis == 1 ? y.slope : z.slope);
+    }
+};
+
+template <typename T>
+IMN_INLINE Cell<T> locate(T x, T y, T z, int64_t nx, int64_t ny, int64_t nz) {
+    return {locate(x, nx), locate(y, ny), locate(z, nz)};
+}
+
+}  // namespace imn

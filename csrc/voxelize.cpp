@@ -1,0 +1,22 @@
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "winding.h"
+
+namespace {
+
+at::Tensor voxelize(const at::Tensor& vertices, const at::Tensor& faces, at::IntArrayRef shape) {
+    auto points = vertices.contiguous(), corners = faces.contiguous();
+    auto inside = at::empty(shape, vertices.options().dtype(at::kBool));
+    const double scale[3] = {1, 1, 1}, shift[3] = {0, 0, 0};
+    AT_DISPATCH_FLOATING_TYPES(points.scalar_type(), "voxelize", [&] {
+        imn::inside_mask(points.const_data_ptr<scalar_t>(), scale, shift, points.size(0),
+                         corners.const_data_ptr<int64_t>(), corners.size(0), shape.data(),
+                         reinterpret_cast<int8_t*>(inside.mutable_data_ptr<bool>()));
+    });
+    return inside;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(implicitmeshnet, CPU, library) { library.impl("voxelize", voxelize); }

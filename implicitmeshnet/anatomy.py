@@ -1,0 +1,147 @@
+"""The phantom's anatomy as signed distances: negative inside, mm, at points (3, ...) of one patient frame (mm RAS).
+
+Shapes are our own choice, after common adult values; nothing is measured on a data set. `p` is phantom.Parameters.
+Labelled structures cannot overlap: where b is carved from a, a >= -b, and linear interpolation keeps that.
+"""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from implicitmeshnet.signed_distance import ellipsoid, half_space, intersection, tube, union
+
+CENTRE = np.array([-6.0, 5.0, 10.0])  # of the heart, in the patient frame; the heart turns about it
+BASE = np.array([-6.0, -6.0, 8.0])  # middle of the left ventricle's base
+APEX = np.array([-0.74, 0.50, -0.45])  # unit vector, base to apex: left, anterior, inferior
+SEPTUM = np.array([0.567, 0.822, -0.019])  # unit vector, left to right ventricle
+INFERIOR = np.cross(APEX, SEPTUM)
+LV_AXES = np.stack([APEX, SEPTUM, INFERIOR], axis=1)
+AORTIC_VALVE = BASE + 13 * np.array([0.147, 0.773, 0.617])
+
+
+def heart(points, p):
+    """The seven labelled structures and the unlabelled blood vessels: two dicts of fields at points (3, ...)."""
+    base = half_space(points, BASE, -APEX)
+    middle = BASE + 18 * APEX
+    lv_ellipsoid = ellipsoid(points, middle, [p.lv_length, p.lv_radius, p.lv_radius], LV_AXES)
+    lv = intersection(lv_ellipsoid, base, blend_mm=3)
+    outer = p.lv_radius + p.wall
+    cup = ellipsoid(points, middle, [p.lv_length + 0.8 * p.wall, outer, outer], LV_AXES)
+    cup = intersection(cup, base + 1, blend_mm=3)
+    left = union(lv, cup)
+
+    root, above = p.aorta_radius, [5, 4, 28]
+    aorta = tube(points, [AORTIC_VALVE + 8 * APEX, AORTIC_VALVE, above, [13, 9, 48], [14, 8, 66], [11, 1, 80]],
+                 [root - 2, root, root + 1.5, root, root - 0.5, root - 1])
+    aorta = _carve(aorta, left)
+
+    valve = np.array([-16, 41, 35])
+    trunk = p.pa_radius * np.array([1.0, 1.05, 1.0, 0.9])
+    pa = union(
+        tube(points, [valve - [0, 2, 10], [-16, 34, 49], [-14, 16, 62], [-10, 0, 66]], trunk),
+        tube(points, [[-10, 2, 65], [-28, -14, 69], [-46, -28, 64]], [p.pa_radius * 0.8, 9, 7.5]),
+        tube(points, [[-11, 2, 65], [0, -15, 62], [20, -22, 58], [42, -24, 53]], [p.pa_radius * 0.8, 9.5, 9, 8]),
+        blend_mm=6)
+    pa = intersection(_carve(pa, aorta, 2), half_space(points, valve, [0, 0.17, -0.985]), blend_mm=2)
+
+    la_centre = np.array([6, -37, 15])
+    veins = _pulmonary_veins(points, p)
+    la = union(
+        ellipsoid(points, la_centre, [31, 20, 25] * p.la),
+        tube(points, [la_centre, BASE - 8 * SEPTUM + 3 * INFERIOR], [17, 19]),
+        tube(points, [[-14, -28, 24], [-30, -18, 31], [-36, -6, 31]], [9, 8.5, 7]),
+        *(tube(points, _stub(path, stub), [radius + 1, radius])
+          for path, radius, stub in zip(veins, p.vein_radius, p.stub, strict=True)), blend_mm=8)
+    la = _carve(_carve(_carve(la, left), aorta, 2.5), pa, 2.5)
+
+    ra = union(
+        ellipsoid(points, [44, 1, -3], [23, 27, 31] * p.ra),
+        tube(points, [[40, 2, 10], [34, 20, 20], [26, 27, 22]], [11, 10, 8]),
+        tube(points, [[41, -6, 10], [38, -6, 32]], [10, 9]),
+        tube(points, [[40, -8, -15], [37, -14, -36]], [13, 11.5]), blend_mm=8)
+    ra = _carve(_carve(_carve(_carve(ra, left, 1), aorta, 2.5), la, 2.5), pa, 2.5)
+
+    rv = union(
+        ellipsoid(points, [-13, 39, -16], [45, 24, 33] * p.rv, LV_AXES),
+        tube(points, [[-5, 30, -18], [22, 15, -9]], [20, 20]),
+        tube(points, [[-10, 41, -8], [-16, 43, 16], valve - [0, 2, -8]], [20, 16, trunk[0]]), blend_mm=10)
+    for other, gap in ((left, 0), (aorta, 2.5), (pa, 0), (la, 2.5), (ra, 0)):
+        rv = _carve(rv, other, gap)
+
+    chambers = {"LV": lv, "Myo": intersection(cup, -lv), "AO": aorta, "PA": pa, "LA": la, "RA": ra, "RV": rv}
+    return chambers, _vessels(points, veins, chambers, cup, p)
+
+
+def _pulmonary_veins(points, p):
+    return [
+        [[24, -42, 20], [46, -50, 27], [72, -52, 40]],
+        [[24, -46, 8], [46, -57, 2], [70, -64, -8]],
+        [[-14, -42, 24], [-38, -50, 33], [-64, -50, 48]],
+        [[-14, -44, 10], [-36, -56, 5], [-62, -64, -6]],
+    ]
+
+
+def _stub(path, length):
+    """The first part of a vein's path, to `length` mm beyond the atrium's surface, which lies 8 mm from its start."""
+    start, step = np.array(path[0]), np.subtract(path[1], path[0])
+    return [start, start + (8 + length) * step / np.linalg.norm(step)]
+
+
+def _vessels(points, veins, chambers, cup, p):
+    arch = tube(points, [[11, 1, 80], [2, -14, 89], [-10, -36, 90], [-17, -58, 78], [-16, -70, 55], [-13, -71, 0],
+                         [-6, -70, -100]], [p.aorta_radius - 1, 12.5, 12, 11.5, 11, 11, 10.5])
+    pulmonary = [tube(points, path, [radius, radius, 3]) for path, radius in zip(veins, p.vein_radius, strict=True)]
+    grooves = [_groove(cup - 3, chambers["RV"] - 4, 1.6), _groove(cup - 4, chambers["LA"] - 4, 1.5),
+               _groove(chambers["RA"] - 4, chambers["RV"] - 4, 1.7)]
+    left = union(arch, *pulmonary, *grooves)
+    right = union(
+        tube(points, [[38, -6, 30], [37, -4, 60], [32, 2, 100]], [9, 8.5, 9]),
+        tube(points, [[37, -14, -34], [34, -19, -55], [28, -22, -95]], [11.5, 11, 11]),
+        tube(points, [[40, -24, 53], [60, -32, 44], [84, -36, 24]], [8, 6, 3]),
+        tube(points, [[-45, -28, 64], [-60, -38, 55], [-76, -46, 30]], [7.5, 6, 3]))
+    sides = (0.8 * INFERIOR + 0.2 * SEPTUM, -0.5 * INFERIOR - 0.75 * SEPTUM)
+    muscles = union(*(tube(points, [BASE + 30 * APEX + 0.6 * p.lv_radius * side,
+                                    BASE + 60 * APEX + 0.85 * p.lv_radius * side], [3, 5]) for side in sides))
+    return {"left": left, "right": right, "papillary": muscles}
+
+
+def _groove(first, second, radius):
+    """A thread along the curve where both fields vanish: how the coronary arteries run."""
+    return np.sqrt(first**2 + second**2) - np.float32(radius)
+
+
+def thorax(points, chambers, vessels, p):
+    """Fields of the surroundings at points (3, ...), in the patient frame."""
+    _, y, z = points
+    cage = ellipsoid(points, [12, -20, 0], [142, 92, np.inf])
+    skin = ellipsoid(points, [12, -22, 0], [156 + p.skin_depth, 94 + p.skin_depth, np.inf])
+    rib = (z + 0.4 * y + p.rib_phase) % 30 - 15
+    ribs = 4 * (np.sqrt(((cage + 4) / 4) ** 2 + (rib / 6.5) ** 2) - 1)
+    cartilage = intersection(ribs, 48 - y)
+    vertebra = ellipsoid(points, [12, -93, 0], [18, 15, np.inf])
+    disc = np.abs((z + p.rib_phase) % 27 - 13.5)
+    arch = np.abs(ellipsoid(points, [12, -117, 0], [14, 12, np.inf])) - 4
+    bone = union(intersection(ribs, y - 50), ellipsoid(points, [12, 68, 30], [17, 6, 95]), arch,
+                 intersection(vertebra, disc - 11.5, blend_mm=3))
+    muscle = union(intersection(cage - 2, -cage - 10), cartilage, vertebra,
+                   ellipsoid(points, [-18, -118, 0], [22, 16, np.inf]), ellipsoid(points, [42, -118, 0],
+                                                                                   [22, 16, np.inf]),
+                   ellipsoid(points, [75, 62, 60], [60, 14, 60], Rotation.from_euler("z", -33, True).as_matrix()),
+                   ellipsoid(points, [-51, 62, 60], [60, 14, 60], Rotation.from_euler("z", 33, True).as_matrix()))
+    liver = ellipsoid(points, [72, -10, -113 + p.diaphragm], [105, 95, 84])
+    stomach = ellipsoid(points, [-72, -20, -123 + p.diaphragm], [90, 90, 80])
+    diaphragm = union(liver, stomach, blend_mm=15)
+    sac = union(*chambers.values(), blend_mm=24) - p.fat
+    sac = union(sac, vessels["left"] - 2, vessels["right"] - 2)
+    middle = union(ellipsoid(points, [8, -72, 0], [24, 26, np.inf]), ellipsoid(points, [6, 60, 20], [12, 26, np.inf]))
+    mediastinum = union(sac, middle, diaphragm - 3, blend_mm=14)
+    trachea = union(tube(points, [[10, -34, 110], [8, -42, 76]], [8, 8]),
+                    tube(points, [[8, -42, 76], [-20, -42, 56], [-42, -46, 46]], [7, 6, 5]),
+                    tube(points, [[8, -42, 76], [34, -44, 60], [52, -46, 48]], [7, 6.5, 5]), blend_mm=4)
+    lung = intersection(cage + 9, -mediastinum, blend_mm=4)
+    return {"skin": skin, "muscle": muscle, "bone": bone, "lung": lung, "liver": liver, "stomach": stomach,
+            "diaphragm": diaphragm, "mediastinum": mediastinum, "trachea": trachea}
+
+
+def _carve(field_mm, other, gap_mm=0.0):
+    """What is left of a solid when `other` and `gap_mm` around it are taken away."""
+    return intersection(field_mm, gap_mm - other, blend_mm=1.5)

@@ -1,0 +1,154 @@
+"""Previews of cases and overviews of trainings: the only matplotlib user. Nothing global is touched (no pyplot)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.ndimage import gaussian_filter
+
+from implicitmeshnet.io import atomic_path
+from implicitmeshnet.render import render
+
+COLOURS = {
+    "LV": "#e4434b", "Myo": "#f2a65a", "LA": "#ff8fb1", "RV": "#4f86f7",
+    "RA": "#35c2c9", "AO": "#f6d743", "PA": "#9d7bea",
+}  # fmt: skip
+OTHERS = ("#ff6f4e", "#3ddc97", "#6cb4ff", "#f7c948", "#d48cff", "#a3d55d", "#ff9ecb", "#4dd0e1")
+BACKGROUND = "#0d1117"
+MARGIN_MM = 20.0
+RENDER_PIXELS = 700
+
+
+@dataclass
+class Structure:
+    """What a preview shows of one structure; what is None is not drawn."""
+
+    name: str
+    mask: np.ndarray | None = None  # (X, Y, Z) bool on the preview's image: a solid contour
+    reference: np.ndarray | None = None  # the same: a dashed contour
+    vertices_mm: np.ndarray | None = None  # (V, 3) RAS
+    faces: np.ndarray | None = None  # (F, 3) counter-clockwise from outside
+
+
+def colours(names) -> dict[str, str]:
+    """A colour for each name: the whole-heart structures have their own, others take one each in their order."""
+    others = [name for name in names if name not in COLOURS]
+    return {name: COLOURS.get(name) or OTHERS[others.index(name) % len(OTHERS)] for name in names}
+
+
+def case_preview(path, image, spacing_mm, structures: list[Structure], window=None) -> Figure:
+    """Three slices through the structures' centre with contours, and their meshes in 3-D; PNG where path is not None.
+
+    image (X, Y, Z) with axes along R, A, S, such as a canonical volume's, and spacing_mm (3,); window is (low, high) of
+    the grey values, by default their 1st and 99th percentile. Slices are in radiological display: the patient's right
+    on the viewer's left, anterior on the left of the sagittal one. Contours are of masks smoothed by 0.7 voxels.
+    """
+    palette = colours([structure.name for structure in structures])
+    window = np.percentile(image, (1, 99)) if window is None else window
+    centre, half_mm = _focus(image.shape, spacing_mm, structures)
+    figure = Figure(figsize=(16, 4.55), dpi=100, facecolor=BACKGROUND)
+    axes = figure.subplots(1, 4)
+    figure.subplots_adjust(left=0.004, right=0.996, bottom=0.1, top=0.93, wspace=0.015)
+    for normal, title in ((2, "axial"), (1, "coronal"), (0, "sagittal")):
+        panel = axes[2 - normal]
+        _draw_slice(panel, image, spacing_mm, normal, centre, half_mm, window)
+        for structure in structures:
+            for mask, style in ((structure.mask, "solid"), (structure.reference, "dashed")):
+                _draw_contour(panel, mask, spacing_mm, normal, centre, palette[structure.name], style)
+        panel.set_title(title, color="white", fontsize=11)
+    meshes = [(structure.vertices_mm, structure.faces, to_rgb(palette[structure.name]))
+              for structure in structures if structure.vertices_mm is not None]
+    axes[3].imshow(render(meshes, RENDER_PIXELS) if meshes else np.zeros((2, 2, 4)))
+    axes[3].set_title("meshes", color="white", fontsize=11)
+    for panel in axes:
+        panel.set_axis_off()
+    _draw_legend(figure, structures, palette)
+    return _save(figure, path)
+
+
+def training_overview(path, history: list[dict]) -> Figure:
+    """Losses and validation Dice over the epochs; PNG where path is not None.
+
+    A record of history holds `epoch`, numbers by name (each a curve, `seconds` aside) and, where the epoch ended with a
+    validation, `dice`: structure -> Dice.
+    """
+    figure = Figure(figsize=(12, 4.5), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = [name for name in history[0] if name not in ("epoch", "dice", "seconds")]
+    for name in names:
+        values = [record.get(name, np.nan) for record in history]
+        left.plot([record["epoch"] for record in history], values, label=name, lw=2.2 if name == "total" else 1.3)
+    validated = [record for record in history if "dice" in record]
+    for name, colour in colours(list(validated[0]["dice"]) if validated else []).items():
+        scores = [record["dice"][name] for record in validated]
+        right.plot([record["epoch"] for record in validated], scores, "o-", ms=3, label=name, color=colour)
+        best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
+        right.annotate(f"{scores[best]:.3f}", (validated[best]["epoch"], scores[best]), (0, 5),
+                       textcoords="offset points", ha="center", fontsize=8, color=colour)
+    left.set(title="training losses", xlabel="epoch", yscale="log")
+    right.set(title="validation Dice", xlabel="epoch", ylim=(0, 1.05))
+    for panel in (left, right):
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+        if panel.lines:
+            panel.legend(frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def _focus(shape, spacing_mm, structures):
+    """The voxel at the structures' centre, and half the side in mm of the square that the slices show."""
+    masks = [mask for structure in structures for mask in (structure.mask, structure.reference) if mask is not None]
+    filled = np.any(masks, axis=0) if masks else np.zeros(shape, dtype=bool)
+    if not filled.any():
+        return np.array(shape) // 2, max(np.multiply(shape, spacing_mm)) / 2
+    lines = [np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    centre = np.array([(line[0] + line[-1]) // 2 for line in lines])
+    extent_mm = np.array([line[-1] - line[0] + 1 for line in lines]) * spacing_mm
+    return centre, extent_mm.max() / 2 + MARGIN_MM
+
+
+def _plane(normal: int) -> tuple[int, int]:
+    """The axes that a slice shows, horizontal and vertical."""
+    return ((1, 2), (0, 2), (0, 1))[normal]
+
+
+def _draw_slice(panel, image, spacing_mm, normal: int, centre, half_mm: float, window):
+    horizontal, vertical = _plane(normal)
+    extent = [edge for axis in (horizontal, vertical)
+              for edge in (-0.5 * spacing_mm[axis], (image.shape[axis] - 0.5) * spacing_mm[axis])]
+    panel.imshow(image.take(centre[normal], normal).T, cmap="gray", vmin=window[0], vmax=window[1], origin="lower",
+                 extent=extent, interpolation="bicubic")
+    middle = centre * spacing_mm
+    panel.set_xlim(middle[horizontal] + half_mm, middle[horizontal] - half_mm)  # reversed: radiological
+    panel.set_ylim(middle[vertical] - half_mm, middle[vertical] + half_mm)
+    panel.set_aspect("equal")
+    letters = ("A", "P") if normal == 0 else ("R", "L")
+    for letter, x, y in ((letters[0], 0.03, 0.5), (letters[1], 0.97, 0.5), ("AS"[vertical == 2], 0.5, 0.96)):
+        panel.text(x, y, letter, transform=panel.transAxes, color="#c9d1d9", fontsize=10, ha="center", va="center")
+
+
+def _draw_contour(panel, mask, spacing_mm, normal: int, centre, colour, style):
+    if mask is None or not mask.take(centre[normal], normal).any():
+        return
+    horizontal, vertical = _plane(normal)
+    smooth = gaussian_filter(mask.take(centre[normal], normal).astype(np.float32), 0.7)
+    x, y = (np.arange(mask.shape[axis]) * spacing_mm[axis] for axis in (horizontal, vertical))
+    panel.contour(x, y, smooth.T, [0.5], colors=[colour], linestyles=[style],
+                  linewidths=[1.8 if style == "solid" else 1.2])
+
+
+def _draw_legend(figure, structures, palette):
+    handles = [Line2D([], [], color=colour, lw=3, label=name) for name, colour in palette.items()]
+    if any(structure.reference is not None for structure in structures):
+        handles += [Line2D([], [], color="white", ls=style, lw=1.5, label=label)
+                    for style, label in (("solid", "prediction"), ("dashed", "reference"))]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor="white")
+
+
+def _save(figure, path) -> Figure:
+    if path is not None:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")
+    return figure

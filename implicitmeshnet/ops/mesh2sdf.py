@@ -1,0 +1,77 @@
+"""Mesh -> signed distance volume: schema, fake kernel, autograd and public function."""
+
+import torch
+from torch import nn
+
+from implicitmeshnet.ops import reference
+from implicitmeshnet.ops._checks import as_faces, as_shape, check_points
+from implicitmeshnet.ops._kernels import define, register_autograd
+
+
+def _fake(vertices, faces, shape):
+    sdf = vertices.new_empty([vertices.shape[0], *shape])
+    return sdf, torch.empty_like(sdf, dtype=torch.int32)
+
+
+def _fake_backward(grad, vertices, faces, sdf, face):
+    return vertices.new_empty(vertices.shape)
+
+
+_mesh2sdf = define(
+    "mesh2sdf(Tensor vertices, Tensor faces, int[] shape) -> (Tensor sdf, Tensor face)", reference.mesh2sdf, _fake)
+_mesh2sdf_backward = define(
+    "mesh2sdf_backward(Tensor grad, Tensor vertices, Tensor faces, Tensor sdf, Tensor face) -> Tensor",
+    reference.mesh2sdf_backward, _fake_backward)
+
+
+def _setup_context(ctx, inputs, output):
+    vertices, faces, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(vertices, faces, *output)
+
+
+def _backward(ctx, grad, _):
+    return _mesh2sdf_backward(grad, *ctx.saved_tensors) if grad is not None else None, None, None
+
+
+register_autograd("mesh2sdf", _backward, _setup_context)
+
+
+def mesh2sdf(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor:
+    """The exact signed distance from every voxel centre to a triangle mesh, negative inside.
+
+    vertices (B, V, 3) or (V, 3) float32 or float64 in normalised coordinates (the grid is the cube [-1, 1]^3, see
+    `implicitmeshnet.coordinates`; vertices may lie outside), faces (F, 3) integers shared by the batch, shape an int
+    or three of at least 2 -> sdf (B, X, Y, Z) or (X, Y, Z) in vertices' dtype. Distances are Euclidean in normalised
+    coordinates.
+
+    The distance is that to the closest point of the closest face; the sign is the winding number's, as in `voxelize`.
+    A batch item with a vertex that is not finite gives NaN throughout.
+
+    Differentiable in the vertices: d sdf / d v_k = -beta_k n, where beta are the closest point q's barycentric weights
+    on its face and n = (p - q) / sdf is the outward unit normal there. On the surface itself n is the face normal;
+    where several faces are equally close, one of them decides.
+
+    Raises ValueError or TypeError that names the argument.
+    """
+    check_points(vertices)
+    if vertices.ndim not in (2, 3):
+        raise ValueError(f"vertices: wanted shape (B, V, 3) or (V, 3), found {tuple(vertices.shape)}")
+    batched = vertices if vertices.ndim == 3 else vertices[None]
+    sdf, _ = _mesh2sdf(batched, as_faces(faces, vertices.device), as_shape(shape, 2))
+    return sdf if vertices.ndim == 3 else sdf[0]
+
+
+class Mesh2SDF(nn.Module):
+    """`mesh2sdf` at a fixed grid: (vertices, faces) -> sdf. volume_size is an int or three, each at least 2."""
+
+    def __init__(self, volume_size):
+        super().__init__()
+        self.volume_size = tuple(as_shape(volume_size, 2, "volume_size"))
+
+    def forward(self, vertices, faces):
+        return mesh2sdf(vertices, faces, self.volume_size)
+
+    def extra_repr(self):
+        return f"volume_size={self.volume_size}"

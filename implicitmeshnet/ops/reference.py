@@ -1,0 +1,241 @@
+"""Each op in plain PyTorch: its definition, and what runs where nothing is compiled for the device."""
+
+from typing import NamedTuple
+
+import torch
+
+from implicitmeshnet.coordinates import transform, voxel_from_normalised
+
+FRACTION_BITS = 18
+"""The sign's fixed point: vertices are snapped to 2^-18 voxel, so that int64 edge functions are exact."""
+COORDINATE_LIMIT = 2**30 - 1
+"""Largest snapped coordinate: 4096 voxels; vertices farther out are moved onto that limit."""
+PAIRS = 2**21
+"""Point-face or column-face pairs held in memory at a time."""
+
+
+class Frame(NamedTuple):
+    """Triangles in their own planes: corners (0, 0), (length, 0) on the longest edge, and (cx, cy) with cy >= 0."""
+
+    origin: torch.Tensor  # (F, 3)
+    axes: torch.Tensor  # (F, 3, 3), rows: along the longest edge, across it, and the face normal
+    length: torch.Tensor  # (F,)
+    cx: torch.Tensor  # (F,)
+    cy: torch.Tensor  # (F,)
+    corners: torch.Tensor  # (F, 3) int64, the vertices that the three corners are
+
+    def take(self, face):
+        return Frame(*(field[face] for field in self))
+
+
+def make_frame(vertices, faces) -> Frame:
+    """The frames of faces (F, 3) over vertices (V, 3). Degenerate faces get cy = 0 or length = 0 and any axes."""
+    corners = vertices[faces]  # (F, 3, 3)
+    longest = (corners.roll(-1, 1) - corners).square().sum(-1).argmax(1)
+    order = (longest[:, None] + torch.arange(3, device=faces.device)) % 3
+    ordered = faces.gather(1, order)
+    a, b, c = vertices[ordered].unbind(1)
+    length = torch.linalg.vector_norm(b - a, dim=-1)
+    x_axis = torch.where(length[:, None] > 0, (b - a) / length[:, None], a.new_tensor([1.0, 0.0, 0.0]))
+    cx = ((c - a) * x_axis).sum(-1)
+    across = c - a - cx[:, None] * x_axis
+    cy = torch.linalg.vector_norm(across, dim=-1)
+    thin = cy <= torch.finfo(a.dtype).eps * length
+    across = torch.where(thin[:, None], torch.linalg.cross(_least_axis(x_axis), x_axis), across)
+    across = across - (across * x_axis).sum(-1, keepdim=True) * x_axis
+    y_axis = across / torch.linalg.vector_norm(across, dim=-1, keepdim=True)
+    axes = torch.stack([x_axis, y_axis, torch.linalg.cross(x_axis, y_axis)], 1)
+    return Frame(a, axes, length, cx, torch.where(thin, 0, cy), ordered)
+
+
+def _least_axis(direction):
+    """The coordinate axis that each direction (F, 3) is least along."""
+    return torch.nn.functional.one_hot(direction.abs().argmin(-1), 3).to(direction.dtype)
+
+
+def closest(frame: Frame, points):
+    """The closest points of triangles: points (..., 3) and frames that broadcast -> s, t, residual.
+
+    The closest point is a + s (b - a) + t (c - a); the residual from it to `points` is three components in the frame.
+    """
+    offset = (points - frame.origin).unbind(-1)
+    x, y, z = (sum(offset[i] * frame.axes[..., row, i] for i in range(3)) for row in range(3))
+    length, cx, cy = frame.length, frame.cx, frame.cy
+    gx = cx - length
+    s_ab = (x * _inverse(length)).clamp(0, 1)
+    t_ac = ((x * cx + y * cy) * _inverse(cx * cx + cy * cy)).clamp(0, 1)
+    t_bc = (((x - length) * gx + y * cy) * _inverse(gx * gx + cy * cy)).clamp(0, 1)
+    best = None
+    for s, t in ((s_ab, torch.zeros_like(s_ab)), (torch.zeros_like(t_ac), t_ac), (1 - t_bc, t_bc)):
+        rx, ry = x - s * length - t * cx, y - t * cy
+        candidate = (rx * rx + ry * ry, s, t, rx, ry)
+        nearer = candidate[0] < best[0] if best else None
+        best = tuple(torch.where(nearer, new, old) for new, old in zip(candidate, best)) if best else candidate
+    _, s, t, rx, ry = best
+    interior = (y > 0) & (cx * y < cy * x) & (gx * y > cy * (x - length))
+    t_in = y * _inverse(cy)
+    s_in = (x - t_in * cx) * _inverse(length)
+    s, t = torch.where(interior, s_in, s), torch.where(interior, t_in, t)
+    return s, t, (rx.masked_fill(interior, 0), ry.masked_fill(interior, 0), z)
+
+
+def _inverse(x):
+    """1 / x, 0 where x is 0."""
+    return torch.where(x > 0, 1 / x, 0)
+
+
+def grid_points(shape, like):
+    """The normalised coordinates of all voxel centres, (X * Y * Z, 3)."""
+    axes = [torch.arange(n, device=like.device).to(like.dtype) * (2 / (n - 1)) - 1 for n in shape]
+    return torch.cartesian_prod(*axes)
+
+
+def check_faces(faces, vertex_count: int):
+    """Raise ValueError where faces (F, 3) is empty or points outside the vertices."""
+    if len(faces) == 0:
+        raise ValueError("faces: wanted at least one face, found none")
+    low, high = (int(bound) for bound in faces.aminmax())
+    if low < 0 or high >= vertex_count:
+        found = low if low < 0 else high
+        raise ValueError(f"faces: wanted vertex indices from 0 to {vertex_count - 1}, found {found}")
+
+
+def mesh2sdf(vertices, faces, shape):
+    """See `implicitmeshnet.ops.mesh2sdf`; every voxel is compared with every face."""
+    check_faces(faces, vertices.shape[1])
+    sdf = vertices.new_empty(len(vertices), *shape)
+    face = torch.zeros(sdf.shape, dtype=torch.int32, device=sdf.device)
+    for item in range(len(vertices)):
+        if not vertices[item].isfinite().all():
+            sdf[item] = torch.nan
+            continue
+        frame = make_frame(vertices[item], faces)
+        nearest = [_nearest(frame, part) for part in grid_points(shape, vertices).split(max(PAIRS // len(faces), 1))]
+        distance, index = (torch.cat(parts).view(*shape) for parts in zip(*nearest))
+        voxel = transform(voxel_from_normalised(shape), vertices[item].cpu().double())
+        inside = voxelize(voxel, faces, shape).to(sdf.device)
+        sdf[item], face[item] = torch.where(inside, -distance, distance), index
+    return sdf, face
+
+
+def _nearest(frame, points):
+    """Distances (N,) and indices (N,) of the faces nearest to points (N, 3)."""
+    _, _, residual = closest(frame, points[:, None])
+    squared, index = sum(r * r for r in residual).min(1)
+    return squared.sqrt(), index
+
+
+def mesh2sdf_backward(grad, vertices, faces, sdf, face):
+    """d sdf / d v_k = -beta_k n: beta the closest point's barycentric weights, n = (p - q) / sdf or the face normal."""
+    grad_vertices = torch.zeros_like(vertices)
+    for item in range(len(vertices)):
+        active = (grad[item] != 0).flatten().nonzero()[:, 0]
+        frame = make_frame(vertices[item], faces).take(face[item].flatten()[active].long())
+        s, t, residual = closest(frame, grid_points(sdf.shape[1:], vertices)[active])
+        distance = sdf[item].flatten()[active, None]
+        on_surface = distance.abs() <= 8 * torch.finfo(sdf.dtype).eps
+        normal = (torch.stack(residual, -1)[..., None] * frame.axes).sum(-2) / distance
+        normal = torch.where(on_surface, frame.axes[:, 2], normal)
+        pull = -grad[item].flatten()[active, None] * normal  # (N, 3)
+        for weight, corner in zip((1 - s - t, s, t), frame.corners.unbind(-1)):
+            grad_vertices[item].index_add_(0, corner, weight[:, None] * pull)
+    return grad_vertices
+
+
+def voxelize(vertices, faces, shape):
+    """See `implicitmeshnet.ops.voxelize`. On the CPU whatever the device, as Metal has no float64."""
+    check_faces(faces, len(vertices))
+    device, faces = vertices.device, faces.cpu()
+    scaled = vertices.detach().cpu().double() * 2**FRACTION_BITS
+    fixed = scaled.round().clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).long()
+    corners = fixed[faces]  # (F, 3, 3)
+    area = _edge(corners[:, 0], corners[:, 1], *corners[:, 2, :2].unbind(-1))
+    low = (-(-corners.amin(1) >> FRACTION_BITS)).clamp(min=0)
+    high = (corners.amax(1) >> FRACTION_BITS).minimum(torch.tensor(shape) - 1)
+    columns = (high - low + 1).clamp(min=0)[:, :2]  # of each face's bounding box
+    counts = columns.prod(1) * (area != 0)
+    ends = counts.cumsum(0)
+    delta = torch.zeros(shape[0] * shape[1] * (shape[2] + 1), dtype=torch.int32)
+    for start in range(0, int(ends[-1]), PAIRS):
+        pair = torch.arange(start, min(start + PAIRS, int(ends[-1])))
+        face = torch.searchsorted(ends, pair, right=True)
+        rank = pair - (ends - counts)[face]
+        x = low[face, 0] + rank // columns[face, 1]
+        y = low[face, 1] + rank % columns[face, 1]
+        covered, above = _crossing(corners[face], area[face], x << FRACTION_BITS, y << FRACTION_BITS)
+        index = (x * shape[1] + y) * (shape[2] + 1) + above.clamp(0, shape[2])
+        delta.index_add_(0, index[covered], -area[face].sign()[covered].int())
+    winding = delta.view(shape[0], shape[1], -1).cumsum(-1, dtype=torch.int32)[..., :-1]
+    return (winding != 0).to(device)
+
+
+def _edge(a, b, x, y):
+    """Twice the signed area of (a, b, (x, y)) in the XY projection, exact."""
+    return (b[:, 0] - a[:, 0]) * (y - a[:, 1]) - (b[:, 1] - a[:, 1]) * (x - a[:, 0])
+
+
+def _crossing(corners, area, x, y):
+    """Whether the columns at (x + e, y + e^2), e infinitesimal, cross the faces, and the first voxel at or above."""
+    covered, weights = torch.ones_like(area, dtype=torch.bool), []
+    for a, b in ((0, 1), (1, 2), (2, 0)):
+        a, b = corners[:, a], corners[:, b]
+        value, dx, dy = _edge(a, b, x, y), b[:, 0] - a[:, 0], b[:, 1] - a[:, 1]
+        side = torch.where(value != 0, value, torch.where(dy != 0, -dy, dx))
+        covered &= (side > 0) == (area > 0)
+        weights.append(value.double())
+    z = corners[..., 2].double()
+    rise = weights[2] * (z[:, 1] - z[:, 0]) + weights[0] * (z[:, 2] - z[:, 0])
+    return covered, ((z[:, 0] + rise / area.double()) / 2**FRACTION_BITS).ceil().long()
+
+
+def trilinear(vertices, shape):
+    """The eight voxels around each vertex (B, V, 3): flat indices (B, V, 8), weights, and their slopes (B, V, 8, 3).
+
+    Slopes are derivatives by the normalised position; 0 along an axis where the position is clamped.
+    """
+    last = vertices.new_tensor(shape) - 1
+    position = ((vertices + 1) * (last / 2)).clamp(min=0).minimum(last)
+    low = position.floor().minimum((last - 1).clamp(min=0))
+    fraction = torch.stack([1 - (position - low), position - low], -1)  # (B, V, 3, 2)
+    slope = (last / 2) * (vertices.abs() <= 1)
+    slope = torch.stack([-slope, slope], -1)
+    low = low.nan_to_num(0).long()
+    bounds = torch.stack([low, (low + 1).minimum(last.long())], -1)  # (B, V, 3, 2)
+    corner = torch.cartesian_prod(*[torch.arange(2, device=vertices.device)] * 3).T  # (3, 8)
+    index, fraction, slope = (t.gather(-1, corner.expand(*t.shape[:2], 3, 8)) for t in (bounds, fraction, slope))
+    flat = (index[:, :, 0] * shape[1] + index[:, :, 1]) * shape[2] + index[:, :, 2]  # (B, V, 8)
+    x, y, z = fraction.unbind(2)
+    slopes = torch.stack([slope[:, :, 0] * y * z, x * slope[:, :, 1] * z, x * y * slope[:, :, 2]], -1)
+    return flat, x * y * z, slopes
+
+
+def splat(vertices, features, shape, channels_last=False):
+    """See `implicitmeshnet.ops.splat_trilinear`; channels_last asks for the channels_last_3d memory format."""
+    index, weight, _ = trilinear(vertices, shape)
+    volume = features.new_zeros(len(vertices), shape[0] * shape[1] * shape[2], features.shape[-1])  # (B, XYZ, C)
+    for item in range(len(vertices)):
+        parts = weight[item, ..., None] * features[item, :, None]  # (V, 8, C)
+        volume[item].index_add_(0, index[item].flatten(), parts.flatten(0, 1))
+    volume = volume.view(len(vertices), *shape, -1).permute(0, 4, 1, 2, 3)
+    return volume.contiguous(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
+
+
+def _corner_values(volume, index):
+    """The values (B, V, 8, C) of a volume (B, C, X, Y, Z) at flat indices (B, V, 8)."""
+    batch = torch.arange(len(volume), device=volume.device)[:, None, None]
+    shape = volume.shape[2:]
+    x, y, z = index // (shape[1] * shape[2]), index // shape[2] % shape[1], index % shape[2]
+    return volume.permute(0, 2, 3, 4, 1)[batch, x, y, z]
+
+
+def gather(volume, vertices):
+    """See `implicitmeshnet.ops.sample_trilinear`."""
+    index, weight, _ = trilinear(vertices, volume.shape[2:])
+    return (_corner_values(volume, index).to(weight.dtype) * weight[..., None]).sum(2)
+
+
+def position_gradient(volume, vertices, features):
+    """The gradient (B, V, 3) of sum(gather(volume, vertices) * features) by the vertices; features (B, V, C)."""
+    index, _, slope = trilinear(vertices, volume.shape[2:])
+    products = (_corner_values(volume, index).to(slope.dtype) * features[:, :, None]).sum(-1)  # (B, V, 8)
+    return (products[..., None] * slope).sum(2)
