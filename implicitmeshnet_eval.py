@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from implicitmeshnet.dataset import find_cases, prepare_case, split_cases
-from implicitmeshnet.export import meshes_to_labelmap, write_mesh
+from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, write_mesh
 from implicitmeshnet.metrics import dice, self_intersecting_faces, surface_distances, volume_ml
 from implicitmeshnet.volume import Grid, read_grid, read_labels, write_volume
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from implicitmeshnet.checkpoint import load_network, pick_device, snapshot_path
 from implicitmeshnet.config import Config, load_config
 from implicitmeshnet.coordinates import to_grid_sample, transform, voxel_from_normalised
+from implicitmeshnet.figures import Structure, case_preview
 from implicitmeshnet.io import InputError, atomic_path, run_script
 
 
@@ -79,6 +80,7 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
         write_mesh(out / f"{stem}_mesh.{mesh_format}", structure, faces, space)
     write_volume(out / f"{case.name}_mesh_labelmap.nii.gz", labelmap, grid.affine)
     write_volume(out / f"{case.name}_unet_segmentation.nii.gz", segmentation, grid.affine)
+    preview(out / f"{case.name}_preview.png", sample, names, vertices, faces)
     rows = []
     if case.label is not None:
         reference = read_labels(case.label).data
@@ -88,6 +90,16 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
                         | {"self_intersecting_faces": int(self_intersecting_faces(structure, faces).sum()),
                            "faces": len(faces), "seconds": seconds})
     return rows
+
+
+def preview(path: Path, sample, names: list[str], vertices, faces):
+    """Slices with contours on the network's grid, the label's dashed, and the meshes; vertices (S, V, 3) mm."""
+    structures = [
+        Structure(name, mesh_to_mask(structure, faces, sample.grid),
+                  None if sample.label is None else (sample.label == index).numpy(), structure, faces)
+        for index, (name, structure) in enumerate(zip(names, vertices, strict=True), 1)
+    ]
+    case_preview(path, sample.image.numpy(), sample.grid.spacing_mm, structures)
 
 
 def compare(labelmap, segmentation, reference, values: list[int], grid: Grid) -> dict:

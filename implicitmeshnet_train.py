@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from implicitmeshnet.dataset import TrainingSet, find_cases, split_cases, template_statistics
-from implicitmeshnet.figures import training_overview
+from implicitmeshnet.figures import Structure, case_preview, training_overview
 from implicitmeshnet.metrics import dice
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -148,7 +148,7 @@ def learning_rate(settings, epoch: float) -> float:
 
 def draw_batch(samples, config: Config, generator, device):
     """Images (B, 1, X, Y, Z) and labels (B, X, Y, Z) on the device, augmented where the config asks for it."""
-    pairs = [(sample.image[None].to(device).float(), sample.label.to(device)) for sample in samples]
+    pairs = [(sample.image[None].to(device), sample.label.to(device)) for sample in samples]
     if config.training.augmentation:
         pairs = [augment(image, label, config.data.shape, generator) for image, label in pairs]
     images, labels = zip(*pairs, strict=True)
@@ -159,7 +159,7 @@ def draw_batch(samples, config: Config, generator, device):
 def predict_masks(network: ImplicitMeshNet, sample, device):
     """One mask (X, Y, Z) per structure on the network's grid, and the vertices (S, V, 3) in its voxels."""
     network.eval()
-    vertices = network(sample.image[None, None].to(device).float()).vertices[0].cpu()
+    vertices = network(sample.image[None, None].to(device)).vertices[0].cpu()
     shape = sample.image.shape
     vertices = transform(voxel_from_normalised(shape), vertices)
     faces = network.decoder.faces.cpu()
@@ -176,6 +176,18 @@ def validate(network, samples, config: Config, device) -> dict[str, float]:
             if reference.any():
                 scores[name].append(dice(mask.numpy(), reference.numpy()))
     return {name: sum(values) / max(len(values), 1) for name, values in scores.items()}
+
+
+def preview(network, sample, config: Config, device, path: Path, writer, epoch: int):
+    """Contours and meshes of one validation case, as a picture beside the snapshot and in TensorBoard."""
+    masks, vertices = predict_masks(network, sample, device)
+    faces = network.decoder.faces.cpu().numpy()
+    structures = [
+        Structure(name, mask.numpy(), (sample.label == index).numpy(), config.data.spacing_mm * mesh.numpy(), faces)
+        for index, (name, mask, mesh) in enumerate(zip(config.data.structures, masks, vertices, strict=True), 1)
+    ]
+    spacing_mm = (config.data.spacing_mm,) * 3
+    writer.add_figure("preview", case_preview(path, sample.image.numpy(), spacing_mm, structures), epoch)
 
 
 def mean_dice(record) -> float:

@@ -22,7 +22,7 @@ std::vector<Cell<T>> locate(const at::Tensor& vertices, at::IntArrayRef shape) {
 }
 
 // Threads own (batch, channel) volumes: no atomics, and the same sums in the same order on any number of threads.
-at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features_, at::IntArrayRef shape) {
+at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features_, at::IntArrayRef shape, bool channels_last) {
     auto vertices = vertices_.contiguous(), features = features_.transpose(1, 2).contiguous();  // (B, C, V)
     int64_t batch = features.size(0), channels = features.size(1), count = features.size(2);
     int64_t sx = shape[1] * shape[2], sy = shape[2], size = shape[0] * sx;
@@ -42,7 +42,7 @@ at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features_, at::I
             }
         });
     });
-    return volume;
+    return channels_last ? volume.contiguous(at::MemoryFormat::ChannelsLast3d) : volume;
 }
 
 // Runs `kernel(cell, volume of the batch item, strides, index)` for every vertex, over any volume type and layout.
@@ -79,16 +79,16 @@ at::Tensor gather(const at::Tensor& volume, const at::Tensor& vertices_) {
     return result;
 }
 
-at::Tensor gather_gradient(const at::Tensor& volume, const at::Tensor& features_, const at::Tensor& vertices_) {
+at::Tensor position_gradient(const at::Tensor& volume, const at::Tensor& vertices_, const at::Tensor& features_) {
     auto vertices = vertices_.contiguous(), features = features_.contiguous();
     int64_t channels = volume.size(1), sc = volume.stride(1);
     int64_t sx = volume.stride(2), sy = volume.stride(3), sz = volume.stride(4);
     auto result = at::empty(vertices.sizes(), vertices.options());
-    AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "gather_gradient", [&] {
+    AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "position_gradient", [&] {
         using T = scalar_t;
         const T* factors = features.const_data_ptr<T>();
         T* out = result.mutable_data_ptr<T>();
-        AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, volume.scalar_type(), "gather_gradient", [&] {
+        AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, volume.scalar_type(), "position_gradient", [&] {
             for_each_vertex<scalar_t, T>(volume, vertices, [&](const Cell<T>& cell, const scalar_t* values, int64_t i) {
                 const T* row = factors + i * channels;
                 T sums[8];
@@ -110,5 +110,5 @@ at::Tensor gather_gradient(const at::Tensor& volume, const at::Tensor& features_
 TORCH_LIBRARY_IMPL(implicitmeshnet, CPU, library) {
     library.impl("splat", splat);
     library.impl("gather", gather);
-    library.impl("gather_gradient", gather_gradient);
+    library.impl("position_gradient", position_gradient);
 }

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <limits>
 
+#include "faces.h"
 #include "triangle.h"
 #include "winding.h"
 
@@ -27,8 +28,8 @@ struct Soup {
     int64_t stride = 0, count = 0;
 
     void reserve(int64_t capacity) {
-        stride = capacity;
-        data.resize(TRIANGLE_FIELDS * capacity);
+        stride = (capacity / 16 | 1) * 16 + 16;  // an odd number of cache lines: fields of a face in different sets
+        data.resize(TRIANGLE_FIELDS * stride);
     }
     void append(const Soup& other, int64_t f) {
         for (int i = 0; i < TRIANGLE_FIELDS; i++) data[i * stride + count] = other.data[i * other.stride + f];
@@ -60,7 +61,8 @@ void build(Soup<T>& soup, const T* vertices, const int64_t* faces, int64_t count
 
 // Offsets (d, dx, dy, dz) from the closest point of each triangle to c.
 template <typename T>
-IMN_INLINE void offsets(const T* data, int64_t stride, int64_t count, Vec3<T> c, T* d, T* dx, T* dy, T* dz) {
+IMN_INLINE void offsets(const T* data, int64_t stride, int64_t count, Vec3<T> c, T* IMN_RESTRICT d, T* IMN_RESTRICT dx,
+                        T* IMN_RESTRICT dy, T* IMN_RESTRICT dz) {
 #pragma omp simd
     for (int64_t f = 0; f < count; f++) {
         Triangle<T> t = load(data, stride, f);
@@ -75,7 +77,7 @@ IMN_INLINE void offsets(const T* data, int64_t stride, int64_t count, Vec3<T> c,
 // |p - q*| <= d* + u.n* + |u|^2 / 2 d*, where d - d* > sum_a h_a |n*_a - n_a| + R^2 / 2 d*.
 template <typename T>
 IMN_INLINE void excesses(const T* d, const T* dx, const T* dy, const T* dz, int64_t count, int64_t nearest, Vec3<T> h,
-                         T radius, T* excess) {
+                         T radius, T* IMN_RESTRICT excess) {
     T least = d[nearest], inverse = least > 0 ? 1 / least : 0;
     T slack = 32 * std::numeric_limits<T>::epsilon() * (1 + least);
     T curved = least > 0 ? radius * radius / (2 * least) : 2 * radius;
@@ -91,16 +93,18 @@ IMN_INLINE void excesses(const T* d, const T* dx, const T* dy, const T* dz, int6
 
 // Keeps the closest of the listed triangles for each of LANES points.
 template <typename T>
-IMN_INLINE void nearest_of(const T* data, int64_t stride, const int32_t* list, int64_t count, const T* px, const T* py,
-                           const T* pz, T* best, int32_t* face) {
+IMN_INLINE void nearest_of(const Triangle<T>* triangles, const int32_t* list, int64_t count, const T* IMN_RESTRICT px,
+                           const T* IMN_RESTRICT py, const T* IMN_RESTRICT pz, T* IMN_RESTRICT best,
+                           int32_t* IMN_RESTRICT face) {
     for (int64_t k = 0; k < count; k++) {
-        Triangle<T> t = load(data, stride, list[k]);
+        int32_t id = list[k];
+        Triangle<T> t = triangles[id];
 #pragma omp simd
         for (int l = 0; l < LANES; l++) {
             T d = imn::closest_squared(t, Vec3<T>{px[l] - t.a.x, py[l] - t.a.y, pz[l] - t.a.z});
             bool better = d < best[l];
             best[l] = better ? d : best[l];
-            face[l] = better ? list[k] : face[l];
+            face[l] = better ? id : face[l];
         }
     }
 }
@@ -113,9 +117,9 @@ IMN_INLINE void nearest_of(const T* data, int64_t stride, const int32_t* list, i
                                 Vec3<T> h, T radius, T* excess) {                                                    \
         excesses<T>(d, dx, dy, dz, count, nearest, h, radius, excess);                                               \
     }                                                                                                                \
-    IMN_CLONES void nearest_to(const T* data, int64_t stride, const int32_t* list, int64_t count, const T* px,       \
+    IMN_CLONES void nearest_to(const Triangle<T>* triangles, const int32_t* list, int64_t count, const T* px,        \
                                const T* py, const T* pz, T* best, int32_t* face) {                                   \
-        nearest_of<T>(data, stride, list, count, px, py, pz, best, face);                                            \
+        nearest_of<T>(triangles, list, count, px, py, pz, best, face);                                               \
     }
 IMN_INSTANTIATE(float)
 IMN_INSTANTIATE(double)
@@ -125,6 +129,7 @@ template <typename T>
 struct Workspace {
     std::vector<T> d, dx, dy, dz, excess;
     Soup<T> block;
+    std::vector<Triangle<T>> triangles;  // the block's once more, each in one piece
     std::vector<int32_t> block_faces, box_list;
 
     explicit Workspace(int64_t faces)
@@ -194,7 +199,7 @@ void solve_box(const Grid<T>& grid, const Range<T>& range, Workspace<T>& space, 
         best[l] = std::numeric_limits<T>::infinity();
         nearest[l] = 0;
     }
-    nearest_to(space.block.data.data(), space.block.stride, space.box_list.data(), kept, px, py, pz, best, nearest);
+    nearest_to(space.triangles.data(), space.box_list.data(), kept, px, py, pz, best, nearest);
     for (int l = 0; l < LANES; l++) {
         int64_t i = range.low[0] + l / 16, j = range.low[1] + l / 4 % 4, k = range.low[2] + l % 4;
         if (i >= range.high[0] || j >= range.high[1] || k >= range.high[2]) continue;
@@ -212,8 +217,11 @@ void solve_block(const Grid<T>& grid, const int64_t* corner, const Soup<T>& soup
     Vec3<T> centre, half;
     block.box(grid, centre, half);
     int64_t kept = space.cull(soup, centre, half, space.block_faces.data());
-    space.block.count = 0;
-    for (int64_t k = 0; k < kept; k++) space.block.append(soup, space.block_faces[k]);
+    space.block.count = 0, space.triangles.clear();
+    for (int64_t k = 0; k < kept; k++) {
+        space.block.append(soup, space.block_faces[k]);
+        space.triangles.push_back(load(soup.data.data(), soup.stride, space.block_faces[k]));
+    }
     int64_t at[3];
     for (at[0] = block.low[0]; at[0] < block.high[0]; at[0] += BOX)
         for (at[1] = block.low[1]; at[1] < block.high[1]; at[1] += BOX)
@@ -251,6 +259,7 @@ void forward_item(const T* vertices, int64_t vertex_count, const int64_t* faces,
 std::tuple<at::Tensor, at::Tensor> mesh2sdf(const at::Tensor& vertices_, const at::Tensor& faces_,
                                             at::IntArrayRef shape) {
     auto vertices = vertices_.contiguous(), faces = faces_.contiguous();
+    imn::check_faces(faces, vertices.size(1));
     auto sdf = at::empty({vertices.size(0), shape[0], shape[1], shape[2]}, vertices.options());
     auto face = at::empty(sdf.sizes(), sdf.options().dtype(at::kInt));
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "mesh2sdf", [&] {

@@ -9,7 +9,7 @@ namespace imn {
 
 template <typename T>
 struct Axis {
-    int32_t low;        // the lower voxel of the cell
+    int32_t low, step;  // the cell's lower voxel and the way to its upper one, 0 on an axis of one voxel
     T fraction, slope;  // position in the cell, and its derivative by the coordinate (0 outside the cube)
 };
 
@@ -19,8 +19,8 @@ IMN_INLINE Axis<T> locate(T coordinate, int64_t size) {
     T clamped = coordinate > T(-1) ? (coordinate < T(1) ? coordinate : T(1)) : T(-1);  // NaN goes to -1
     T position = (clamped + 1) * half;
     int32_t low = int32_t(position);
-    if (low > size - 2) low = int32_t(size - 2);
-    return {low, position - T(low), coordinate >= T(-1) && coordinate <= T(1) ? half : T(0)};
+    if (low > size - 2) low = size > 1 ? int32_t(size - 2) : 0;
+    return {low, size > 1, position - T(low), coordinate >= T(-1) && coordinate <= T(1) ? half : T(0)};
 }
 
 template <typename T>
@@ -29,7 +29,8 @@ struct Cell {
 
     // Corner bits: 4 upper along X, 2 along Y, 1 along Z.
     IMN_INLINE int64_t offset(int corner, int64_t sx, int64_t sy, int64_t sz) const {
-        return (x.low + (corner >> 2 & 1)) * sx + (y.low + (corner >> 1 & 1)) * sy + (z.low + (corner & 1)) * sz;
+        return (x.low + (corner >> 2 & x.step)) * sx + (y.low + (corner >> 1 & y.step)) * sy +
+               (z.low + (corner & z.step)) * sz;
     }
     IMN_INLINE T weight(int corner) const {
         return (corner & 4 ? x.fraction : 1 - x.fraction) * (corner & 2 ? y.fraction : 1 - y.fraction) *

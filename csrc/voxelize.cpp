@@ -1,12 +1,14 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "faces.h"
 #include "winding.h"
 
 namespace {
 
 at::Tensor voxelize(const at::Tensor& vertices, const at::Tensor& faces, at::IntArrayRef shape) {
     auto points = vertices.contiguous(), corners = faces.contiguous();
+    imn::check_faces(corners, points.size(0));
     auto inside = at::empty(shape, vertices.options().dtype(at::kBool));
     const double scale[3] = {1, 1, 1}, shift[3] = {0, 0, 0};
     AT_DISPATCH_FLOATING_TYPES(points.scalar_type(), "voxelize", [&] {

@@ -16,68 +16,80 @@ SEPTUM = np.array([0.567, 0.822, -0.019])  # unit vector, left to right ventricl
 INFERIOR = np.cross(APEX, SEPTUM)
 LV_AXES = np.stack([APEX, SEPTUM, INFERIOR], axis=1)
 AORTIC_VALVE = BASE + 13 * np.array([0.147, 0.773, 0.617])
+PULMONARY_VALVE = np.array([-16, 41, 35])
+LEFT_ATRIUM = np.array([6, -37, 15])
+PULMONARY_VEINS = (
+    [[24, -42, 20], [46, -50, 27], [72, -52, 40]],
+    [[24, -46, 8], [46, -57, 2], [70, -64, -8]],
+    [[-14, -42, 24], [-38, -50, 33], [-64, -50, 48]],
+    [[-14, -44, 10], [-36, -56, 5], [-62, -64, -6]],
+)
 
 
 def heart(points, p):
     """The seven labelled structures and the unlabelled blood vessels: two dicts of fields at points (3, ...)."""
+    lv, cup = _left_ventricle(points, p)
+    left = union(lv, cup)
+    ao = _carve(_ascending_aorta(points, p), (left, 0))
+    pa = _carve(_pulmonary_artery(points, p), (ao, 2))
+    la = _carve(_left_atrium(points, p), (left, 0), (ao, 2.5), (pa, 2.5))
+    ra = _carve(_right_atrium(points, p), (left, 1), (ao, 2.5), (pa, 2.5), (la, 2.5))
+    rv = _carve(_right_ventricle(points, p), (left, 0), (ao, 2.5), (pa, 0), (la, 2.5), (ra, 0))
+    chambers = {"LV": lv, "RV": rv, "LA": la, "RA": ra, "Myo": intersection(cup, -lv), "AO": ao, "PA": pa}
+    return chambers, _vessels(points, chambers, cup, p)
+
+
+def _left_ventricle(points, p):
+    """The cavity, and the solid that it and its wall fill: two ellipsoids cut at the base."""
     base = half_space(points, BASE, -APEX)
     middle = BASE + 18 * APEX
-    lv_ellipsoid = ellipsoid(points, middle, [p.lv_length, p.lv_radius, p.lv_radius], LV_AXES)
-    lv = intersection(lv_ellipsoid, base, blend_mm=3)
+    cavity = ellipsoid(points, middle, [p.lv_length, p.lv_radius, p.lv_radius], LV_AXES)
     outer = p.lv_radius + p.wall
     cup = ellipsoid(points, middle, [p.lv_length + 0.8 * p.wall, outer, outer], LV_AXES)
-    cup = intersection(cup, base + 1, blend_mm=3)
-    left = union(lv, cup)
+    return intersection(cavity, base, blend_mm=3), intersection(cup, base + 1, blend_mm=3)
 
-    root, above = p.aorta_radius, [5, 4, 28]
-    aorta = tube(points, [AORTIC_VALVE + 8 * APEX, AORTIC_VALVE, above, [13, 9, 48], [14, 8, 66], [11, 1, 80]],
-                 [root - 2, root, root + 1.5, root, root - 0.5, root - 1])
-    aorta = _carve(aorta, left)
 
-    valve = np.array([-16, 41, 35])
-    trunk = p.pa_radius * np.array([1.0, 1.05, 1.0, 0.9])
-    pa = union(
-        tube(points, [valve - [0, 2, 10], [-16, 34, 49], [-14, 16, 62], [-10, 0, 66]], trunk),
-        tube(points, [[-10, 2, 65], [-28, -14, 69], [-46, -28, 64]], [p.pa_radius * 0.8, 9, 7.5]),
-        tube(points, [[-11, 2, 65], [0, -15, 62], [20, -22, 58], [42, -24, 53]], [p.pa_radius * 0.8, 9.5, 9, 8]),
-        blend_mm=6)
-    pa = intersection(_carve(pa, aorta, 2), half_space(points, valve, [0, 0.17, -0.985]), blend_mm=2)
+def _ascending_aorta(points, p):
+    path = [AORTIC_VALVE + 8 * APEX, AORTIC_VALVE, [5, 4, 28], [13, 9, 48], [14, 8, 66], [11, 1, 80]]
+    return tube(points, path, p.aorta_radius + np.array([-2, 0, 1.5, 0, -0.5, -1]))
 
-    la_centre = np.array([6, -37, 15])
-    veins = _pulmonary_veins(points, p)
-    la = union(
-        ellipsoid(points, la_centre, [31, 20, 25] * p.la),
-        tube(points, [la_centre, BASE - 8 * SEPTUM + 3 * INFERIOR], [17, 19]),
+
+def _pulmonary_artery(points, p):
+    """The trunk from the valve's plane, crossing in front of the aorta, and its two branches."""
+    r = p.pa_radius
+    tree = union(
+        tube(points, [PULMONARY_VALVE - [0, 2, 10], [-16, 34, 49], [-14, 16, 62], [-10, 0, 66]],
+             [r, 1.05 * r, r, 0.9 * r]),
+        tube(points, [[-10, 2, 65], [-28, -14, 69], [-46, -28, 64]], [0.8 * r, 9, 7.5]),
+        tube(points, [[-11, 2, 65], [0, -15, 62], [20, -22, 58], [42, -24, 53]], [0.8 * r, 9.5, 9, 8]), blend_mm=6)
+    return intersection(tree, half_space(points, PULMONARY_VALVE, [0, 0.17, -0.985]), blend_mm=2)
+
+
+def _left_atrium(points, p):
+    """Body, funnel to the mitral valve, appendage and stubs of four pulmonary veins."""
+    return union(
+        ellipsoid(points, LEFT_ATRIUM, [31, 20, 25] * p.la),
+        tube(points, [LEFT_ATRIUM, BASE - 8 * SEPTUM + 3 * INFERIOR], [17, 19]),
         tube(points, [[-14, -28, 24], [-30, -18, 31], [-36, -6, 31]], [9, 8.5, 7]),
         *(tube(points, _stub(path, stub), [radius + 1, radius])
-          for path, radius, stub in zip(veins, p.vein_radius, p.stub, strict=True)), blend_mm=8)
-    la = _carve(_carve(_carve(la, left), aorta, 2.5), pa, 2.5)
+          for path, radius, stub in zip(PULMONARY_VEINS, p.vein_radius, p.stub, strict=True)), blend_mm=8)
 
-    ra = union(
+
+def _right_atrium(points, p):
+    """Body, appendage in front of the aorta, and stubs of the two venae cavae."""
+    return union(
         ellipsoid(points, [44, 1, -3], [23, 27, 31] * p.ra),
         tube(points, [[40, 2, 10], [34, 20, 20], [26, 27, 22]], [11, 10, 8]),
         tube(points, [[41, -6, 10], [38, -6, 32]], [10, 9]),
         tube(points, [[40, -8, -15], [37, -14, -36]], [13, 11.5]), blend_mm=8)
-    ra = _carve(_carve(_carve(_carve(ra, left, 1), aorta, 2.5), la, 2.5), pa, 2.5)
 
-    rv = union(
+
+def _right_ventricle(points, p):
+    """Body, inlet from the tricuspid valve and outflow tract; carving makes it a crescent around the septum."""
+    return union(
         ellipsoid(points, [-13, 39, -16], [45, 24, 33] * p.rv, LV_AXES),
         tube(points, [[-5, 30, -18], [22, 15, -9]], [20, 20]),
-        tube(points, [[-10, 41, -8], [-16, 43, 16], valve - [0, 2, -8]], [20, 16, trunk[0]]), blend_mm=10)
-    for other, gap in ((left, 0), (aorta, 2.5), (pa, 0), (la, 2.5), (ra, 0)):
-        rv = _carve(rv, other, gap)
-
-    chambers = {"LV": lv, "Myo": intersection(cup, -lv), "AO": aorta, "PA": pa, "LA": la, "RA": ra, "RV": rv}
-    return chambers, _vessels(points, veins, chambers, cup, p)
-
-
-def _pulmonary_veins(points, p):
-    return [
-        [[24, -42, 20], [46, -50, 27], [72, -52, 40]],
-        [[24, -46, 8], [46, -57, 2], [70, -64, -8]],
-        [[-14, -42, 24], [-38, -50, 33], [-64, -50, 48]],
-        [[-14, -44, 10], [-36, -56, 5], [-62, -64, -6]],
-    ]
+        tube(points, [[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]], [20, 16, p.pa_radius]), blend_mm=10)
 
 
 def _stub(path, length):
@@ -86,10 +98,12 @@ def _stub(path, length):
     return [start, start + (8 + length) * step / np.linalg.norm(step)]
 
 
-def _vessels(points, veins, chambers, cup, p):
+def _vessels(points, chambers, cup, p):
+    """Blood without a label: the arch and descending aorta, veins, arteries; and the papillary muscles."""
     arch = tube(points, [[11, 1, 80], [2, -14, 89], [-10, -36, 90], [-17, -58, 78], [-16, -70, 55], [-13, -71, 0],
                          [-6, -70, -100]], [p.aorta_radius - 1, 12.5, 12, 11.5, 11, 11, 10.5])
-    pulmonary = [tube(points, path, [radius, radius, 3]) for path, radius in zip(veins, p.vein_radius, strict=True)]
+    pulmonary = [tube(points, path, [radius, radius, 3])
+                 for path, radius in zip(PULMONARY_VEINS, p.vein_radius, strict=True)]
     grooves = [_groove(cup - 3, chambers["RV"] - 4, 1.6), _groove(cup - 4, chambers["LA"] - 4, 1.5),
                _groove(chambers["RA"] - 4, chambers["RV"] - 4, 1.7)]
     left = union(arch, *pulmonary, *grooves)
@@ -123,10 +137,9 @@ def thorax(points, chambers, vessels, p):
     bone = union(intersection(ribs, y - 50), ellipsoid(points, [12, 68, 30], [17, 6, 95]), arch,
                  intersection(vertebra, disc - 11.5, blend_mm=3))
     muscle = union(intersection(cage - 2, -cage - 10), cartilage, vertebra,
-                   ellipsoid(points, [-18, -118, 0], [22, 16, np.inf]), ellipsoid(points, [42, -118, 0],
-                                                                                   [22, 16, np.inf]),
-                   ellipsoid(points, [75, 62, 60], [60, 14, 60], Rotation.from_euler("z", -33, True).as_matrix()),
-                   ellipsoid(points, [-51, 62, 60], [60, 14, 60], Rotation.from_euler("z", 33, True).as_matrix()))
+                   *(ellipsoid(points, [12 + 30 * side, -118, 0], [22, 16, np.inf]) for side in (-1, 1)),
+                   *(ellipsoid(points, [12 + 63 * side, 62, 60], [60, 14, 60],
+                               Rotation.from_euler("z", -33 * side, degrees=True).as_matrix()) for side in (-1, 1)))
     liver = ellipsoid(points, [72, -10, -113 + p.diaphragm], [105, 95, 84])
     stomach = ellipsoid(points, [-72, -20, -123 + p.diaphragm], [90, 90, 80])
     diaphragm = union(liver, stomach, blend_mm=15)
@@ -142,6 +155,8 @@ def thorax(points, chambers, vessels, p):
             "diaphragm": diaphragm, "mediastinum": mediastinum, "trachea": trachea}
 
 
-def _carve(field_mm, other, gap_mm=0.0):
-    """What is left of a solid when `other` and `gap_mm` around it are taken away."""
-    return intersection(field_mm, gap_mm - other, blend_mm=1.5)
+def _carve(solid, *others):
+    """What is left of a solid when each (other, gap in mm) and the gap around it are taken away."""
+    for other, gap_mm in others:
+        solid = intersection(solid, gap_mm - other, blend_mm=1.5)
+    return solid

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from scipy.ndimage import gaussian_filter
 
 from implicitmeshnet.io import atomic_path
@@ -27,7 +28,7 @@ class Structure:
 
     name: str
     mask: np.ndarray | None = None  # (X, Y, Z) bool on the preview's image: a solid contour
-    reference: np.ndarray | None = None  # the same: a dashed contour
+    reference: np.ndarray | None = None  # the same: a dashed white contour
     vertices_mm: np.ndarray | None = None  # (V, 3) RAS
     faces: np.ndarray | None = None  # (F, 3) counter-clockwise from outside
 
@@ -47,16 +48,20 @@ def case_preview(path, image, spacing_mm, structures: list[Structure], window=No
     """
     palette = colours([structure.name for structure in structures])
     window = np.percentile(image, (1, 99)) if window is None else window
-    centre, half_mm = _focus(image.shape, spacing_mm, structures)
+    centre, middle_mm, half_mm = _focus(image.shape, spacing_mm, structures)
     figure = Figure(figsize=(16, 4.55), dpi=100, facecolor=BACKGROUND)
     axes = figure.subplots(1, 4)
     figure.subplots_adjust(left=0.004, right=0.996, bottom=0.1, top=0.93, wspace=0.015)
     for normal, title in ((2, "axial"), (1, "coronal"), (0, "sagittal")):
         panel = axes[2 - normal]
-        _draw_slice(panel, image, spacing_mm, normal, centre, half_mm, window)
+        _draw_slice(panel, image, spacing_mm, normal, centre[normal], window)
+        _frame(panel, normal, middle_mm, half_mm)
         for structure in structures:
-            for mask, style in ((structure.mask, "solid"), (structure.reference, "dashed")):
-                _draw_contour(panel, mask, spacing_mm, normal, centre, palette[structure.name], style)
+            _draw_contour(panel, structure.mask, spacing_mm, normal, centre[normal],
+                          colors=[palette[structure.name]], linewidths=[2])
+        for structure in structures:
+            _draw_contour(panel, structure.reference, spacing_mm, normal, centre[normal],
+                          colors=["white"], linewidths=[0.9], linestyles=["dashed"])
         panel.set_title(title, color="white", fontsize=11)
     meshes = [(structure.vertices_mm, structure.faces, to_rgb(palette[structure.name]))
               for structure in structures if structure.vertices_mm is not None]
@@ -83,30 +88,32 @@ def training_overview(path, history: list[dict]) -> Figure:
     validated = [record for record in history if "dice" in record]
     for name, colour in colours(list(validated[0]["dice"]) if validated else []).items():
         scores = [record["dice"][name] for record in validated]
-        right.plot([record["epoch"] for record in validated], scores, "o-", ms=3, label=name, color=colour)
-        best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
-        right.annotate(f"{scores[best]:.3f}", (validated[best]["epoch"], scores[best]), (0, 5),
-                       textcoords="offset points", ha="center", fontsize=8, color=colour)
+        right.plot([record["epoch"] for record in validated], scores, "o-", ms=3, color=colour,
+                   label=f"{name}, best {np.nanmax([0, *scores]):.3f}")
     left.set(title="training losses", xlabel="epoch", yscale="log")
     right.set(title="validation Dice", xlabel="epoch", ylim=(0, 1.05))
     for panel in (left, right):
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         if panel.lines:
-            panel.legend(frameon=False, fontsize=9)
+            panel.legend(frameon=False, fontsize=9, loc="lower right" if panel is right else "best")
     return _save(figure, path)
 
 
 def _focus(shape, spacing_mm, structures):
-    """The voxel at the structures' centre, and half the side in mm of the square that the slices show."""
+    """The voxel at the structures' centre, and the middle (3,) and half the side, in mm, of the square view there."""
     masks = [mask for structure in structures for mask in (structure.mask, structure.reference) if mask is not None]
     filled = np.any(masks, axis=0) if masks else np.zeros(shape, dtype=bool)
     if not filled.any():
-        return np.array(shape) // 2, max(np.multiply(shape, spacing_mm)) / 2
+        filled = np.ones(shape, dtype=bool)
     lines = [np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    centre = np.array([(line[0] + line[-1]) // 2 for line in lines])
-    extent_mm = np.array([line[-1] - line[0] + 1 for line in lines]) * spacing_mm
-    return centre, extent_mm.max() / 2 + MARGIN_MM
+    ends = np.array([(line[0], line[-1]) for line in lines])
+    size_mm, extent_mm = np.multiply(shape, spacing_mm), (np.ptp(ends, axis=1) + 1) * spacing_mm
+    half_mm = min(extent_mm.max() / 2 + MARGIN_MM, size_mm.max() / 2)
+    room_mm = np.maximum(size_mm - 2 * half_mm, 0) / 2  # how far the view can move within the image
+    edge_mm = (size_mm - spacing_mm) / 2
+    middle_mm = np.clip(ends.mean(1) * spacing_mm, edge_mm - room_mm, edge_mm + room_mm)
+    return ends.sum(1) // 2, middle_mm, half_mm
 
 
 def _plane(normal: int) -> tuple[int, int]:
@@ -114,29 +121,29 @@ def _plane(normal: int) -> tuple[int, int]:
     return ((1, 2), (0, 2), (0, 1))[normal]
 
 
-def _draw_slice(panel, image, spacing_mm, normal: int, centre, half_mm: float, window):
-    horizontal, vertical = _plane(normal)
-    extent = [edge for axis in (horizontal, vertical)
+def _draw_slice(panel, image, spacing_mm, normal: int, index: int, window):
+    extent = [edge for axis in _plane(normal)
               for edge in (-0.5 * spacing_mm[axis], (image.shape[axis] - 0.5) * spacing_mm[axis])]
-    panel.imshow(image.take(centre[normal], normal).T, cmap="gray", vmin=window[0], vmax=window[1], origin="lower",
+    panel.imshow(image.take(index, normal).T, cmap="gray", vmin=window[0], vmax=window[1], origin="lower",
                  extent=extent, interpolation="bicubic")
-    middle = centre * spacing_mm
-    panel.set_xlim(middle[horizontal] + half_mm, middle[horizontal] - half_mm)  # reversed: radiological
-    panel.set_ylim(middle[vertical] - half_mm, middle[vertical] + half_mm)
-    panel.set_aspect("equal")
-    letters = ("A", "P") if normal == 0 else ("R", "L")
-    for letter, x, y in ((letters[0], 0.03, 0.5), (letters[1], 0.97, 0.5), ("AS"[vertical == 2], 0.5, 0.96)):
-        panel.text(x, y, letter, transform=panel.transAxes, color="#c9d1d9", fontsize=10, ha="center", va="center")
 
 
-def _draw_contour(panel, mask, spacing_mm, normal: int, centre, colour, style):
-    if mask is None or not mask.take(centre[normal], normal).any():
-        return
+def _frame(panel, normal: int, middle_mm, half_mm: float):
+    """A square view of a slice in radiological display, with its directions lettered."""
     horizontal, vertical = _plane(normal)
-    smooth = gaussian_filter(mask.take(centre[normal], normal).astype(np.float32), 0.7)
-    x, y = (np.arange(mask.shape[axis]) * spacing_mm[axis] for axis in (horizontal, vertical))
-    panel.contour(x, y, smooth.T, [0.5], colors=[colour], linestyles=[style],
-                  linewidths=[1.8 if style == "solid" else 1.2])
+    panel.set_xlim(middle_mm[horizontal] + half_mm, middle_mm[horizontal] - half_mm)
+    panel.set_ylim(middle_mm[vertical] - half_mm, middle_mm[vertical] + half_mm)
+    left, right = "AP" if normal == 0 else "RL"
+    for letter, x, y in ((left, 0.03, 0.5), (right, 0.97, 0.5), ("A" if normal == 2 else "S", 0.5, 0.96)):
+        panel.text(x, y, letter, transform=panel.transAxes, color="white", fontsize=10, ha="center", va="center",
+                   path_effects=[withStroke(linewidth=2.5, foreground="black")])
+
+
+def _draw_contour(panel, mask, spacing_mm, normal: int, index: int, **style):
+    plane = mask.take(index, normal) if mask is not None else np.zeros(1, dtype=bool)
+    if plane.any():
+        x, y = (np.arange(mask.shape[axis]) * spacing_mm[axis] for axis in _plane(normal))
+        panel.contour(x, y, gaussian_filter(plane.astype(np.float32), 0.7).T, [0.5], **style)
 
 
 def _draw_legend(figure, structures, palette):

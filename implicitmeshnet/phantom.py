@@ -2,9 +2,8 @@
 
 Everything is placed in one patient frame, millimetres RAS, and evaluated at the voxels' own world positions, so the
 affine of a case is right by construction. The signed distances are smooth: they are evaluated on a lattice of about
-2 mm that spans the volume and are interpolated linearly to the voxels. Labels cannot overlap: where b is carved from
-a, a >= -b holds on the lattice, and linear interpolation keeps it. Shapes and densities are our own choice, after
-common adult values; nothing is measured on a data set.
+2 mm that spans the volume and are interpolated linearly to the voxels. Densities are our own choice, after common
+values of contrast CT; nothing is measured on a data set.
 """
 
 from dataclasses import dataclass, field, fields
@@ -39,12 +38,12 @@ class Parameters:
     lv_length: float = field(metadata=_uniform(62, 69))
     wall: float = field(metadata=_uniform(7.5, 10))
     rv: np.ndarray = field(metadata=_uniform(0.92, 1.08, (3,)))
-    la: np.ndarray = field(metadata=_uniform(0.9, 1.1, (3,)))
+    la: np.ndarray = field(metadata=_uniform(0.86, 1.06, (3,)))
     ra: np.ndarray = field(metadata=_uniform(0.9, 1.1, (3,)))
     aorta_radius: float = field(metadata=_uniform(12.5, 15.5))
     pa_radius: float = field(metadata=_uniform(11, 13.5))
     vein_radius: np.ndarray = field(metadata=_uniform(5, 6.5, (4,)))
-    stub: np.ndarray = field(metadata=_uniform(2, 8, (4,)))
+    stub: np.ndarray = field(metadata=_uniform(0, 4, (4,)))
     fat: float = field(metadata=_uniform(2.5, 5))
     skin_depth: float = field(metadata=_uniform(16, 34))
     diaphragm: float = field(metadata=_uniform(-6, 4))
@@ -126,6 +125,7 @@ def render(parameters, shape, affine, origin, rng):
 
 def tissues(body, chambers, vessels, p, rng):
     """(distance, HU) pairs in painting order, the later over the earlier; HU a number or a field."""
+
     def texture(width_mm):
         values = rng.standard_normal(body["skin"].shape, dtype=np.float32)
         values = gaussian_filter(values, width_mm / LATTICE_MM, mode="wrap")

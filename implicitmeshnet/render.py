@@ -10,7 +10,7 @@ SAMPLES = 2  # rendered pixels per pixel of the result and axis
 def render(meshes, pixels: int) -> np.ndarray:
     """Shaded view of meshes (vertices_mm (V, 3) RAS, faces (F, 3), colour (3,)): float RGBA (pixels, pixels, 4).
 
-    Parallel projection along VIEW_FROM with superior up, z-buffered; normals are interpolated over each face (Phong shading).
+    Parallel projection along VIEW_FROM with superior up, z-buffered; normals are interpolated (Phong shading).
     """
     toward = np.divide(VIEW_FROM, np.linalg.norm(VIEW_FROM))
     right = np.cross((0.0, 0.0, 1.0), toward) / np.hypot(*toward[:2])

@@ -1,0 +1,233 @@
+"""Metrics against figures worked out by hand."""
+
+import warnings
+
+import numpy as np
+import pytest
+import trimesh
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from implicitmeshnet.io import InputError
+from implicitmeshnet.metrics import (
+    dice,
+    euler_characteristic,
+    is_closed,
+    mesh_volume_ml,
+    self_intersecting_faces,
+    surface_distances,
+    volume_ml,
+)
+
+TETRAHEDRON = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])  # of a corner at 0 and the unit vectors
+
+
+def box(shape, start, stop):
+    mask = np.zeros(shape, dtype=bool)
+    mask[tuple(slice(*ends) for ends in zip(start, stop, strict=True))] = True
+    return mask
+
+
+def ball(shape, centre, radius_mm, spacing_mm):
+    grid = np.ogrid[tuple(slice(n) for n in shape)]
+    return sum(((x - c) * s) ** 2 for x, c, s in zip(grid, centre, spacing_mm, strict=True)) <= radius_mm**2
+
+
+def sphere(subdivisions=3):
+    mesh = trimesh.creation.icosphere(subdivisions=subdivisions)
+    return np.array(mesh.vertices), np.array(mesh.faces)
+
+
+def crossing_by_hand(a, b):
+    """Whether an edge of either triangle passes through the other, by solving p + t (q - p) = a + u e1 + v e2."""
+    for edged, face in ((a, b), (b, a)):
+        for p, q in zip(edged, np.roll(edged, -1, axis=0), strict=True):
+            t, u, v = np.linalg.solve(np.stack([p - q, face[1] - face[0], face[2] - face[0]], axis=1), p - face[0])
+            if 0 < t < 1 and u > 0 and v > 0 and u + v < 1:
+                return True
+    return False
+
+
+def test_dice_by_hand():
+    a, b = box((8, 8, 8), (0, 0, 0), (4, 4, 4)), box((8, 8, 8), (1, 0, 0), (5, 4, 4))
+    assert dice(a, b) == 2 * 48 / 128
+    assert dice(a, a) == 1
+    assert dice(a, ~a & False) == 0
+    assert np.isnan(dice(a & False, a & False))
+
+
+def test_masks_are_checked():
+    mask = np.zeros((2, 2, 2), dtype=bool)
+    with pytest.raises(InputError, match=r"reference: wanted a boolean mask, found int64"):
+        dice(mask, mask.astype(np.int64))
+    with pytest.raises(InputError, match=r"prediction: wanted the reference's shape \(2, 2, 1\), found \(2, 2, 2\)"):
+        surface_distances(mask, mask[..., :1], (1, 1, 1))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_distances_of_shifted_slabs(axis):
+    # One voxel thick across `axis`: all voxels are border voxels, each 3 voxels from the other slab.
+    spacing_mm = np.array([0.7, 1.5, 2.0])
+    start, stop = np.array([2, 2, 2]), np.array([12, 12, 12])
+    start[axis], stop[axis] = 4, 5
+    step = 3 * np.eye(3, dtype=int)[axis]
+    found = surface_distances(box((16,) * 3, start, stop), box((16,) * 3, start + step, stop + step), spacing_mm)
+    assert found == pytest.approx({"assd_mm": 3 * spacing_mm[axis], "hd95_mm": 3 * spacing_mm[axis]})
+
+
+def test_distances_of_two_rods_by_hand():
+    # Voxels x = 0..9 and x = 0..19 of one line, 2 mm apart: 10 zeros one way; 10 zeros and 2, 4, ..., 20 the other.
+    short, long = box((24, 3, 3), (0, 1, 1), (10, 2, 2)), box((24, 3, 3), (0, 1, 1), (20, 2, 2))
+    found = surface_distances(short, long, (2, 1, 1))
+    back = np.array([0.0] * 10 + list(range(2, 21, 2)))
+    assert found["assd_mm"] == pytest.approx((0 + back.mean()) / 2)
+    assert found["hd95_mm"] == pytest.approx(np.percentile([0.0] * 10 + list(back), 95))
+
+
+def test_the_image_edge_is_a_border():
+    # The full cube's border is its shell; the inner cube sits 1 voxel inside on every side.
+    full, inner = np.ones((7, 7, 7), dtype=bool), box((7, 7, 7), (1, 1, 1), (6, 6, 6))
+    found = surface_distances(full, inner, (1, 1, 1))
+    assert 1 <= found["assd_mm"] < 1.2
+    assert found["hd95_mm"] == pytest.approx(np.sqrt(2))
+
+
+def test_distances_of_concentric_balls_are_the_difference_of_radii():
+    spacing_mm = (0.5, 0.6, 0.8)
+    a, b = (ball((90, 80, 60), (45, 40, 30), radius, spacing_mm) for radius in (12.0, 15.0))
+    found = surface_distances(a, b, spacing_mm)
+    assert found["assd_mm"] == pytest.approx(3, abs=0.2)  # to the nearest voxel centre: up to half a voxel less
+    assert found["hd95_mm"] == pytest.approx(3, abs=0.6)
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.floats(0.3, 3)] * 3))
+def test_distances_are_symmetric_and_match_brute_force(seed, spacing_mm):
+    rng = np.random.default_rng(seed)
+    a, b = rng.random((2, 6, 7, 5)) < 0.3
+    a[0, 0, 0] = b[5, 6, 4] = True
+    found = surface_distances(a, b, spacing_mm)
+    assert surface_distances(b, a, spacing_mm) == pytest.approx(found)
+    borders = []
+    for mask in (a, b):
+        padded = np.pad(mask, 1)
+        surrounded = np.ones_like(mask)
+        for axis in range(3):
+            for step in (-1, 1):
+                surrounded &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
+        borders.append(np.argwhere(mask & ~surrounded) * spacing_mm)
+    between = np.linalg.norm(borders[0][:, None] - borders[1][None], axis=-1)
+    assert found["assd_mm"] == pytest.approx((between.min(0).mean() + between.min(1).mean()) / 2)
+    assert found["hd95_mm"] == pytest.approx(np.percentile(np.concatenate([between.min(0), between.min(1)]), 95))
+
+
+def test_distances_of_empty_masks():
+    empty, full = np.zeros((4, 4, 4), dtype=bool), np.ones((4, 4, 4), dtype=bool)
+    assert all(np.isinf(value) for value in surface_distances(empty, full, (1, 1, 1)).values())
+    assert all(np.isinf(value) for value in surface_distances(full, empty, (1, 1, 1)).values())
+    assert all(np.isnan(value) for value in surface_distances(empty, empty, (1, 1, 1)).values())
+
+
+def test_volumes():
+    assert volume_ml(box((30, 30, 30), (0, 0, 0), (10, 20, 25)), (0.5, 1, 2)) == 5
+    corner = np.vstack([np.zeros(3), 10 * np.eye(3)]) + np.array([100, -50, 7])
+    assert mesh_volume_ml(corner, TETRAHEDRON) == pytest.approx(1 / 6)
+    assert mesh_volume_ml(corner, TETRAHEDRON[:, ::-1]) == pytest.approx(-1 / 6)
+
+
+def test_euler_characteristic_and_closedness():
+    _, faces = sphere()
+    torus = np.array(trimesh.creation.torus(3, 1).faces)
+    assert euler_characteristic(faces) == 2
+    assert euler_characteristic(torus) == 0
+    assert euler_characteristic(np.vstack([faces, torus + faces.max() + 1])) == 2
+    assert is_closed(faces)
+    assert is_closed(torus)
+    assert not is_closed(faces[1:])
+    assert not is_closed(np.vstack([faces[1:], faces[:1, ::-1]]))  # one face turned around
+    assert not is_closed(np.vstack([faces, faces]))
+    assert not is_closed(np.empty((0, 3), dtype=int))
+    assert not is_closed(np.array([[0, 1, 1], [0, 1, 1]]))
+
+
+def test_two_crossing_triangles():
+    # The second stands on edge through the first's inside; moved aside, it crosses nothing.
+    vertices = np.array([[0, 0, 0], [4, 0, 0], [0, 4, 0], [1, 1, -1], [1, 1, 1], [9, 9, 0]], dtype=float)
+    faces = np.array([[0, 1, 2], [3, 4, 5]])
+    assert self_intersecting_faces(vertices, faces).tolist() == [True, True]
+    vertices[3:] += [5, 0, 0]
+    assert not self_intersecting_faces(vertices, faces).any()
+
+
+def test_faces_that_share_one_vertex_can_cross_and_those_that_touch_do_not():
+    vertices = np.array([[0, 0, 0], [4, 0, 0], [0, 4, 0], [2, 2, -1], [1, 1, 1], [4, 4, 4], [0, 8, 4]], dtype=float)
+    through = np.array([[0, 1, 2], [0, 3, 4]])  # edge 3-4 pierces the first at (1.5, 1.5, 0)
+    assert self_intersecting_faces(vertices, through).tolist() == [True, True]
+    above = np.array([[0, 1, 2], [0, 5, 6]])
+    assert not self_intersecting_faces(vertices, above).any()
+    folded = np.array([[0, 1, 2], [0, 1, 4]])  # shares an edge
+    assert not self_intersecting_faces(vertices, folded).any()
+
+
+def test_two_crossing_tetrahedra():
+    # A spike from z = 5 down into the first one's oblique face: its three sides cross that face, its lid does not.
+    first = np.vstack([np.zeros(3), 3 * np.eye(3)])
+    spike = np.array([[0.9, 0.9, 0.9], [0.8, 1, 5], [1, 0.8, 5], [1, 1, 5]])
+    faces = np.vstack([TETRAHEDRON, TETRAHEDRON + 4])
+    found = self_intersecting_faces(np.vstack([first, spike]), faces)
+    crossing = {(1, 2, 3), (4, 5, 6), (4, 5, 7), (4, 6, 7)}
+    assert {tuple(sorted(face)) for face in faces[found].tolist()} == crossing
+
+
+def test_a_clean_sphere_has_none_and_a_folded_one_many():
+    vertices, faces = sphere(4)
+    assert len(faces) == 5120
+    assert not self_intersecting_faces(vertices, faces).any()
+    assert not self_intersecting_faces(vertices.astype(np.float32) * 37 + 11, faces).any()
+    folded = vertices.copy()
+    cap = vertices[:, 2] > 0.5
+    folded[cap, 2] -= 2.5  # the upper cap goes out through the bottom
+    found = self_intersecting_faces(folded, faces)
+    assert 20 < found.sum() < 1000
+    assert np.abs(folded[faces[found]][..., 2]).max() > 0.9
+
+
+def test_a_face_torn_through_the_far_side_crosses_it():
+    vertices, faces = sphere(2)
+    vertices[0] *= -1.5  # its own faces and those around the antipode
+    found = self_intersecting_faces(vertices, faces)
+    own = (faces == 0).any(1)
+    assert found[own].any()
+    assert 0 < (found & ~own).sum() < 20
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.integers(0, 2**32 - 1))
+def test_random_triangles_match_one_by_one(seed):
+    triangles = np.random.default_rng(seed).random((20, 3, 3))
+    wanted = np.zeros(20, dtype=bool)
+    for i in range(20):
+        for j in range(i):
+            if crossing_by_hand(triangles[i], triangles[j]):
+                wanted[[i, j]] = True
+    found = self_intersecting_faces(triangles.reshape(-1, 3), np.arange(60).reshape(-1, 3))
+    assert found.tolist() == wanted.tolist()
+
+
+def test_memory_blocks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    vertices, faces = sphere(3)
+    vertices = vertices + rng.normal(0, 0.05, vertices.shape)
+    whole = self_intersecting_faces(vertices, faces)
+    monkeypatch.setattr("implicitmeshnet.metrics.PAIRS_AT_ONCE", 500)
+    assert (self_intersecting_faces(vertices, faces) == whole).all()
+    assert whole.any()
+
+
+def test_degenerate_faces_raise_no_warning():
+    vertices = np.array([[0, 0, 0], [1, 1, 0], [2, 2, 0], [1, 0, -1], [1, 2, 1], [np.nan, 0, 0]])
+    faces = np.array([[0, 1, 2], [0, 0, 0], [1, 1, 2], [3, 4, 0], [0, 1, 5]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not self_intersecting_faces(vertices, faces).any()
+        assert self_intersecting_faces(vertices, np.empty((0, 3), dtype=int)).shape == (0,)
