@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from implicitmeshnet.config import LossConfig
-from implicitmeshnet.coordinates import voxel_from_normalised
 from implicitmeshnet.mesh import Neighbours, neighbours, vertex_areas
 from implicitmeshnet.network import Prediction
 from implicitmeshnet.ops import mesh2sdf, splat_trilinear
@@ -30,37 +29,37 @@ def occupancy_loss(vertices, faces, masks, temperature: float):
     return F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1))
 
 
-def surface_loss(vertices, faces, masks):
+def surface_loss(vertices, faces, border):
     """1 - overlap of the mesh's surface density with the label's border density, in [0, 1].
 
-    Each vertex splats the area of its faces, in voxel faces, into the grid by trilinear weights; the label's border
-    density is the gradient magnitude of its mask. Both are blurred by two 3-voxel boxes, which is also how far the
-    loss pulls. Differentiable in the vertices. Shapes as in `occupancy_loss`.
+    Each vertex splats the area of its faces, in voxel faces, by trilinear weights into cells of 2 x 2 x 2 voxels;
+    `border` is `border_density` of the label on the same cells. A blur by three cells sets how far the loss pulls.
+    vertices (B, S, V, 3) normalised, faces (F, 3), border (B, S, X / 2, Y / 2, Z / 2) -> scalar, differentiable.
     """
-    shape = masks.shape[2:]
-    points = vertices.flatten(0, 1)  # (B * S, V, 3)
-    half = points.new_tensor(voxel_from_normalised(shape).diagonal()[:3])
-    density = splat_trilinear(points, vertex_areas(points * half, faces)[..., None], list(shape))  # (B * S, 1, X, Y, Z)
-    density, border = _blur(density), _blur(_border(masks.flatten(0, 1)[:, None]))
-    overlap = 2 * (density * border).sum((1, 2, 3, 4))
-    return 1 - (overlap / (density.square() + border.square()).sum((1, 2, 3, 4)).clamp(min=1e-6)).mean()
+    points, cells = vertices.flatten(0, 1), border.shape[2:]
+    voxels = torch.tensor(cells, dtype=points.dtype, device=points.device) * 2
+    half = (voxels - 1) / 2  # voxels per normalised unit
+    positions = ((points + 1) * half - 0.5) / (voxels / 2 - 1) - 1  # cell c has its centre at voxel 2 c + 0.5
+    density = splat_trilinear(positions, vertex_areas(points * half, faces)[..., None], list(cells))
+    density, border = F.avg_pool3d(density, 3, 1, 1)[:, 0], border.flatten(0, 1)
+    overlap = 2 * (density * border).sum((1, 2, 3))
+    return 1 - (overlap / (density.square() + border.square()).sum((1, 2, 3)).clamp(min=1e-6)).mean()
 
 
-def _border(masks):
-    """Gradient magnitude of masks (N, 1, X, Y, Z) by central differences; sums to about the border's area."""
+def border_density(masks):
+    """Area of the masks' borders (B, S, X, Y, Z) in each 2 x 2 x 2 cell, blurred by three cells; X, Y, Z even.
+
+    Half the gradient magnitude by central differences sums to the border's area in voxel faces.
+    """
     padded = F.pad(masks, (1, 1, 1, 1, 1, 1), mode="replicate")
-    inner = slice(1, -1)
-    return torch.sqrt(
-        (padded[:, :, 2:, inner, inner] - padded[:, :, :-2, inner, inner]).square()
-        + (padded[:, :, inner, 2:, inner] - padded[:, :, inner, :-2, inner]).square()
-        + (padded[:, :, inner, inner, 2:] - padded[:, :, inner, inner, :-2]).square()
-    ) / 2
-
-
-def _blur(volume):
-    for _ in range(2):
-        volume = F.avg_pool3d(volume, 3, 1, 1)
-    return volume
+    squared = 0
+    for axis in (2, 3, 4):
+        inner = [slice(None)] * 2 + [slice(1, -1)] * 3
+        inner[axis] = slice(2, None)
+        above = padded[tuple(inner)]
+        inner[axis] = slice(None, -2)
+        squared = squared + (above - padded[tuple(inner)]).square()
+    return F.avg_pool3d(8 * F.avg_pool3d(squared.sqrt() / 2, 2), 3, 1, 1)
 
 
 def laplacian_loss(vertices, around: Neighbours):
@@ -101,10 +100,10 @@ class MeshLoss(nn.Module):
         """label (B, X, Y, Z) structure indices -> the total (scalar) and its Losses."""
         config, around = self.config, Neighbours(self.index, self.weight)
         masks = structure_masks(label, prediction.vertices.shape[1])
-        stages = prediction.stages
+        stages, border = prediction.stages, border_density(masks)
         losses = Losses(
             occupancy=occupancy_loss(prediction.vertices, self.faces, masks, config.temperature),
-            surface=torch.stack([surface_loss(stage, self.faces, masks) for stage in stages]).mean(),
+            surface=torch.stack([surface_loss(stage, self.faces, border) for stage in stages]).mean(),
             laplacian=torch.stack([laplacian_loss(stage, around) for stage in stages]).mean(),
             segmentation=F.cross_entropy(prediction.segmentation, label.long()),
         )

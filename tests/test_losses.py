@@ -7,6 +7,7 @@ from implicitmeshnet.config import LossConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.losses import (
     MeshLoss,
+    border_density,
     laplacian_loss,
     laplacian_weight,
     occupancy_loss,
@@ -30,13 +31,21 @@ def ball_mesh(radius, subdivisions=3):
     return (radius * vertices)[None, None], faces
 
 
+def occupancy(vertices, faces, masks):
+    return occupancy_loss(vertices, faces, masks, 20.0)
+
+
+def surface(vertices, faces, masks):
+    return surface_loss(vertices, faces, border_density(masks))
+
+
 def test_masks_pick_structures_by_index():
     label = torch.tensor([0, 1, 2, 2]).view(1, 4, 1, 1)
     masks = structure_masks(label, 2)
     assert masks[0, :, :, 0, 0].tolist() == [[0, 1, 0, 0], [0, 0, 1, 1]]
 
 
-@pytest.mark.parametrize("loss", [lambda *inputs: occupancy_loss(*inputs, 20.0), surface_loss])
+@pytest.mark.parametrize("loss", [occupancy, surface])
 def test_the_right_radius_has_the_least_loss_and_the_gradient_leads_there(loss):
     masks = ball_mask(0.6)
     losses, slopes = [], []
@@ -62,8 +71,14 @@ def test_occupancy_keeps_its_gradient_where_the_sigmoid_saturates():
 def test_surface_loss_of_a_mesh_off_by_half_a_voxel_is_small_and_far_away_is_one():
     masks = ball_mask(0.6)
     near, faces = ball_mesh(0.6)
-    assert surface_loss(near, faces, masks) < 0.15
-    assert surface_loss(ball_mesh(0.05)[0], faces, masks) > 0.9
+    assert surface(near, faces, masks) < 0.15
+    assert surface(ball_mesh(0.05)[0], faces, masks) > 0.9
+
+
+def test_border_density_sums_to_the_area_of_a_box_face():
+    masks = torch.zeros(1, 1, 16, 16, 16)
+    masks[..., :8] = 1
+    assert border_density(masks)[..., 1:-1, 1:-1, :].sum().item() == pytest.approx(12 * 12, rel=1e-5)
 
 
 def test_laplacian_vanishes_on_a_flat_patch_and_grows_with_noise():
