@@ -1,0 +1,175 @@
+"""The scripts end to end on coarse phantoms: train, resume, evaluate, and one sentence for bad input."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import implicitmeshnet_eval
+import implicitmeshnet_train
+from implicitmeshnet.export import read_mesh
+from implicitmeshnet.metrics import euler_characteristic, is_closed
+from implicitmeshnet.phantom import create_case
+from implicitmeshnet.volume import read_grid, read_labels, write_volume
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four coarse phantoms in MM-WHS naming, and a config that trains on them in seconds."""
+    path = tmp_path_factory.mktemp("scripts")
+    for case in range(1, 5):
+        image, label, affine = create_case(0, case, spacing_mm=5.0)
+        write_volume(path / "data" / f"ct_train_{1000 + case}_image.nii.gz", image, affine)
+        write_volume(path / "data" / f"ct_train_{1000 + case}_label.nii.gz", label, affine)
+    config = {
+        "data": {"dir": str(path / "data"), "shape": [16, 16, 16], "spacing_mm": 8.0, "validation_cases": 1},
+        "network": {
+            "encoder_channels": [4, 8],
+            "decoder_channels": [4],
+            "template_subdivisions": 1,
+            "stage_levels": [["e1"], ["e0", "d0"]],
+            "stage_channels": [8, 4],
+            "displacement_factor": 0.1,
+        },
+        "training": {"run_dir": str(path / "run"), "epochs": 3, "repeats": 1, "validate_every": 1},
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def call(script, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+    script.main()
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        call(implicitmeshnet_train, monkeypatch, f"--config={folder / 'config.json'}", "--device=cpu")
+    return folder
+
+
+def test_training_writes_what_evaluation_and_a_person_need(trained):
+    names = {path.name for path in (trained / "run").iterdir()}
+    assert {"config.json", "best.pt", "last.pt", "preview.png", "overview.png"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    config = json.loads((trained / "run/config.json").read_text())
+    assert np.shape(config["network"]["template_centres"]) == np.shape(config["network"]["template_radii"]) == (2, 3)
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(trained, monkeypatch):
+    original, epochs = implicitmeshnet_train.train_epoch, []
+
+    def interrupted(*arguments):
+        epochs.append(arguments[5])
+        if epochs == [0, 1]:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(implicitmeshnet_train, "train_epoch", interrupted)
+    arguments = [f"--config={trained / 'config.json'}", f"--training.run_dir={trained / 'again'}", "--device=cpu"]
+    with pytest.raises(KeyboardInterrupt):
+        call(implicitmeshnet_train, monkeypatch, *arguments)
+    call(implicitmeshnet_train, monkeypatch, *arguments)
+    assert epochs == [0, 1, 1, 2]
+    once, twice = (torch.load(trained / run / "last.pt", weights_only=True) for run in ("run", "again"))
+    for name, value in once["network"].items():
+        assert torch.equal(value, twice["network"][name]), name
+
+
+def test_a_run_folder_with_another_config_is_refused(trained, monkeypatch):
+    with pytest.raises(ValueError, match=r"holds a run with training\.learning_rate = 0\.0001, wanted 0\.5"):
+        call(implicitmeshnet_train, monkeypatch, f"--config={trained / 'config.json'}", "--training.learning_rate=0.5")
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={trained / 'run/config.json'}",
+             f"--test_dir_in={trained / 'data'}", f"--test_dir_out={trained / 'out'}")
+    return trained
+
+
+def test_evaluation_writes_each_file_on_the_images_own_grid(evaluated):
+    for case in range(1001, 1005):
+        image = read_grid(evaluated / "data" / f"ct_train_{case}_image.nii.gz")
+        stem = f"ct_train_{case}"
+        for kind in ("mesh_labelmap", "unet_segmentation"):
+            result = read_labels(evaluated / "out" / f"{stem}_{kind}.nii.gz")
+            assert result.grid.shape == image.shape
+            np.testing.assert_allclose(result.grid.affine, image.affine, atol=1e-5)
+            assert set(np.unique(result.data)) <= {0, 500, 420}
+        assert (evaluated / "out" / f"{stem}_preview.png").stat().st_size > 10_000
+
+
+def test_meshes_are_closed_spheres_inside_the_image_in_world_millimetres(evaluated):
+    image = read_grid(evaluated / "data/ct_train_1001_image.nii.gz")
+    for structure in ("LV", "LA"):
+        vertices, faces = read_mesh(evaluated / "out" / f"ct_train_1001_{structure}_mesh.ply")
+        assert is_closed(faces)
+        assert euler_characteristic(faces) == 2
+        voxels = (np.c_[vertices, np.ones(len(vertices))] @ np.linalg.inv(image.affine).T)[:, :3]
+        assert (voxels > 0).all()
+        assert (voxels < np.array(image.shape) - 1).all()
+
+
+def test_metrics_have_a_row_per_case_and_structure_and_agree_with_the_label_maps(evaluated):
+    rows = list(csv.DictReader((evaluated / "out/metrics.csv").open()))
+    assert [(row["case"], row["structure"]) for row in rows] == [
+        (f"ct_train_{case}", name) for case in range(1001, 1005) for name in ("LV", "LA")
+    ]
+    prediction = read_labels(evaluated / "out/ct_train_1001_mesh_labelmap.nii.gz").data == 500
+    truth = read_labels(evaluated / "data/ct_train_1001_label.nii.gz").data == 500
+    dice = 2 * (prediction & truth).sum() / (prediction.sum() + truth.sum())
+    assert float(rows[0]["dice"]) == pytest.approx(dice, abs=1e-5)
+    assert float(rows[0]["label_volume_ml"]) == pytest.approx(truth.sum() * 0.125, rel=1e-3)
+
+
+def test_the_validation_split_alone_is_the_case_that_training_held_out(evaluated, monkeypatch, capsys):
+    call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+         f"--test_dir_in={evaluated / 'data'}", f"--test_dir_out={evaluated / 'held_out'}", "--validation_split")
+    assert "1 of 1 cases written" in capsys.readouterr().out
+
+
+def test_a_bad_case_is_named_and_the_others_go_on(evaluated, tmp_path, monkeypatch):
+    for name in ("ct_train_1001_image", "ct_train_1002_image"):
+        data = (evaluated / "data" / f"{name}.nii.gz").read_bytes()
+        (tmp_path / f"{name}.nii.gz").write_bytes(data[: len(data) // 2] if "1001" in name else data)
+    with pytest.raises(ValueError, match=r"1 of 2 cases failed: .*ct_train_1001_image\.nii\.gz"):
+        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+             f"--test_dir_in={tmp_path}", f"--test_dir_out={tmp_path / 'out'}")
+    assert (tmp_path / "out/ct_train_1002_LV_mesh.ply").exists()
+    assert not list((tmp_path / "out").glob("*1001*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["implicitmeshnet_eval.py", "--implicitmeshnet_config=none.json", "--test_dir_in=a", "--test_dir_out=b"],
+         "none.json: cannot be read as a config"),
+        (["implicitmeshnet_eval.py", "--implicitmeshnet_config={run}", "--test_dir_in=none", "--test_dir_out=b"], "none"),
+        (["implicitmeshnet_eval.py", "--implicitmeshnet_config={run}", "--test_dir_in=.", "--test_dir_out=b",
+          "--device=tpu"], "--device: wanted one of"),
+        (["implicitmeshnet_train.py", "--config={config}", "--training.epochs=none"], "training.epochs: wanted int"),
+        (["implicitmeshnet_train.py", "--config={config}", "--data.structures={{\"LV\": [7]}}",
+          "--training.run_dir=other"], "_label.nii.gz"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_status_2(trained, tmp_path, arguments, sentence):
+    script, *options = arguments
+    names = {"run": trained / "run/config.json", "config": trained / "config.json"}
+    command = [sys.executable, ROOT / script, *(option.format(**names) for option in options)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 2
+    assert last.startswith(f"{script}: ")
+    assert sentence in last
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.iterdir())
