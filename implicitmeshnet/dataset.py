@@ -151,7 +151,7 @@ def prepare_case(case: Case, config: DataConfig, margin: int = 0) -> Sample:
 def check_labels(case: Case, labels: Volume, config: DataConfig):
     """Raise InputError where a label map has none of the configured values."""
     wanted = sorted(value for group in config.structures.values() for value in group)
-    if not np.isin(labels.data, wanted).any():
+    if not any((labels.data == value).any() for value in wanted):
         found = np.unique(labels.data).tolist()
         found = ", ".join(map(str, found[:20])) + (", ..." if len(found) > 20 else "")
         raise InputError(f"{case.label}: wanted some of the label values {', '.join(map(str, wanted))}, found {found}")

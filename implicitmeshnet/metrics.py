@@ -13,7 +13,7 @@ def dice(prediction, reference) -> float:
     """Dice coefficient of two boolean arrays of one shape; nan when both are empty."""
     _check_masks(prediction, reference)
     total = np.count_nonzero(prediction) + np.count_nonzero(reference)
-    return 2 * np.count_nonzero(prediction & reference) / total if total else float("nan")
+    return float(2 * np.count_nonzero(prediction & reference) / total) if total else float("nan")
 
 
 def surface_distances(prediction, reference, spacing_mm) -> dict[str, float]:

@@ -20,6 +20,7 @@ from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import voxel_from_normalised
 from implicitmeshnet.io import InputError, atomic_path
 
+TIE_BREAK = (1e-3, 2e-3, 4e-3)  # source voxels
 WRITTEN_AS = {"bool": np.uint8, "int64": np.int32, "float16": np.float32, "float64": np.float32}
 
 
@@ -124,14 +125,15 @@ def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarra
 def resample_labels(volume: Volume, target: Grid, values: list[list[int]]) -> np.ndarray:
     """Structure indices on the target grid, uint8 (X, Y, Z): 0 background, s + 1 where a label of values[s] is largest.
 
-    Every structure's indicator is resampled like an image, background being the rest, and the largest share wins; the
-    lower index on ties. Raises ValueError as `resample_image`.
+    Every structure's indicator is resampled like an image, background being the rest, and the largest share wins. Grids
+    half a voxel apart would tie at every border and lose it to the background (a tenth of a hippocampus), so labels are
+    read TIE_BREAK aside. Raises ValueError as `resample_image`.
     """
-    index = np.zeros(volume.data.shape, np.uint8)
+    index = np.zeros_like(volume.data, np.uint8)  # in the same memory order, which is most of the speed
     for structure, group in enumerate(values, 1):
         for value in group:
             index[volume.data == value] = structure
-    weights, inside = _axis_weights(volume.grid, target)
+    weights, inside = _axis_weights(volume.grid, target, TIE_BREAK)
     largest, total = np.zeros((2, *target.shape), np.float32)
     label = np.zeros(target.shape, np.uint8)
     for structure, box in enumerate(find_objects(index), 1):
@@ -214,8 +216,11 @@ def _canonical_grid(grid: Grid) -> Grid:
     return Grid(tuple(shape.tolist()), grid.affine @ inv_ornt_aff(orientation, grid.shape))
 
 
-def _axis_weights(source: Grid, target: Grid):
-    """One (target, source) matrix per axis, float32, and where the target lies inside, broadcast to (X, Y, Z)."""
+def _axis_weights(source: Grid, target: Grid, shift=(0.0, 0.0, 0.0)):
+    """One (target, source) matrix per axis, float32, and where the target lies inside, broadcast to (X, Y, Z).
+
+    The volume is read `shift` source voxels beside the target's voxel centres.
+    """
     matrix = np.linalg.inv(source.affine) @ target.affine
     across = np.abs(matrix[:3, :3] - np.diag(matrix.diagonal()[:3])) @ np.array(target.shape)
     if across.max() > 1e-2:  # source voxels, over the whole grid
@@ -223,8 +228,8 @@ def _axis_weights(source: Grid, target: Grid):
     weights, inside = [], []
     for axis, (count, size) in enumerate(zip(source.shape, target.shape, strict=True)):
         step = matrix[axis, axis]
-        positions = (matrix[axis, axis] * np.arange(size) + matrix[axis, 3]).round(6)  # same voxels, same weights
-        weights.append(_triangle_weights(positions, max(1.0, abs(step)), count))
+        positions = (step * np.arange(size) + matrix[axis, 3]).round(6)  # the same whatever the rounding of affines
+        weights.append(_triangle_weights(positions + shift[axis], max(1.0, abs(step)), count))
         inside.append((positions >= -0.5) & (positions <= count - 0.5))
     return weights, inside[0][:, None, None] & inside[1][:, None] & inside[2]
 

@@ -1,0 +1,400 @@
+"""NIfTI in and out, orientation, resampling, intensity."""
+
+import gzip
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from implicitmeshnet.config import DataConfig
+from implicitmeshnet.coordinates import transform
+from implicitmeshnet.io import InputError
+from implicitmeshnet.volume import (
+    Grid,
+    Volume,
+    canonical,
+    network_grid,
+    normalise_intensity,
+    read_grid,
+    read_image,
+    read_labels,
+    resample_image,
+    resample_labels,
+    write_volume,
+)
+
+fast = settings(max_examples=60, derandomize=True, deadline=None)
+INSIDE = slice(1, -1)
+
+
+@st.composite
+def grids(draw):
+    """Any rotation, permutation and handedness, anisotropic spacing, an origin up to a metre away."""
+    angles = draw(st.tuples(*[st.floats(-180, 180)] * 3))
+    spacing = draw(st.tuples(*[st.floats(0.3, 6)] * 3))
+    affine = np.eye(4)
+    flips = np.diag(draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3)))
+    order = draw(st.permutations(range(3)))
+    affine[:3, :3] = (Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ flips)[:, order] * spacing
+    affine[:3, 3] = draw(st.tuples(*[st.floats(-1000, 1000)] * 3))
+    return Grid(draw(st.tuples(*[st.integers(2, 300)] * 3)), affine)
+
+
+shapes = st.tuples(*[st.integers(2, 160)] * 3)
+spacings = st.floats(0.5, 4)
+
+
+@fast
+@given(grids(), shapes, spacings, st.integers(0, 2**31))
+def test_world_network_and_voxel_coordinates_round_trip(grid, shape, spacing_mm, seed):
+    target = network_grid(grid, shape, spacing_mm)
+    world_from_network, world_from_voxel = target.world_from_normalised, grid.affine
+    points = np.random.default_rng(seed).uniform(-1, 1, (20, 3))
+    world = transform(world_from_network, points)
+    back = transform(world_from_network, transform(np.linalg.inv(world_from_network), world))
+    assert np.abs(back - world).max() < 1e-3 * grid.spacing_mm.min()
+    voxel = transform(np.linalg.inv(world_from_voxel) @ world_from_network, points)
+    assert np.abs(transform(world_from_voxel, voxel) - world).max() < 1e-3 * grid.spacing_mm.min()
+    again = transform(np.linalg.inv(world_from_voxel), world)
+    assert np.abs(again - voxel).max() < 1e-3
+
+
+@fast
+@given(grids(), shapes, spacings)
+def test_network_grid_is_isotropic_centred_and_canonical(grid, shape, spacing_mm):
+    target = network_grid(grid, shape, spacing_mm)
+    np.testing.assert_allclose(target.spacing_mm, spacing_mm)
+    centre = transform(grid.affine, (np.array(grid.shape) - 1.0) / 2)
+    np.testing.assert_allclose(transform(target.world_from_normalised, np.zeros(3)), centre, atol=1e-6)
+    cosines = np.abs(np.linalg.inv(grid.affine[:3, :3] / grid.spacing_mm) @ target.affine[:3, :3]) / spacing_mm
+    np.testing.assert_allclose(np.sort(cosines, 0), [[0] * 3, [0] * 3, [1] * 3], atol=1e-9)
+    assert nib.aff2axcodes(target.affine) == ("R", "A", "S")
+
+
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(grids(), st.floats(0.4, 5), st.tuples(*[st.integers(8, 14)] * 3))
+def test_a_linear_ramp_in_the_world_stays_exact(grid, spacing_mm, shape):
+    """Downsampled, upsampled, oblique, left-handed: the value of a voxel is the ramp at its own world position."""
+    grid = Grid(shape, grid.affine)
+    slope = np.array([0.3, -0.2, 0.5])
+
+    def ramp(grid):
+        voxels = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1).astype(float)
+        return (transform(grid.affine, voxels) - grid.affine[:3, 3]) @ slope, voxels
+
+    offset = grid.affine[:3, 3] @ slope
+    target = network_grid(grid, (6, 7, 8), spacing_mm)
+    result = resample_image(canonical(Volume(ramp(grid)[0], grid)), target, background=0.0)
+    wanted, voxels = ramp(target)
+    wanted = wanted + target.affine[:3, 3] @ slope - offset
+    source = transform(np.linalg.inv(grid.affine) @ target.affine, voxels)
+    reach = np.maximum(1, spacing_mm / grid.spacing_mm)  # where the kernel does not touch the border
+    clear = ((source >= reach - 1) & (source <= np.array(shape) - reach)).all(-1)
+    np.testing.assert_allclose(result[clear], wanted[clear], atol=2e-4 * np.abs(wanted).max() + 1e-4)
+
+
+def unit_grid(*shape, spacing=(1.0, 1.0, 1.0)):
+    return Grid(shape, np.diag([*spacing, 1.0]))
+
+
+def test_resampling_onto_its_own_grid_changes_nothing():
+    rng = np.random.default_rng(0)
+    grid = unit_grid(5, 6, 7, spacing=(0.7, 1.1, 1.3))
+    image, labels = rng.normal(size=grid.shape).astype(np.float32), rng.integers(0, 4, grid.shape).astype(np.int32)
+    assert (resample_image(Volume(image, grid), grid, 0.0) == image).all()
+    expected = np.choose(labels, [0, 2, 1, 2])
+    assert (resample_labels(Volume(labels, grid), grid, [[2], [1, 3]]) == expected).all()
+
+
+def test_what_lies_more_than_half_a_voxel_outside_is_background():
+    volume = Volume(np.full((4, 4, 4), 5, np.int32), unit_grid(4, 4, 4))
+    target = network_grid(volume.grid, (8, 4, 10), 1.0)
+    image, labels = resample_image(volume, target, -1.0), resample_labels(volume, target, [[5]])
+    assert (image[2:6, :, 3:7] == 5).all() and (labels[2:6, :, 3:7] == 1).all()
+    assert (image == 5).sum() == (labels == 1).sum() == 64
+    assert set(np.unique(image)) == {-1, 5}
+
+
+def test_cropping_takes_the_middle_voxels():
+    data = np.random.default_rng(0).normal(size=(10, 12, 14)).astype(np.float32)
+    grid = unit_grid(10, 12, 14)
+    assert (resample_image(Volume(data, grid), network_grid(grid, (4, 6, 8), 1.0), 0.0) == data[3:7, 3:9, 3:11]).all()
+
+
+def test_a_checkerboard_averages_out_when_downsampled_by_four():
+    data = (np.indices((32, 32, 32)).sum(0) % 2).astype(np.float32)
+    grid = unit_grid(32, 32, 32)
+    result = resample_image(Volume(data, grid), network_grid(grid, (8, 8, 8), 4.0), 0.0)
+    assert np.abs(result[INSIDE, INSIDE, INSIDE] - 0.5).max() < 1e-5
+    assert np.abs(result - 0.5).max() < 0.05
+
+
+@pytest.mark.parametrize("spacing_mm", [0.7, 1.0, 1.3, 2.0])
+def test_the_volume_of_a_ball_survives(spacing_mm):
+    grid = unit_grid(60, 61, 48, spacing=(0.6, 0.6, 0.9))
+    points = transform(grid.affine, np.indices(grid.shape).reshape(3, -1).T.astype(float)) - [18.1, 17.7, 21.0]
+    ball = (np.linalg.norm(points, axis=1) < 14).reshape(grid.shape)
+    shape = (np.array([36.6, 36.6, 43]) / spacing_mm).astype(int) + 1
+    labels = resample_labels(Volume(ball * np.int32(7), grid), network_grid(grid, shape, spacing_mm), [[7]])
+    assert labels.sum() * spacing_mm**3 == pytest.approx(ball.sum() * 0.6 * 0.6 * 0.9, rel=0.02)
+
+
+def test_grids_half_a_voxel_apart_keep_the_volume_of_a_thin_label():
+    labels = np.zeros((21, 21, 20), np.int32)
+    labels[3:18, 4:17, 10:12] = 1
+    grid = unit_grid(21, 21, 20)
+    result = resample_labels(Volume(labels, grid), network_grid(grid, (20, 20, 20), 1.0), [[1]])
+    assert result.sum() == labels.sum()
+
+
+def test_touching_structures_leave_no_gap():
+    labels = np.zeros((40, 40, 40), np.int32)
+    labels[5:20, 5:35, 5:35], labels[20:35, 5:35, 5:35] = 4, 9
+    grid = unit_grid(40, 40, 40)
+    result = resample_labels(Volume(labels, grid), network_grid(grid, (30, 30, 30), 1.3), [[4], [9]])
+    middle = result[5:-5, 15, 15]
+    assert (middle > 0).all() and (np.diff(middle.astype(int)) >= 0).all() and set(middle) == {1, 2}
+
+
+def test_grids_with_other_directions_are_refused():
+    volume = Volume(np.zeros((4, 4, 4), np.float32), unit_grid(4, 4, 4))
+    turned = Grid((4, 4, 4), np.diag([1.0, 1, 1, 1]))
+    turned.affine[:3, :3] = Rotation.from_euler("z", 5, degrees=True).as_matrix()
+    with pytest.raises(ValueError, match="target: wanted axes parallel"):
+        resample_image(volume, turned, 0.0)
+
+
+def test_canonical_keeps_every_voxel_where_it_is():
+    grid = Grid((3, 4, 5), np.array([[0, -2, 0.1, 7], [0.1, 0, -3, 8], [1.5, 0, 0, 9], [0, 0, 0, 1.0]]))
+    data = np.arange(60).reshape(3, 4, 5)
+    turned = canonical(Volume(data, grid))
+    assert nib.aff2axcodes(turned.grid.affine) == ("R", "A", "S")
+    assert turned.grid.shape == turned.data.shape == (4, 5, 3)
+    for value in (0, 17, 42, 59):
+        before, after = (np.argwhere(volume == value)[0].astype(float) for volume in (data, turned.data))
+        np.testing.assert_allclose(transform(grid.affine, before), transform(turned.grid.affine, after))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", ["int16", "uint8", "float32", "bool", "int64"])
+def test_what_is_written_is_read_back(tmp_path, suffix, dtype):
+    data = (np.random.default_rng(0).integers(0, 100, (3, 4, 5)) % 2).astype(dtype)
+    affine = np.array([[0, -0.5, 0, 7], [0.25, 0, 0, 8], [0, 0, 1.5, 9], [0, 0, 0, 1.0]])
+    path = tmp_path / f"sub.folder/volume{suffix}"
+    write_volume(path, data, affine)
+    for volume in (read_image(path), read_labels(path)):
+        assert (volume.data == data).all() and (volume.grid.affine == affine).all()
+    assert read_image(path).data.dtype == np.float32 and read_labels(path).data.dtype == np.int32
+    grid = read_grid(path)
+    assert grid.shape == (3, 4, 5) and (grid.affine == affine).all()
+    np.testing.assert_allclose(grid.spacing_mm, [0.25, 0.5, 1.5])
+    header = nib.load(path).header
+    assert header["sform_code"] == header["qform_code"] == 1 and header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(header.get_qform(), affine, atol=1e-6)
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_a_sheared_affine_stays_exact_in_the_sform(tmp_path):
+    affine = np.array([[1, 0.25, 0, 7], [0, 1, 0, 8], [0, 0, 1.5, 9], [0, 0, 0, 1.0]])
+    write_volume(tmp_path / "sheared.nii", np.zeros((3, 4, 5), np.int16), affine)
+    assert (read_grid(tmp_path / "sheared.nii").affine == affine).all()
+
+
+def test_an_existing_file_survives_a_failed_write(tmp_path):
+    path = tmp_path / "volume.nii.gz"
+    write_volume(path, np.ones((2, 2, 2), np.int16), np.eye(4))
+    with pytest.raises(Exception, match="complex|data type|dtype|shape"):
+        write_volume(path, np.array(["text"]), np.eye(4))
+    assert read_image(path).data.sum() == 8 and len(list(tmp_path.iterdir())) == 1
+
+
+def save(path, data, affine=None, **header):
+    image = nib.Nifti1Image(data, np.eye(4) if affine is None else affine)
+    for key, value in header.items():
+        image.header[key] = value
+    nib.save(image, path)
+    return path
+
+
+def test_scaling_in_the_header_is_applied(tmp_path):
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    image.header.set_slope_inter(2.0, -1024.0)
+    nib.save(image, tmp_path / "scaled.nii.gz")
+    expected = 2.0 * np.arange(24).reshape(2, 3, 4) - 1024
+    assert (read_image(tmp_path / "scaled.nii.gz").data == expected).all()
+    assert (read_labels(tmp_path / "scaled.nii.gz").data == expected).all()
+
+
+def test_one_channel_in_four_dimensions_is_a_volume(tmp_path):
+    volume = read_image(save(tmp_path / "volume.nii.gz", np.ones((2, 3, 4, 1, 1), np.float32)))
+    assert volume.data.shape == volume.grid.shape == (2, 3, 4)
+    assert read_grid(tmp_path / "volume.nii.gz").shape == (2, 3, 4)
+
+
+def test_voxels_that_are_not_finite_take_the_finite_minimum(tmp_path):
+    data = np.arange(8, dtype=np.float32).reshape(2, 2, 2) - 3
+    data[0, 0, 1], data[1, 1, 1], data[0, 1, 0] = np.nan, np.inf, -np.inf
+    result = read_image(save(tmp_path / "volume.nii", data)).data
+    assert result[0, 0, 1] == result[1, 1, 1] == result[0, 1, 0] == -3
+    assert (result[1, :, 0] == data[1, :, 0]).all()
+
+
+def test_nifti_2_and_big_endian_files_are_read(tmp_path):
+    data = np.arange(24, dtype=">i2").reshape(2, 3, 4)
+    nib.save(nib.Nifti2Image(data.astype(np.int16), np.eye(4)), tmp_path / "two.nii.gz")
+    nib.save(nib.Nifti1Image(data, np.eye(4), nib.Nifti1Header(endianness=">")), tmp_path / "big.nii")
+    for name in ("two.nii.gz", "big.nii"):
+        assert (read_image(tmp_path / name).data == data).all()
+
+
+def bad_file(folder, kind):
+    path = folder / "bad.nii.gz"
+    zeros = np.zeros((4, 4, 4), np.int16)
+    if kind == "missing":
+        return path
+    if kind == "folder":
+        return folder
+    if kind == "text":
+        path.write_text("this is not a volume\n" * 100)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind in ("truncated", "checksum", "flipped"):
+        save(path, np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16))
+        content = bytearray(path.read_bytes())
+        content[-6 if kind == "checksum" else len(content) // 2] ^= 0xFF
+        path.write_bytes(content[: len(content) // 2] if kind == "truncated" else content)
+    elif kind == "short":
+        path = save(folder / "bad.nii", zeros)
+        path.write_bytes(path.read_bytes()[:-10])
+    elif kind == "png":
+        path.write_bytes(gzip.compress(b"\x89PNG\r\n" + bytes(2000)))
+    elif kind == "2-D":
+        save(path, zeros[0])
+    elif kind == "slice":
+        save(path, zeros[:, :, :1])
+    elif kind == "4-D":
+        save(path, np.zeros((4, 4, 4, 3), np.int16))
+    elif kind == "RGB":
+        save(path, np.zeros((4, 4, 4), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])))
+    elif kind == "complex":
+        save(path, zeros.astype(np.complex64))
+    elif kind in ("singular", "infinite"):
+        rows = {"sform_code": 1, "srow_x": [0 if kind == "singular" else np.nan, 0, 0, 0]}
+        save(path, zeros, **rows)
+    return path
+
+
+BAD = {
+    "missing": "cannot be read (No such file or directory)",
+    "folder": "cannot be read (Is a directory)",
+    "text": "wanted a NIfTI volume, found another kind of file",
+    "empty": "wanted a NIfTI volume, found another kind of file",
+    "png": "wanted a NIfTI volume, found another kind of file",
+    "truncated": "wanted an intact NIfTI file, found a truncated or damaged one",
+    "short": "wanted an intact NIfTI file, found a truncated or damaged one",
+    "flipped": "wanted an intact NIfTI file, found a truncated or damaged one",
+    "checksum": "wanted an intact NIfTI file, found a truncated or damaged one",
+    "2-D": "wanted a 3-D volume with one channel, found shape (4, 4)",
+    "slice": "wanted a 3-D volume with one channel, found shape (4, 4, 1)",
+    "4-D": "wanted a 3-D volume with one channel, found shape (4, 4, 4, 3)",
+    "RGB": "wanted one real number per voxel, found data type",
+    "complex": "wanted one real number per voxel, found data type complex64",
+    "singular": "wanted an invertible affine, found",
+    "infinite": "wanted an invertible affine, found",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("read", [read_image, read_labels])
+def test_a_bad_file_is_one_sentence_that_names_it(tmp_path, kind, read):
+    path = bad_file(tmp_path, kind)
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}: {BAD[kind]}") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "2-D", "singular"])
+def test_a_bad_header_is_found_without_the_data(tmp_path, kind):
+    path = bad_file(tmp_path, kind)
+    with pytest.raises(InputError, match=str(path)):
+        read_grid(path)
+
+
+@pytest.mark.parametrize(("value", "found"), [(1.5, "1.5"), (np.nan, "nan")])
+def test_labels_must_be_integers(tmp_path, value, found):
+    path = save(tmp_path / "label.nii.gz", np.full((2, 2, 2), value, np.float32))
+    with pytest.raises(InputError) as caught:
+        read_labels(path)
+    assert str(caught.value) == f"{path}: wanted integer label values, found {found}"
+
+
+def test_an_image_without_finite_voxels_is_refused(tmp_path):
+    with pytest.raises(InputError, match="wanted finite voxel values, found none"):
+        read_image(save(tmp_path / "image.nii", np.full((2, 2, 2), np.nan, np.float32)))
+
+
+def test_writing_needs_a_nifti_suffix(tmp_path):
+    with pytest.raises(InputError, match="wanted a name that ends in .nii or .nii.gz"):
+        write_volume(tmp_path / "volume.mha", np.zeros((2, 2, 2)), np.eye(4))
+
+
+def test_the_window_maps_its_borders_to_minus_one_and_one():
+    config = DataConfig(intensity="window", level_hu=200.0, window_hu=1000.0)
+    result = normalise_intensity(np.array([[[-2000.0, -300, -50, 200, 700, 3000]]]), config)
+    np.testing.assert_allclose(result, [[[-1, -1, -0.5, 0, 1, 1]]], atol=1e-6)
+    assert result.dtype == np.float32
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e5])
+def test_percentiles_do_not_depend_on_the_scale(scale):
+    config = DataConfig(intensity="percentile", percentiles=(1.0, 99.0))
+    data = np.random.default_rng(0).normal(size=(20, 20, 20)) * scale + 7 * scale
+    result = normalise_intensity(data, config)
+    low, high = np.percentile(data, (1, 99))
+    np.testing.assert_allclose(result, np.clip(2 * (data - low) / (high - low) - 1, -1, 1), atol=1e-4)
+    assert np.mean(result == -1) == pytest.approx(0.01, abs=2e-3)
+
+
+def test_percentiles_of_a_big_volume_are_close_from_its_subset():
+    config = DataConfig(intensity="percentile", percentiles=(0.5, 99.5))
+    data = np.random.default_rng(0).normal(size=(160, 160, 160)).astype(np.float32)
+    low, high = np.percentile(data, config.percentiles)
+    expected = np.clip(2 * (data - low) / (high - low) - 1, -1, 1)
+    assert np.abs(normalise_intensity(data, config) - expected).max() < 0.02
+
+
+@pytest.mark.parametrize("intensity", ["window", "percentile"])
+def test_constant_and_nearly_constant_volumes_stay_in_range(intensity):
+    config = DataConfig(intensity=intensity)
+    constant = normalise_intensity(np.full((4, 4, 4), -5000, np.float32), config)
+    assert (constant == -1).all()
+    data = np.zeros((10, 10, 10), np.float32)
+    data[0, 0, 0] = 1000
+    result = normalise_intensity(data, config)
+    assert result[0, 0, 0] == 1 and np.isfinite(result).all() and np.ptp(result[1:]) == 0 and result.min() >= -1
+
+
+def test_all_48_orientations_give_the_network_the_same_tensor(tmp_path):
+    rng = np.random.default_rng(0)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", [10, -7, 12], degrees=True).as_matrix() * [0.8, 1.1, 1.7]
+    affine[:3, 3] = [-120, 35, 400]
+    data = rng.integers(0, 1000, (9, 10, 11)).astype(np.int16)
+    images, labels = [], []
+    for order in itertools.permutations(range(3)):
+        for flips in itertools.product([1, -1], repeat=3):
+            turned = np.stack([order, flips], -1).astype(float)
+            path = tmp_path / "turned.nii"
+            volume = nib.as_closest_canonical(nib.Nifti1Image(data, affine)).as_reoriented(turned)
+            write_volume(path, np.asarray(volume.dataobj), volume.affine)
+            target = network_grid(read_grid(path), (8, 9, 10), 1.2)
+            images.append(resample_image(canonical(read_image(path)), target, -1.0))
+            found = read_labels(path)
+            labels.append(resample_labels(canonical(Volume(found.data % 3, found.grid)), target, [[1], [2]]))
+    assert len(images) == 48
+    np.testing.assert_allclose(images, [images[0]] * 48, atol=0.05)  # of 1000; origins are float32 in the files
+    assert (np.array(labels) == labels[0]).all()
