@@ -1,0 +1,107 @@
+"""Where a training step's time goes: every part of it, forward and forward + backward, medians, and peak memory.
+
+    python benchmarks/training_step.py --config=configs_implicitmeshnet/phantom_lv_la.json [--section.key=value ...]
+
+The image is noise and the labels are balls, so no data is needed. The floor is the UNet's arithmetic, 2 operations per
+multiply-add, backward twice the forward, at the rate that a large matrix product reaches here in the same type.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from implicitmeshnet.checkpoint import pick_device
+from implicitmeshnet.config import load_config
+from implicitmeshnet.io import run_script
+from implicitmeshnet.losses import MeshLoss, border_density, occupancy_loss, structure_masks, surface_loss
+from implicitmeshnet.network import bfloat16_is_fast, build_network
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments, overrides = parser.parse_known_args()
+    config, device = load_config(arguments.config, overrides), pick_device(arguments.device)
+    config.network.template = "centred"
+    structures, shape = len(config.data.structures), config.data.shape
+    network = build_network(config).to(device)
+    criterion = MeshLoss(network.decoder.faces, network.decoder.template.shape[1], config.loss).to(device)
+    image = torch.randn(config.training.batch_size, 1, *shape, device=device)
+    label = balls(shape, structures, config.training.batch_size, device)
+    masks = structure_masks(label, structures)
+    border, faces = border_density(masks), network.decoder.faces
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device.type))
+
+    def unet():
+        with autocast:
+            pyramid, logits = network.unet(image.to(memory_format=torch.channels_last_3d))
+        return [*pyramid.values(), logits], pyramid
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _, pyramid = unet()
+    pyramid = {level: volume.detach().requires_grad_() for level, volume in pyramid.items()}
+    template = network.decoder(pyramid)[-1].detach()
+    parts = {
+        "UNet": lambda: sum(volume.float().mean() for volume in unet()[0]),
+        "graph decoder": lambda: sum(stage.square().sum() for stage in network.decoder(pyramid)),
+        "occupancy loss (Mesh2SDF)": lambda: occupancy_loss(leaf(template), faces, masks, config.loss.temperature),
+        "surface loss": lambda: surface_loss(leaf(template), faces, border),
+        "whole step": lambda: criterion(network(image), label, 0.0)[0],
+    }
+    print(f"batch {len(image)}, grid {shape}, {structures} structures, {template.shape[2]} vertices, {device},"
+          f" {torch.get_num_threads()} threads, bfloat16: {bfloat16_is_fast(device.type)}")
+    print(f"{'part':<28}{'forward ms':>12}{'fwd + bwd ms':>14}")
+    for name, part in parts.items():
+        forward = median_seconds(part, device, arguments.repeats)
+        both = median_seconds(lambda part=part: part().backward(), device, arguments.repeats)
+        print(f"{name:<28}{1e3 * forward:>12.1f}{1e3 * both:>14.1f}")
+    rate = operations_per_second(device, torch.bfloat16 if bfloat16_is_fast(device.type) else torch.float32)
+    operations = counter.get_total_flops()
+    print(f"{'floor of the UNet':<28}{1e3 * operations / rate:>12.1f}{3e3 * operations / rate:>14.1f}"
+          f"   {operations / 1e9:.1f} GFLOP forward at {rate / 1e9:.0f} GFLOP/s")
+    if device.type == "cuda":
+        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB on the GPU")
+    else:
+        print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB with the libraries")
+
+
+def leaf(vertices):
+    return vertices.clone().requires_grad_()
+
+
+def balls(shape, structures: int, batch: int, device):
+    """Labels (B, X, Y, Z) of one ball per structure, side by side."""
+    axes = [torch.linspace(-1, 1, n, device=device) for n in shape]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    label = torch.zeros(shape, dtype=torch.int64, device=device)
+    for index in range(structures):
+        centre = torch.tensor([0.8 * (index + 0.5) / structures - 0.4, 0.0, 0.0], device=device)
+        label[(points - centre).norm(dim=-1) < 0.5 / structures] = index + 1
+    return label.expand(batch, -1, -1, -1)
+
+
+def median_seconds(function, device, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):  # the first one warms up
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def operations_per_second(device, dtype) -> float:
+    size = 2048
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    return 2 * size**3 / median_seconds(lambda: a @ b, device, 5)
+
+
+if __name__ == "__main__":
+    run_script(main)
