@@ -10,22 +10,23 @@ Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structu
 import argparse
 import csv
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from implicitmeshnet.dataset import find_cases, prepare_case, split_cases
-from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, write_mesh
-from implicitmeshnet.metrics import dice, self_intersecting_faces, surface_distances, volume_ml
-from implicitmeshnet.volume import Grid, read_grid, read_labels, write_volume
 from tqdm import tqdm
 
 from implicitmeshnet.checkpoint import load_network, pick_device, snapshot_path
 from implicitmeshnet.config import Config, load_config
 from implicitmeshnet.coordinates import to_grid_sample, transform, voxel_from_normalised
+from implicitmeshnet.dataset import find_cases, prepare_case, split_cases
+from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, write_mesh
 from implicitmeshnet.figures import Structure, case_preview
 from implicitmeshnet.io import InputError, atomic_path, run_script
+from implicitmeshnet.metrics import dice, self_intersecting_faces, surface_distances, volume_ml
+from implicitmeshnet.volume import Grid, read_grid, read_labels, write_volume
 
 
 def main():
@@ -64,6 +65,10 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     """Write one case's files; a row of metrics per structure, none where the case has no label."""
     start = time.perf_counter()
     names = list(config.data.structures)
+    reference = None if case.label is None else read_labels(case.label).data
+    if reference is not None and not np.isin(reference, sum(config.data.structures.values(), [])).any():
+        tqdm.write(f"{case.label}: has none of the label values of data.structures, so there are no metrics for it")
+        case, reference = replace(case, label=None), None
     grid, sample = read_grid(case.image), prepare_case(case, config.data)
     with torch.inference_mode():
         prediction = network(sample.image[None, None].to(device))
@@ -82,8 +87,7 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     write_volume(out / f"{case.name}_unet_segmentation.nii.gz", segmentation, grid.affine)
     preview(out / f"{case.name}_preview.png", sample, names, vertices, faces)
     rows = []
-    if case.label is not None:
-        reference = read_labels(case.label).data
+    if reference is not None:
         for name, structure in zip(names, vertices, strict=True):
             rows.append({"case": case.name, "structure": name}
                         | compare(labelmap, segmentation, reference, config.data.structures[name], grid)

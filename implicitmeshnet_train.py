@@ -13,9 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from implicitmeshnet.dataset import TrainingSet, find_cases, split_cases, template_statistics
-from implicitmeshnet.figures import Structure, case_preview, training_overview
-from implicitmeshnet.metrics import dice
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -23,8 +20,11 @@ from implicitmeshnet.augment import augment
 from implicitmeshnet.checkpoint import load_checkpoint, pick_device, save_checkpoint, save_snapshot
 from implicitmeshnet.config import Config, load_config, save_config
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
+from implicitmeshnet.dataset import TrainingSet, find_cases, split_cases, template_statistics
+from implicitmeshnet.figures import Structure, case_preview, training_overview
 from implicitmeshnet.io import InputError, run_script
 from implicitmeshnet.losses import MeshLoss
+from implicitmeshnet.metrics import dice
 from implicitmeshnet.network import ImplicitMeshNet, build_network
 from implicitmeshnet.ops import voxelize
 
@@ -132,7 +132,7 @@ def train_epoch(network, criterion, optimizer, samples, config: Config, epoch: i
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
         if not torch.isfinite(norm):
-            raise InputError(f"training.learning_rate: {settings.learning_rate:g} diverged in epoch {epoch + 1}; lower it")
+            raise InputError(f"training.learning_rate: {settings.learning_rate:g} diverged in epoch {epoch + 1}")
         optimizer.step()
         for name, value in {"total": total, **vars(losses)}.items():
             sums[name] = sums.get(name, 0.0) + value.item() / len(batches)

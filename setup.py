@@ -31,8 +31,8 @@ class OptionalBuild(BuildExtension):
 
     def _warn(self, reason):
         print(
-            f"warning: {reason}, so implicitmeshnet will run uncompiled and slowly: install g++ (Debian: apt install g++)"
-            " and install the package again",
+            f"warning: {reason}, so implicitmeshnet will run uncompiled, slowly: install g++ (Debian: apt install g++)"
+            " and install again",
             file=sys.stderr,
         )
 

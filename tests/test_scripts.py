@@ -154,7 +154,8 @@ def test_a_bad_case_is_named_and_the_others_go_on(evaluated, tmp_path, monkeypat
     [
         (["implicitmeshnet_eval.py", "--implicitmeshnet_config=none.json", "--test_dir_in=a", "--test_dir_out=b"],
          "none.json: cannot be read as a config"),
-        (["implicitmeshnet_eval.py", "--implicitmeshnet_config={run}", "--test_dir_in=none", "--test_dir_out=b"], "none"),
+        (["implicitmeshnet_eval.py", "--implicitmeshnet_config={run}", "--test_dir_in=none", "--test_dir_out=b"],
+         "none: wanted a folder"),
         (["implicitmeshnet_eval.py", "--implicitmeshnet_config={run}", "--test_dir_in=.", "--test_dir_out=b",
           "--device=tpu"], "--device: wanted one of"),
         (["implicitmeshnet_train.py", "--config={config}", "--training.epochs=none"], "training.epochs: wanted int"),
