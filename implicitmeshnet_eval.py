@@ -66,7 +66,8 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     start = time.perf_counter()
     names = list(config.data.structures)
     reference = None if case.label is None else read_labels(case.label).data
-    if reference is not None and not np.isin(reference, sum(config.data.structures.values(), [])).any():
+    known = [value for group in config.data.structures.values() for value in group]
+    if reference is not None and not np.isin(reference, known).any():
         tqdm.write(f"{case.label}: has none of the label values of data.structures, so there are no metrics for it")
         case, reference = replace(case, label=None), None
     grid, sample = read_grid(case.image), prepare_case(case, config.data)
