@@ -9,7 +9,19 @@
 #define IMN_INLINE inline __attribute__((always_inline))
 #endif
 
-#define IMN_RESTRICT __restrict__
+namespace imn {
+
+#if defined(__METAL_VERSION__)
+IMN_INLINE float square_root(float x) { return metal::sqrt(x); }
+IMN_INLINE float magnitude(float x) { return metal::fabs(x); }
+#else
+IMN_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+IMN_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+IMN_INLINE float magnitude(float x) { return __builtin_fabsf(x); }
+IMN_INLINE double magnitude(double x) { return __builtin_fabs(x); }
+#endif
+
+}  // namespace imn
 
 // Hot host loops are compiled once per instruction set and chosen when the library is loaded.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)

@@ -1,4 +1,4 @@
-// The geometry of one point and one triangle, for host, CUDA and Metal alike.
+// The geometry of one point and one triangle, for host, CUDA and Metal alike. Branch-free where loops are to vectorise.
 #pragma once
 
 #include "portable.h"
@@ -9,6 +9,9 @@ template <typename T>
 struct Vec3 {
     T x, y, z;
 };
+
+template <typename T>
+IMN_INLINE Vec3<T> operator+(Vec3<T> a, Vec3<T> b) { return {a.x + b.x, a.y + b.y, a.z + b.z}; }
 
 template <typename T>
 IMN_INLINE Vec3<T> operator-(Vec3<T> a, Vec3<T> b) { return {a.x - b.x, a.y - b.y, a.z - b.z}; }
@@ -25,99 +28,131 @@ IMN_INLINE Vec3<T> cross(Vec3<T> a, Vec3<T> b) {
 }
 
 template <typename T>
-IMN_INLINE T clamp01(T t) { return t < T(0) ? T(0) : (t > T(1) ? T(1) : t); }
+IMN_INLINE T least(T a, T b) { return a < b ? a : b; }
 
-// What the distance to a triangle needs: corner a, edges u = b - a, v = c - a, w = c - b with their inverse squared
-// lengths (0 where an edge is a point), the unit normal n, and the gradients gv, gw of the barycentric weights of b and
-// c in the plane. A triangle without area has n = 0 and `flat` = 2, which no inside test passes.
+template <typename T>
+IMN_INLINE T clamp(T t, T high) {
+    T low = t > T(0) ? t : T(0);
+    return least(low, high);
+}
+
+// 0 for a length below any that a mesh in the unit cube means, so that nothing overflows in float either.
+template <typename T>
+IMN_INLINE T inverse_or_zero(T x) { return x > T(1e-30) ? T(1) / x : T(0); }
+
+// A triangle in its own plane: corners a = (0, 0), b = (length, 0), c = (cx, cy), ab the longest edge, cy >= 0. The axes
+// are orthonormal, z the face normal. A face without area has cy = 0, a point has length = 0; their axes are arbitrary.
 template <typename T>
 struct Triangle {
-    Vec3<T> a, u, v, w, n, gv, gw;
-    T iu, iv, iw, flat;
+    Vec3<T> a, x, y, z;
+    T length, cx, cy;
+    T inverse_length, inverse_ac, inverse_bc;  // 1 / |ab|, 1 / |ac|^2, 1 / |bc|^2, or 0
 };
 
-constexpr int TRIANGLE_FIELDS = 25;
+constexpr int TRIANGLE_FIELDS = 18;
 
+// Which of the corners 0, 1, 2 the longest edge starts from.
 template <typename T>
-IMN_INLINE T inverse_or_zero(T x) { return x > T(0) ? T(1) / x : T(0); }
-
-// Doubles in, so that slivers keep their directions; the result is rounded to T.
-IMN_INLINE Triangle<double> make_triangle(Vec3<double> a, Vec3<double> b, Vec3<double> c) {
-    Triangle<double> t;
-    t.a = a, t.u = b - a, t.v = c - a, t.w = c - b;
-    t.iu = inverse_or_zero(dot(t.u, t.u)), t.iv = inverse_or_zero(dot(t.v, t.v)), t.iw = inverse_or_zero(dot(t.w, t.w));
-    Vec3<double> normal = cross(t.u, t.v);
-    double squared = dot(normal, normal);
-    // below this the plane is rounding noise of the vertices; the three edges describe the face
-    bool solid = squared > 1e-30 * dot(t.u, t.u) * dot(t.v, t.v) && squared > 0;
-    double inverse = solid ? 1 / squared : 0;
-    t.n = (solid ? 1 / __builtin_sqrt(squared) : 0) * normal;
-    t.gv = inverse * cross(t.v, normal);
-    t.gw = inverse * cross(normal, t.u);
-    t.flat = solid ? 0 : 2;
-    return t;
+IMN_INLINE int longest_edge(const Vec3<T>* corner) {
+    T squared[3];
+    for (int k = 0; k < 3; k++) {
+        Vec3<T> edge = corner[(k + 1) % 3] - corner[k];
+        squared[k] = dot(edge, edge);
+    }
+    int longest = squared[1] > squared[0] ? 1 : 0;
+    return squared[2] > squared[longest] ? 2 : longest;
 }
 
-// The vector from the closest point of the triangle to p = a + r. Branch-free, so that loops around it vectorise:
-// the plane's foot where it falls inside, else the best of the three edges.
+// The longest edge must be ab. Slivers keep exact axes, by Gram-Schmidt; `epsilon` is that of T.
 template <typename T>
-IMN_INLINE Vec3<T> closest_offset(const Triangle<T>& t, Vec3<T> r) {
-    Vec3<T> rb = r - t.u;
-    Vec3<T> eu = r - clamp01(dot(r, t.u) * t.iu) * t.u;
-    Vec3<T> ev = r - clamp01(dot(r, t.v) * t.iv) * t.v;
-    Vec3<T> ew = rb - clamp01(dot(rb, t.w) * t.iw) * t.w;
-    T du = dot(eu, eu), dv = dot(ev, ev), dw = dot(ew, ew);
-    bool take_v = dv < du;
-    Vec3<T> e = {take_v ? ev.x : eu.x, take_v ? ev.y : eu.y, take_v ? ev.z : eu.z};
-    T d = take_v ? dv : du;
-    bool take_w = dw < d;
-    e = {take_w ? ew.x : e.x, take_w ? ew.y : e.y, take_w ? ew.z : e.z};
-    T beta = dot(r, t.gv) + t.flat, gamma = dot(r, t.gw) + t.flat;
-    T h = dot(r, t.n);
-    bool inside = (beta >= T(0)) & (gamma >= T(0)) & (beta + gamma <= T(1));
-    return {inside ? h * t.n.x : e.x, inside ? h * t.n.y : e.y, inside ? h * t.n.z : e.z};
+IMN_INLINE Triangle<T> make_triangle(Vec3<T> a, Vec3<T> b, Vec3<T> c, T epsilon) {
+    Vec3<T> ab = b - a, ac = c - a;
+    T length = square_root(dot(ab, ab));
+    Vec3<T> x = length > T(0) ? (T(1) / length) * ab : Vec3<T>{T(1), T(0), T(0)};
+    T cx = dot(ac, x);
+    Vec3<T> across = ac - cx * x;
+    across = across - dot(across, x) * x;
+    T cy = square_root(dot(across, across));
+    if (!(cy > epsilon * length)) {
+        T xx = x.x * x.x, yy = x.y * x.y, zz = x.z * x.z;
+        across = xx <= yy && xx <= zz ? Vec3<T>{T(0), -x.z, x.y}
+                 : yy <= zz           ? Vec3<T>{x.z, T(0), -x.x}
+                                      : Vec3<T>{-x.y, x.x, T(0)};
+        cy = T(0);
+    }
+    Vec3<T> y = (T(1) / square_root(dot(across, across))) * across;
+    T gx = cx - length;
+    return {a, x, y, cross(x, y), length, cx, cy, inverse_or_zero(length), inverse_or_zero(cx * cx + cy * cy),
+            inverse_or_zero(gx * gx + cy * cy)};
 }
 
-// The squared length of closest_offset, without the selects that only its direction needs.
+// A point in the triangle's frame.
 template <typename T>
-IMN_INLINE T closest_squared(const Triangle<T>& t, Vec3<T> r) {
-    Vec3<T> rb = r - t.u;
-    Vec3<T> eu = r - clamp01(dot(r, t.u) * t.iu) * t.u;
-    Vec3<T> ev = r - clamp01(dot(r, t.v) * t.iv) * t.v;
-    Vec3<T> ew = rb - clamp01(dot(rb, t.w) * t.iw) * t.w;
-    T du = dot(eu, eu), dv = dot(ev, ev), dw = dot(ew, ew);
-    T d = du < dv ? du : dv;
-    d = d < dw ? d : dw;
-    T beta = dot(r, t.gv) + t.flat, gamma = dot(r, t.gw) + t.flat;
-    T h = dot(r, t.n);
-    bool inside = (beta >= T(0)) & (gamma >= T(0)) & (beta + gamma <= T(1));
-    return inside ? h * h : d;
+IMN_INLINE Vec3<T> to_frame(const Triangle<T>& t, Vec3<T> p) {
+    Vec3<T> r = p - t.a;
+    return {dot(t.x, r), dot(t.y, r), dot(t.z, r)};
 }
 
-// Barycentric weights of the closest point of triangle (a, b, c) to p, and the vector from it to p.
 template <typename T>
-struct Closest {
-    T weight[3];
-    Vec3<T> offset;
+IMN_INLINE bool above_inside(const Triangle<T>& t, Vec3<T> p) {
+    return (p.y > T(0)) & (t.cy * p.x > t.cx * p.y) & ((t.cx - t.length) * p.y > t.cy * (p.x - t.length));
+}
+
+// What the three edges offer p, in the triangle's frame: the ways from their closest points to it in the plane, how far
+// along each edge those are, and the squared distances. As ab is the longest edge, it is the closest where y <= 0 only.
+template <typename T>
+struct Edges {
+    T abx, aby, acx, acy, bcx, bcy, along_ac, along_bc, ab, ac, bc;
 };
 
 template <typename T>
-IMN_INLINE Closest<T> closest_weights(Vec3<T> a, Vec3<T> b, Vec3<T> c, Vec3<T> p) {
-    Vec3<T> u = b - a, v = c - a, w = c - b, r = p - a, rb = p - b;
-    T tu = clamp01(dot(r, u) * inverse_or_zero(dot(u, u)));
-    T tv = clamp01(dot(r, v) * inverse_or_zero(dot(v, v)));
-    T tw = clamp01(dot(rb, w) * inverse_or_zero(dot(w, w)));
-    Vec3<T> eu = r - tu * u, ev = r - tv * v, ew = rb - tw * w;
-    T du = dot(eu, eu), dv = dot(ev, ev), dw = dot(ew, ew);
-    Closest<T> best = {{1 - tu, tu, 0}, eu};
-    if (dv < du) best = {{1 - tv, 0, tv}, ev};
-    if (dw < du && dw < dv) best = {{0, 1 - tw, tw}, ew};
-    Vec3<T> normal = cross(u, v);
-    T inverse = inverse_or_zero(dot(normal, normal));
-    T beta = dot(r, cross(v, normal)) * inverse, gamma = dot(r, cross(normal, u)) * inverse;
-    if (inverse > T(0) && beta >= T(0) && gamma >= T(0) && beta + gamma <= T(1))
-        best = {{1 - beta - gamma, beta, gamma}, (dot(r, normal) * inverse) * normal};
-    return best;
+IMN_INLINE Edges<T> measure_edges(const Triangle<T>& t, Vec3<T> p) {
+    Edges<T> e;
+    T gx = t.cx - t.length, bx = p.x - t.length;
+    e.abx = p.x - clamp(p.x, t.length), e.aby = p.y;
+    e.along_ac = clamp((p.x * t.cx + p.y * t.cy) * t.inverse_ac, T(1));
+    e.acx = p.x - e.along_ac * t.cx, e.acy = p.y - e.along_ac * t.cy;
+    e.along_bc = clamp((bx * gx + p.y * t.cy) * t.inverse_bc, T(1));
+    e.bcx = bx - e.along_bc * gx, e.bcy = p.y - e.along_bc * t.cy;
+    e.ab = e.abx * e.abx + e.aby * e.aby;
+    e.ac = e.acx * e.acx + e.acy * e.acy;
+    e.bc = e.bcx * e.bcx + e.bcy * e.bcy;
+    return e;
+}
+
+// The squared distance of p, in the triangle's frame.
+template <typename T>
+IMN_INLINE T squared_distance(const Triangle<T>& t, Vec3<T> p) {
+    Edges<T> e = measure_edges(t, p);
+    T edge = least(least(e.ac, e.bc), e.ab);
+    return p.z * p.z + (above_inside(t, p) ? T(0) : edge);
+}
+
+// The way from the closest point to p, in the triangle's frame.
+template <typename T>
+IMN_INLINE Vec3<T> residual(const Triangle<T>& t, Vec3<T> p) {
+    Edges<T> e = measure_edges(t, p);
+    T x = e.ac < e.bc ? e.acx : e.bcx, y = e.ac < e.bc ? e.acy : e.bcy, edge = least(e.ac, e.bc);
+    x = e.ab < edge ? e.abx : x, y = e.ab < edge ? e.aby : y;
+    bool inside = above_inside(t, p);
+    return {inside ? T(0) : x, inside ? T(0) : y, p.z};
+}
+
+// The closest point's barycentric weights of b and c.
+template <typename T>
+struct Weights {
+    T b, c;
+};
+
+template <typename T>
+IMN_INLINE Weights<T> closest_weights(const Triangle<T>& t, Vec3<T> p) {
+    if (above_inside(t, p)) {
+        T height = p.y * inverse_or_zero(t.cy);
+        return {(p.x - height * t.cx) * t.inverse_length, height};
+    }
+    Edges<T> e = measure_edges(t, p);
+    if (e.ab < least(e.ac, e.bc)) return {clamp(p.x * t.inverse_length, T(1)), T(0)};
+    return e.ac < e.bc ? Weights<T>{T(0), e.along_ac} : Weights<T>{T(1) - e.along_bc, e.along_bc};
 }
 
 }  // namespace imn

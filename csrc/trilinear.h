@@ -16,9 +16,9 @@ struct Axis {
 template <typename T>
 IMN_INLINE Axis<T> locate(T coordinate, int64_t size) {
     T half = T(size - 1) / 2;
-    T clamped = coordinate > T(-1) ? (coordinate < T(1) ? coordinate : T(1)) : T(-1);  // NaN goes to -1
+    T clamped = coordinate < T(-1) ? T(-1) : (coordinate > T(1) ? T(1) : coordinate);
     T position = (clamped + 1) * half;
-    int32_t low = int32_t(position);
+    int32_t low = position >= T(0) ? int32_t(position) : 0;  // NaN lies in cell 0 and stays NaN in its fraction
     if (low > size - 2) low = size > 1 ? int32_t(size - 2) : 0;
     return {low, size > 1, position - T(low), coordinate >= T(-1) && coordinate <= T(1) ? half : T(0)};
 }

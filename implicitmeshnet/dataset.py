@@ -144,7 +144,8 @@ def prepare_case(case: Case, config: DataConfig, margin: int = 0) -> Sample:
         _check_same_grid(case, image.grid, labels.grid)
         labels = canonical(Volume(labels.data, image.grid))
         label = torch.from_numpy(resample_labels(labels, padded, list(config.structures.values())))
-    image = canonical(Volume(normalise_intensity(image.data, config), image.grid))
+    image = canonical(image)  # first, so that the same voxels make the percentiles in any orientation
+    image = Volume(normalise_intensity(image.data, config), image.grid)
     return Sample(case.name, torch.from_numpy(resample_image(image, padded, background=-1.0)), label, grid)
 
 

@@ -17,7 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from scipy.ndimage import find_objects
 
 from implicitmeshnet.config import DataConfig
-from implicitmeshnet.coordinates import voxel_from_normalised
+from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.io import InputError, atomic_path
 
 TIE_BREAK = (1e-3, 2e-3, 4e-3)  # source voxels
@@ -103,13 +103,19 @@ def canonical(volume: Volume) -> Volume:
 
 
 def network_grid(grid: Grid, shape, spacing_mm: float) -> Grid:
-    """The isotropic grid of `shape` around the volume's centre, along the axes of its canonical orientation."""
-    centre = grid.affine[:3, :3] @ ((np.array(grid.shape) - 1) / 2) + grid.affine[:3, 3]
-    along = _canonical_grid(grid)
+    """The isotropic grid of `shape` along the axes of the volume's canonical orientation, around its centre.
+
+    It moves by up to half a voxel so that its middle voxel sits on one of the volume's: at the volume's own spacing
+    voxels are then copied, where half-way between them images would blur and label borders tie.
+    """
+    source, shape = _canonical_grid(grid), np.array(shape)
+    step, middle = spacing_mm / source.spacing_mm, (shape - 1) // 2  # step in source voxels
+    centred = (np.array(source.shape) - 1) / 2 + step * (middle - (shape - 1) / 2)  # source voxel at the middle one
+    snapped = np.ceil(centred - 0.501)  # to the nearest, half-way down whatever the rounding of affines
     affine = np.eye(4)
-    affine[:3, :3] = along.affine[:3, :3] / along.spacing_mm * spacing_mm
-    affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return Grid(tuple(shape), affine)
+    affine[:3, :3] = source.affine[:3, :3] * step
+    affine[:3, 3] = transform(source.affine, snapped - step * middle)
+    return Grid(tuple(shape.tolist()), affine)
 
 
 def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarray:

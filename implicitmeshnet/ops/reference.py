@@ -8,8 +8,8 @@ from implicitmeshnet.coordinates import transform, voxel_from_normalised
 
 FRACTION_BITS = 18
 """The sign's fixed point: vertices are snapped to 2^-18 voxel, so that int64 edge functions are exact."""
-COORDINATE_LIMIT = 2**30 - 1
-"""Largest snapped coordinate: 4096 voxels; vertices farther out are moved onto that limit."""
+COORDINATE_LIMIT = 4096
+"""Voxels; the sign moves vertices farther out onto that limit along X and Y."""
 PAIRS = 2**21
 """Point-face or column-face pairs held in memory at a time."""
 
@@ -65,13 +65,13 @@ def closest(frame: Frame, points):
     s_ab = (x * _inverse(length)).clamp(0, 1)
     t_ac = ((x * cx + y * cy) * _inverse(cx * cx + cy * cy)).clamp(0, 1)
     t_bc = (((x - length) * gx + y * cy) * _inverse(gx * gx + cy * cy)).clamp(0, 1)
-    best = None
-    for s, t in ((s_ab, torch.zeros_like(s_ab)), (torch.zeros_like(t_ac), t_ac), (1 - t_bc, t_bc)):
-        rx, ry = x - s * length - t * cx, y - t * cy
-        candidate = (rx * rx + ry * ry, s, t, rx, ry)
-        nearer = candidate[0] < best[0] if best else None
-        best = tuple(torch.where(nearer, new, old) for new, old in zip(candidate, best)) if best else candidate
-    _, s, t, rx, ry = best
+    s, t = s_ab, torch.zeros_like(s_ab)
+    rx, ry = x - s * length, y
+    for next_s, next_t in ((torch.zeros_like(t_ac), t_ac), (1 - t_bc, t_bc)):
+        next_rx, next_ry = x - next_s * length - next_t * cx, y - next_t * cy
+        nearer = next_rx * next_rx + next_ry * next_ry < rx * rx + ry * ry
+        s, t = torch.where(nearer, next_s, s), torch.where(nearer, next_t, t)
+        rx, ry = torch.where(nearer, next_rx, rx), torch.where(nearer, next_ry, ry)
     interior = (y > 0) & (cx * y < cy * x) & (gx * y > cy * (x - length))
     t_in = y * _inverse(cy)
     s_in = (x - t_in * cx) * _inverse(length)
@@ -80,14 +80,14 @@ def closest(frame: Frame, points):
 
 
 def _inverse(x):
-    """1 / x, 0 where x is 0."""
-    return torch.where(x > 0, 1 / x, 0)
+    """1 / x, 0 for lengths below any that a mesh in the unit cube means."""
+    return torch.where(x > 1e-30, 1 / x, 0)
 
 
 def grid_points(shape, like):
     """The normalised coordinates of all voxel centres, (X * Y * Z, 3)."""
-    axes = [torch.arange(n, device=like.device).to(like.dtype) * (2 / (n - 1)) - 1 for n in shape]
-    return torch.cartesian_prod(*axes)
+    axes = [torch.arange(n, dtype=torch.float64) * 2 / (n - 1) - 1 for n in shape]
+    return torch.cartesian_prod(*(axis.to(like.device, like.dtype) for axis in axes))
 
 
 def check_faces(faces, vertex_count: int):
@@ -110,15 +110,15 @@ def mesh2sdf(vertices, faces, shape):
             sdf[item] = torch.nan
             continue
         frame = make_frame(vertices[item], faces)
-        nearest = [_nearest(frame, part) for part in grid_points(shape, vertices).split(max(PAIRS // len(faces), 1))]
-        distance, index = (torch.cat(parts).view(*shape) for parts in zip(*nearest))
+        parts = [nearest(frame, part) for part in grid_points(shape, vertices).split(max(PAIRS // len(faces), 1))]
+        distance, index = (torch.cat(column).view(*shape) for column in zip(*parts, strict=True))
         voxel = transform(voxel_from_normalised(shape), vertices[item].cpu().double())
         inside = voxelize(voxel, faces, shape).to(sdf.device)
         sdf[item], face[item] = torch.where(inside, -distance, distance), index
     return sdf, face
 
 
-def _nearest(frame, points):
+def nearest(frame, points):
     """Distances (N,) and indices (N,) of the faces nearest to points (N, 3)."""
     _, _, residual = closest(frame, points[:, None])
     squared, index = sum(r * r for r in residual).min(1)
@@ -134,10 +134,10 @@ def mesh2sdf_backward(grad, vertices, faces, sdf, face):
         s, t, residual = closest(frame, grid_points(sdf.shape[1:], vertices)[active])
         distance = sdf[item].flatten()[active, None]
         on_surface = distance.abs() <= 8 * torch.finfo(sdf.dtype).eps
-        normal = (torch.stack(residual, -1)[..., None] * frame.axes).sum(-2) / distance
-        normal = torch.where(on_surface, frame.axes[:, 2], normal)
+        normal = (torch.stack(residual, -1)[..., None] * frame.axes).sum(-2) * distance.sign()
+        normal = torch.where(on_surface, frame.axes[:, 2], torch.nn.functional.normalize(normal, dim=-1, eps=0))
         pull = -grad[item].flatten()[active, None] * normal  # (N, 3)
-        for weight, corner in zip((1 - s - t, s, t), frame.corners.unbind(-1)):
+        for weight, corner in zip((1 - s - t, s, t), frame.corners.unbind(-1), strict=True):
             grad_vertices[item].index_add_(0, corner, weight[:, None] * pull)
     return grad_vertices
 
@@ -146,9 +146,9 @@ def voxelize(vertices, faces, shape):
     """See `implicitmeshnet.ops.voxelize`. On the CPU whatever the device, as Metal has no float64."""
     check_faces(faces, len(vertices))
     device, faces = vertices.device, faces.cpu()
-    scaled = vertices.detach().cpu().double() * 2**FRACTION_BITS
-    fixed = scaled.round().clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).long()
-    corners = fixed[faces]  # (F, 3, 3)
+    exact = vertices.detach().cpu().double()
+    fixed = (exact.clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT) * 2**FRACTION_BITS).round().long()
+    corners, depth = fixed[faces], exact[faces][..., 2]  # (F, 3, 3) and (F, 3)
     area = _edge(corners[:, 0], corners[:, 1], *corners[:, 2, :2].unbind(-1))
     low = (-(-corners.amin(1) >> FRACTION_BITS)).clamp(min=0)
     high = (corners.amax(1) >> FRACTION_BITS).minimum(torch.tensor(shape) - 1)
@@ -162,8 +162,8 @@ def voxelize(vertices, faces, shape):
         rank = pair - (ends - counts)[face]
         x = low[face, 0] + rank // columns[face, 1]
         y = low[face, 1] + rank % columns[face, 1]
-        covered, above = _crossing(corners[face], area[face], x << FRACTION_BITS, y << FRACTION_BITS)
-        index = (x * shape[1] + y) * (shape[2] + 1) + above.clamp(0, shape[2])
+        covered, z = _crossing(corners[face], depth[face], area[face], x << FRACTION_BITS, y << FRACTION_BITS)
+        index = (x * shape[1] + y) * (shape[2] + 1) + z.ceil().clamp(0, shape[2]).long()
         delta.index_add_(0, index[covered], -area[face].sign()[covered].int())
     winding = delta.view(shape[0], shape[1], -1).cumsum(-1, dtype=torch.int32)[..., :-1]
     return (winding != 0).to(device)
@@ -174,18 +174,16 @@ def _edge(a, b, x, y):
     return (b[:, 0] - a[:, 0]) * (y - a[:, 1]) - (b[:, 1] - a[:, 1]) * (x - a[:, 0])
 
 
-def _crossing(corners, area, x, y):
-    """Whether the columns at (x + e, y + e^2), e infinitesimal, cross the faces, and the first voxel at or above."""
+def _crossing(corners, depth, area, x, y):
+    """Whether the columns at (x + e, y + e^2), e infinitesimal, cross the faces, and at which Z."""
     covered, weights = torch.ones_like(area, dtype=torch.bool), []
-    for a, b in ((0, 1), (1, 2), (2, 0)):
-        a, b = corners[:, a], corners[:, b]
+    for a, b in ((corners[:, i], corners[:, j]) for i, j in ((0, 1), (1, 2), (2, 0))):
         value, dx, dy = _edge(a, b, x, y), b[:, 0] - a[:, 0], b[:, 1] - a[:, 1]
         side = torch.where(value != 0, value, torch.where(dy != 0, -dy, dx))
         covered &= (side > 0) == (area > 0)
         weights.append(value.double())
-    z = corners[..., 2].double()
-    rise = weights[2] * (z[:, 1] - z[:, 0]) + weights[0] * (z[:, 2] - z[:, 0])
-    return covered, ((z[:, 0] + rise / area.double()) / 2**FRACTION_BITS).ceil().long()
+    rise = weights[2] * (depth[:, 1] - depth[:, 0]) + weights[0] * (depth[:, 2] - depth[:, 0])
+    return covered, depth[:, 0] + rise / area.double()
 
 
 def trilinear(vertices, shape):
@@ -216,7 +214,7 @@ def splat(vertices, features, shape, channels_last=False):
     for item in range(len(vertices)):
         parts = weight[item, ..., None] * features[item, :, None]  # (V, 8, C)
         volume[item].index_add_(0, index[item].flatten(), parts.flatten(0, 1))
-    volume = volume.view(len(vertices), *shape, -1).permute(0, 4, 1, 2, 3)
+    volume = volume.view(len(vertices), *shape, features.shape[-1]).permute(0, 4, 1, 2, 3)
     return volume.contiguous(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
 
 

@@ -1,0 +1,287 @@
+"""Folder layouts, the way of one case onto the network's grid, splits, template statistics."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from implicitmeshnet.config import DataConfig
+from implicitmeshnet.coordinates import transform
+from implicitmeshnet.dataset import (
+    Case,
+    Sample,
+    TrainingSet,
+    find_cases,
+    prepare_case,
+    split_cases,
+    template_statistics,
+)
+from implicitmeshnet.io import InputError
+from implicitmeshnet.volume import Grid, read_image, write_volume
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+HIPPOCAMPUS, HEART = DATA / "Task04_Hippocampus", DATA / "heart_ct"
+CONFIG = DataConfig(structures={"LV": [500], "LA": [420, 421]}, shape=(16, 16, 16), spacing_mm=1.7)
+AFFINE = np.array([[0, -1.0, 0, 30], [1.5, 0, 0, -8], [0, 0, 2.0, 5], [0, 0, 0, 1]])
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def names(cases):
+    return [(case.name, case.image.name, case.label and case.label.name) for case in cases]
+
+
+def write_case(folder, name="ct", values=(500, 420), affine=AFFINE):
+    """A volume of 20 x 30 x 16 voxels with one box for each value, brighter than the rest."""
+    labels = np.zeros((20, 30, 16), np.int16)
+    for index, value in enumerate(values):
+        labels[4:12, 4 + 10 * index : 12 + 10 * index, 4:12] = value
+    write_volume(folder / f"{name}_image.nii.gz", np.where(labels > 0, 400, -50).astype(np.int16), affine)
+    write_volume(folder / f"{name}_label.nii.gz", labels, affine)
+    return Case(name, folder / f"{name}_image.nii.gz", folder / f"{name}_label.nii.gz")
+
+
+def test_mm_whs_naming(tmp_path):
+    files = ["ct_train_1002_image.nii.gz", "ct_train_1002_label.nii.gz", "ct_train_1001_image.nii"]
+    touch(tmp_path, *files, "ct_train_1001_label.nii.gz", "._ct_train_1001_image.nii.gz", "notes.txt")
+    expected = [
+        ("ct_train_1001", "ct_train_1001_image.nii", "ct_train_1001_label.nii.gz"),
+        ("ct_train_1002", "ct_train_1002_image.nii.gz", "ct_train_1002_label.nii.gz"),
+    ]
+    assert names(find_cases(tmp_path, labelled=True)) == names(find_cases(tmp_path, labelled=False)) == expected
+
+
+def test_mm_whs_images_without_labels_serve_evaluation(tmp_path):
+    touch(tmp_path, "a_image.nii.gz", "b_image.nii.gz", "b_label.nii.gz")
+    expected = [("a", "a_image.nii.gz", None), ("b", "b_image.nii.gz", "b_label.nii.gz")]
+    assert names(find_cases(tmp_path, labelled=False)) == expected
+    with pytest.raises(InputError, match=r"a_image\.nii\.gz: wanted a label for this image, found none"):
+        find_cases(tmp_path, labelled=True)
+
+
+@pytest.mark.parametrize("description", [None, {}, {"file_ending": ".nii.gz"}])
+def test_decathlon_layout(tmp_path, description):
+    """Names of four digits, the first 0000 among them, are no channels where labels have the same names."""
+    touch(tmp_path, *[f"{part}/case_000{i}.nii.gz" for part in ("imagesTr", "labelsTr") for i in (2, 0, 1)])
+    touch(tmp_path, "imagesTr/._case_0001.nii.gz")
+    if description is not None:
+        (tmp_path / "dataset.json").write_text(json.dumps(description))
+    expected = [(f"case_000{i}", *[f"case_000{i}.nii.gz"] * 2) for i in range(3)]
+    assert names(find_cases(tmp_path, labelled=True)) == expected
+
+
+def test_nnunet_layout(tmp_path):
+    touch(tmp_path, "imagesTr/b_0000.nii", "imagesTr/a_1001_0000.nii", "labelsTr/a_1001.nii", "labelsTr/b.nii")
+    touch(tmp_path, "imagesTr/c_0000.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"file_ending": ".nii"}))
+    expected = [("a_1001", "a_1001_0000.nii", "a_1001.nii"), ("b", "b_0000.nii", "b.nii")]
+    assert names(find_cases(tmp_path, labelled=True)) == expected
+
+
+def test_any_volumes_serve_evaluation(tmp_path):
+    touch(tmp_path, "b_0000.nii.gz", "a.nii", "._a.nii", "readme.md")
+    assert names(find_cases(tmp_path, labelled=False)) == [("a", "a.nii", None), ("b_0000", "b_0000.nii.gz", None)]
+
+
+@pytest.mark.parametrize(
+    ("files", "ending", "labelled", "sentence"),
+    [
+        (None, None, True, "wanted a folder of cases, found none"),
+        ([], None, True, "wanted NAME_image.nii.gz files"),
+        ([], None, False, "wanted NAME_image.nii.gz files"),
+        (["a.nii.gz"], None, True, "wanted NAME_image.nii.gz files"),
+        (["imagesTr/notes.txt"], None, True, "wanted NAME_image.nii.gz files"),
+        (["a_image.nii.gz", "a_image.nii"], None, False, "wanted one file for each case, found a_image.nii beside it"),
+        (["imagesTr/a.nii", "imagesTr/b.nii", "labelsTr/a.nii"], None, True, "b.nii: wanted a label for this image"),
+        (["imagesTr/a_0000.nii", "imagesTr/a_0001.nii", "labelsTr/a.nii"], None, True,
+         "wanted single-channel images, found another channel a_0000.nii"),
+        (["imagesTr/a.nii"], '{"file_ending": ".mha"}', False, "wanted file_ending .nii.gz or .nii, found '.mha'"),
+        (["imagesTr/a.nii"], "[1]", False, "wanted a JSON object that describes the data set"),
+        (["imagesTr/a.nii"], "{", False, "wanted a JSON object that describes the data set"),
+    ],
+)  # fmt: skip
+def test_a_bad_folder_is_one_sentence_that_names_it(tmp_path, files, ending, labelled, sentence):
+    folder = tmp_path / "data"
+    if files is not None:
+        folder.mkdir()
+        touch(folder, *files)
+    if ending:
+        (folder / "dataset.json").write_text(ending)
+    with pytest.raises(InputError) as caught:
+        find_cases(folder, labelled)
+    assert str(caught.value).startswith(str(folder))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_split_depends_on_names_and_seed_alone():
+    cases = [Case(f"{i:02}", Path(f"{i}"), None) for i in range(20)]
+    training, validation = split_cases(cases, 4, seed=3)
+    assert len(validation) == 4
+    assert sorted(training + validation, key=lambda case: case.name) == cases
+    assert split_cases(cases[::-1], 4, seed=3) == (training, validation)
+    assert len({tuple(split_cases(cases, 4, seed)[1]) for seed in range(10)}) > 5
+    with pytest.raises(InputError, match="wanted fewer than the 20 cases of the folder, found 20"):
+        split_cases(cases, 20, 0)
+
+
+def test_a_case_on_the_networks_grid(tmp_path):
+    case = write_case(tmp_path)
+    sample = prepare_case(case, CONFIG)
+    assert sample.image.shape == sample.label.shape == sample.grid.shape == (16, 16, 16)
+    assert sample.image.dtype == torch.float32
+    assert sample.label.dtype == torch.uint8
+    assert sample.image.min() >= -1
+    assert sample.image.max() == pytest.approx(0.4)
+    for index, corner in ((1, (4, 4, 4)), (2, (4, 14, 4))):
+        box = (sample.label == index).nonzero().double().mean(0).numpy()
+        centre = transform(AFFINE, np.array(corner) + 3.5)
+        np.testing.assert_allclose(transform(sample.grid.affine, box), centre, atol=0.6)
+    np.testing.assert_allclose(sample.image[sample.label == 0][0], -0.5, atol=1e-6)
+    assert prepare_case(Case("ct", case.image, None), CONFIG).label is None
+
+
+def test_a_margin_surrounds_the_same_voxels(tmp_path):
+    case = write_case(tmp_path)
+    sample, padded = prepare_case(case, CONFIG), prepare_case(case, CONFIG, margin=3)
+    inner = (slice(3, -3),) * 3
+    assert padded.image.shape == (22, 22, 22)
+    assert padded.grid.shape == (16, 16, 16)
+    assert torch.allclose(padded.image[inner], sample.image, atol=1e-5)
+    assert torch.equal(padded.label[inner], sample.label)
+    assert (padded.grid.affine == sample.grid.affine).all()
+    assert (padded.image[:, :, :3] > -0.9).any()  # the margin holds real data
+
+
+def test_a_label_maps_by_value_not_by_rank(tmp_path):
+    only_la = prepare_case(write_case(tmp_path, values=(421,)), CONFIG)
+    assert only_la.label.unique().tolist() == [0, 2]
+
+
+def test_both_orientations_of_a_file_give_the_same_sample(tmp_path):
+    case = write_case(tmp_path)
+    sample = prepare_case(case, CONFIG)
+    image = read_image(case.image)
+    for order in itertools.permutations(range(3)):
+        permutation = np.eye(4)[[*order, 3]].T
+        turned = write_case(tmp_path, "turned")
+        for path, data in ((turned.image, image.data), (turned.label, read_image(case.label).data)):
+            flipped = data.transpose(order)[::-1]
+            flip = np.diag([-1.0, 1, 1, 1])
+            flip[0, 3] = flipped.shape[0] - 1
+            write_volume(path, flipped, AFFINE @ permutation @ flip)
+        other = prepare_case(turned, CONFIG)
+        assert torch.allclose(other.image, sample.image, atol=1e-5)
+        assert torch.equal(other.label, sample.label)
+
+
+def test_a_label_must_fit_its_image(tmp_path):
+    case = write_case(tmp_path)
+    labels = read_image(case.label).data
+    write_volume(case.label, labels[:-1], AFFINE)
+    with pytest.raises(InputError) as caught:
+        prepare_case(case, CONFIG)
+    assert str(caught.value) == f"{case.label}: wanted the image's shape (20, 30, 16), found (19, 30, 16)"
+    moved = AFFINE.copy()
+    moved[0, 3] += 0.5
+    write_volume(case.label, labels, moved)
+    with pytest.raises(InputError) as caught:
+        prepare_case(case, CONFIG)
+    assert str(caught.value) == f"{case.label}: wanted the image's affine, found one that lies 0.5 voxels off"
+    moved[0, 3] = AFFINE[0, 3] + 1e-4  # rounding of other tools
+    write_volume(case.label, labels, moved)
+    assert prepare_case(case, CONFIG).label.any()
+
+
+def test_a_label_needs_a_configured_value(tmp_path):
+    case = write_case(tmp_path, values=(600, 205))
+    with pytest.raises(InputError) as caught:
+        prepare_case(case, CONFIG)
+    assert str(caught.value) == f"{case.label}: wanted some of the label values 420, 421, 500, found 0, 205, 600"
+
+
+def test_the_training_set_keeps_its_samples(tmp_path):
+    cases = [write_case(tmp_path, "a"), write_case(tmp_path, "b", values=(500,))]
+    samples = TrainingSet(cases, CONFIG, margin=2)
+    assert len(samples) == 2
+    assert [sample.name for sample in samples] == ["a", "b"]
+    sample = prepare_case(cases[0], CONFIG, margin=2)
+    assert samples[0].image.dtype == torch.float32
+    assert samples.samples[0].image.dtype == torch.float16
+    assert torch.allclose(samples[0].image, sample.image, atol=1e-3)
+    assert torch.equal(samples[0].label, sample.label)
+    with pytest.raises(InputError, match=r"data\.structures: wanted LA in at least one of 1 cases, found it in none"):
+        TrainingSet(cases[1:], CONFIG)
+
+
+def ellipsoid_sample(shape, margin, centre, radii):
+    half = (np.array(shape) - 1) / 2
+    padded = [n + 2 * margin for n in shape]
+    points = (np.stack(np.indices(padded), -1) - margin) / half - 1
+    inside = ((points - centre) ** 2 / np.square(radii)).sum(-1) < 1
+    label = torch.from_numpy(inside.astype(np.uint8))
+    return Sample("ellipsoid", label.float(), label, Grid(shape, np.eye(4)))
+
+
+@pytest.mark.parametrize("margin", [0, 5])
+def test_template_statistics_recover_an_ellipsoid(margin):
+    shape, radii = (32, 48, 64), np.array([0.5, 0.4, 0.3])
+    samples = [ellipsoid_sample(shape, margin, [x, -0.2, 0.3], radii) for x in (0.1, 0.3)]
+    centres, found = template_statistics(samples, ["LV"], shape)
+    assert centres.shape == found.shape == (1, 3)
+    np.testing.assert_allclose(centres, [[0.2, -0.2, 0.3]], atol=0.01)
+    np.testing.assert_allclose(found[0], radii, rtol=0.02)
+
+
+def test_a_single_voxel_has_a_size():
+    label = torch.zeros(9, 9, 9, dtype=torch.uint8)
+    label[4, 2, 6] = 1
+    centres, radii = template_statistics(
+        [Sample("voxel", label.float(), label, Grid((9,) * 3, np.eye(4)))], ["LV"], (9,) * 3
+    )
+    np.testing.assert_allclose(centres, [[0, -0.5, 0.5]])
+    np.testing.assert_allclose(radii, np.full((1, 3), np.sqrt(5 / 12) / 4))
+
+
+def test_template_statistics_need_every_structure():
+    sample = ellipsoid_sample((16, 16, 16), 0, [0, 0, 0], [0.5, 0.5, 0.5])
+    with pytest.raises(InputError, match="wanted LA in at least one training case, found it in none"):
+        template_statistics([sample], ["LV", "LA"], (16, 16, 16))
+
+
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="Task04_Hippocampus is not at ../shared/data")
+def test_hippocampus_volumes_survive_the_networks_grid():
+    cases = find_cases(HIPPOCAMPUS, labelled=True)
+    config = DataConfig(
+        structures={"anterior": [1], "posterior": [2]}, shape=(64, 64, 64), spacing_mm=1.0, intensity="percentile"
+    )
+    assert len(cases) == 200
+    assert all(case.label for case in cases)
+    for case in cases[::8]:
+        sample = prepare_case(case, config)
+        original = read_image(case.label).data
+        for index in (1, 2):
+            assert (sample.label == index).sum() == (original == index).sum()
+        assert sample.image.min() == -1
+        assert sample.image.max() == 1
+        assert 0.2 < sample.image.std() < 0.8
+
+
+@pytest.mark.skipif(not HEART.is_dir(), reason="heart_ct is not at ../shared/data")
+def test_the_heart_stays_where_it_is():
+    (case,) = find_cases(HEART, labelled=True)
+    sample = prepare_case(case, DataConfig(structures={"heart": [1]}, shape=(160, 128, 144), spacing_mm=2.3))
+    original = np.argwhere(read_image(case.label).data == 1)
+    heart = sample.label.nonzero().double().numpy()
+    assert len(heart) * 2.3**3 == pytest.approx(len(original) * 1.5**3, rel=0.02)
+    world = transform(read_image(case.image).grid.affine, original.mean(0))
+    np.testing.assert_allclose(transform(sample.grid.affine, heart.mean(0)), world, atol=0.2)

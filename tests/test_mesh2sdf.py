@@ -1,0 +1,299 @@
+"""The exact signed distance against analytic shapes, an independent brute force in float64, and its reference."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.ops import Mesh2SDF, compiled, mesh2sdf, reference
+
+SHAPES = [(16, 16, 16), (17, 5, 33), (2, 3, 4), (20, 24, 9)]
+TORUS_RADII = 0.5, 0.2
+
+
+def grid(shape):
+    axes = [np.linspace(-1, 1, n) for n in shape]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+
+
+def mesh(kind):
+    """A closed mesh in float64 vertices and int64 faces."""
+    if kind == "box":
+        made = trimesh.creation.box((1.0, 0.8, 1.2))
+    elif kind == "torus":
+        made = trimesh.creation.torus(*TORUS_RADII, major_sections=96, minor_sections=48)
+    else:
+        made = trimesh.creation.icosphere(subdivisions=int(kind), radius=0.5)
+    return torch.tensor(made.vertices), torch.tensor(made.faces)
+
+
+def bumpy(subdivisions, dtype=torch.float64, seed=0):
+    """A smoothly displaced sphere that touches no special position of a grid."""
+    vertices, faces = icosphere(subdivisions)
+    generator = torch.Generator().manual_seed(seed)
+    phase = torch.rand(3, generator=generator, dtype=torch.float64) * 6
+    vertices = vertices.double()
+    vertices = vertices * (0.5 + 0.06 * torch.sin(4 * vertices[:, [1, 2, 0]] + phase)) + 0.01 * phase
+    return vertices.to(dtype), faces
+
+
+def segment_distance(points, a, b):
+    t = ((points - a) @ (b - a)) / max((b - a) @ (b - a), 1e-300)
+    return np.linalg.norm(points - a - np.clip(t, 0, 1)[:, None] * (b - a), axis=1)
+
+
+def brute_force(points, vertices, faces):
+    """Unsigned distances in float64 by another route than the op: plane where the foot is inside, else the edges."""
+    best = np.full(len(points), np.inf)
+    for a, b, c in vertices[faces]:
+        distance = np.min([segment_distance(points, *edge) for edge in ((a, b), (b, c), (c, a))], 0)
+        gram = np.array([[(b - a) @ (b - a), (b - a) @ (c - a)], [(b - a) @ (c - a), (c - a) @ (c - a)]])
+        if np.linalg.det(gram) > 1e-20:
+            s, t = np.linalg.solve(gram, ((points - a) @ np.stack([b - a, c - a], 1)).T)
+            foot = np.linalg.norm(points - a - s[:, None] * (b - a) - t[:, None] * (c - a), axis=1)
+            distance = np.where((s >= 0) & (t >= 0) & (s + t <= 1), foot, distance)
+        best = np.minimum(best, distance)
+    return best
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_box_is_exact(shape):
+    vertices, faces = mesh("box")
+    outside = np.abs(grid(shape)) - np.array([0.5, 0.4, 0.6])
+    truth = np.linalg.norm(np.maximum(outside, 0), axis=-1) + np.minimum(outside.max(-1), 0)
+    np.testing.assert_allclose(mesh2sdf(vertices, faces, shape), truth, atol=1e-14)
+    sdf = mesh2sdf(vertices.float(), faces, shape)
+    assert sdf.dtype == torch.float32
+    np.testing.assert_allclose(sdf, truth, atol=3e-7)
+
+
+def test_sphere_and_torus_up_to_their_tessellation():
+    shape = (24, 21, 19)
+    points = grid(shape)
+    sphere = mesh2sdf(*mesh("4"), shape).numpy()
+    np.testing.assert_allclose(sphere, np.linalg.norm(points, axis=-1) - 0.5, atol=1e-3)
+    torus = mesh2sdf(*mesh("torus"), shape).numpy()
+    ring = np.linalg.norm(points[..., :2], axis=-1) - TORUS_RADII[0]
+    truth = np.hypot(ring, points[..., 2]) - TORUS_RADII[1]
+    np.testing.assert_allclose(torus, truth, atol=2e-3)
+
+
+def test_hand_worked_distances_to_one_triangle():
+    """Above the inside, beyond an edge and beyond a corner of the triangle (0,0,0), (1,0,0), (0,1,0)."""
+    vertices, faces = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]], dtype=torch.float64), torch.tensor([[0, 1, 2]])
+    sdf = mesh2sdf(vertices, faces, (9, 9, 9)).abs()  # voxel i at -1 + i / 4
+    assert sdf[5, 5, 6] == pytest.approx(0.5)
+    assert sdf[6, 2, 4] == pytest.approx(0.5)
+    assert sdf[8, 8, 4] == pytest.approx(2**-0.5)
+    assert sdf[2, 2, 4] == pytest.approx(2**-0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matches_the_reference(shape, dtype):
+    vertices = torch.stack([bumpy(2, dtype, seed)[0] for seed in range(2)])
+    faces = bumpy(2)[1]
+    expected, _ = reference.mesh2sdf(vertices, faces, shape)
+    sdf = mesh2sdf(vertices, faces, shape)
+    torch.testing.assert_close(sdf, expected, atol=16 * torch.finfo(dtype).eps, rtol=0)
+    assert torch.equal(sdf < 0, expected < 0)
+
+
+def test_float32_is_accurate_to_3e_7():
+    vertices, faces = bumpy(4, torch.float32)
+    truth = mesh2sdf(vertices.double(), faces, (33, 20, 18))
+    sdf = mesh2sdf(vertices, faces, (33, 20, 18)).double()
+    assert (sdf - truth).abs().max() <= (3e-7 if compiled() else 1e-6)
+    assert torch.equal(sdf < 0, truth < 0)
+
+
+def test_float64_matches_an_independent_brute_force():
+    vertices, faces = bumpy(3)
+    points = grid((33, 18, 21))
+    sdf = mesh2sdf(vertices, faces, points.shape[:3]).numpy()
+    sample = np.random.default_rng(0).choice(sdf.size, 300, replace=False)
+    truth = brute_force(points.reshape(-1, 3)[sample], vertices.numpy(), faces.numpy())
+    np.testing.assert_allclose(np.abs(sdf).ravel()[sample], truth, atol=1e-13)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-9, 1e-4, 0.3, 3.0]), st.sampled_from(["any", "sliver", "point"]))
+def test_any_soup_of_triangles(seed, size, kind):
+    """Slivers, points, collinear faces and faces beyond the grid keep their distance, in both precisions."""
+    generator = np.random.default_rng(seed)
+    corners = generator.uniform(-1, 1, (6, 1, 3)) + size * generator.uniform(-1, 1, (6, 3, 3))
+    if kind == "sliver":
+        corners[:, 2] = corners[:, 0] + generator.uniform(-1, 2, (6, 1)) * (corners[:, 1] - corners[:, 0])
+    if kind == "point":
+        corners[:, 1:] = corners[:, :1]
+    vertices = torch.tensor(corners.reshape(-1, 3), dtype=torch.float32)
+    faces = torch.arange(18).view(6, 3)
+    points = grid((7, 5, 6))
+    truth = brute_force(points.reshape(-1, 3), vertices.double().numpy(), faces.numpy())
+    extent = max(1.0, float(vertices.abs().max()))
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-8)):
+        sdf = mesh2sdf(vertices.to(dtype), faces, (7, 5, 6)).abs().flatten()
+        np.testing.assert_allclose(sdf, truth, atol=tolerance * extent)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_faces_on_the_grid_are_signed_right(flip):
+    """A box whose faces, edges and corners fall on voxel centres, in both orientations."""
+    corners = trimesh.creation.box((1.0, 1.0, 1.0))
+    faces = torch.tensor(corners.faces.copy())
+    sdf = mesh2sdf(torch.tensor(corners.vertices), faces.flip(1) if flip else faces, 9)  # centres at multiples of 1/4
+    truth = np.abs(grid((9, 9, 9))).max(-1) - 0.5
+    assert ((sdf.numpy() < 0) == (truth < 0))[truth != 0].all()
+    assert (sdf[torch.tensor(truth == 0)].abs() <= 1e-15).all()
+
+
+def test_overlapping_spheres_give_their_union():
+    vertices, faces = mesh("2")
+    both = torch.cat([vertices - 0.2, vertices + 0.2])
+    sdf = mesh2sdf(both, torch.cat([faces, faces + len(vertices)]), 21)
+    inside = (mesh2sdf(vertices - 0.2, faces, 21) < 0) | (mesh2sdf(vertices + 0.2, faces, 21) < 0)
+    assert torch.equal(sdf < 0, inside)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6), (9, 3, 17)])
+def test_gradient_matches_finite_differences(shape):
+    vertices, faces = bumpy(1)
+    vertices = torch.stack([vertices, 0.8 * vertices]).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: mesh2sdf(v, faces, shape), (vertices,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_matches_the_reference(dtype):
+    """For the same closest faces; near ties, rounding may choose another one of them."""
+    vertices, faces = bumpy(2, dtype)
+    sdf, face = reference.mesh2sdf(vertices[None], faces, (17, 5, 33))
+    grad = torch.randn(sdf.shape, dtype=dtype, generator=torch.Generator().manual_seed(1)) * (sdf.abs() > 1e-2)
+    arguments = grad, vertices[None], faces, sdf, face
+    found, expected = torch.ops.implicitmeshnet.mesh2sdf_backward(*arguments), reference.mesh2sdf_backward(*arguments)
+    torch.testing.assert_close(found, expected, atol=2e-5 if dtype == torch.float32 else 1e-12, rtol=0)
+
+
+def test_gradient_on_the_surface_is_the_face_normal():
+    vertices = torch.tensor([[-0.9, -0.9, 0], [0.9, -0.9, 0], [0, 0.9, 0]], requires_grad=True)
+    sdf = mesh2sdf(vertices, torch.tensor([[0, 1, 2]]), 3)
+    assert sdf[1, 1, 1] == 0
+    sdf[1, 1, 1].backward()
+    torch.testing.assert_close(vertices.grad.sum(0), torch.tensor([0.0, 0.0, -1.0]))
+
+
+def test_moving_the_mesh_moves_the_field():
+    """The gradients of a translation add up to minus the field's own gradient."""
+    vertices, faces = bumpy(2)
+    vertices.requires_grad_()
+    (grad,) = torch.autograd.grad(mesh2sdf(vertices, faces, 9)[1, 2, 3], vertices)
+    assert grad.sum(0).norm() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.skipif(not compiled(), reason="no compiled library: the reference leaves summation order to torch")
+def test_same_bits_on_any_number_of_threads():
+    vertices, faces = bumpy(3, torch.float32)
+    grad = torch.randn(33, 20, 18, generator=torch.Generator().manual_seed(0))
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            leaf = vertices.clone().requires_grad_()
+            sdf = mesh2sdf(leaf, faces, grad.shape)
+            results.append((sdf.detach(), *torch.autograd.grad(sdf, leaf, grad)))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], result, strict=True))
+
+
+def test_opcheck():
+    vertices, faces = bumpy(1, torch.float32)
+    vertices = vertices[None].requires_grad_()
+    torch.library.opcheck(torch.ops.implicitmeshnet.mesh2sdf.default, (vertices, faces, [5, 4, 6]))
+    sdf, face = torch.ops.implicitmeshnet.mesh2sdf(vertices.detach(), faces, [5, 4, 6])
+    arguments = torch.ones_like(sdf), vertices.detach(), faces, sdf, face
+    torch.library.opcheck(torch.ops.implicitmeshnet.mesh2sdf_backward.default, arguments)
+
+
+def test_layouts_types_and_batches_make_no_difference():
+    vertices, faces = bumpy(2, torch.float32)
+    expected = Mesh2SDF(12)(vertices, faces)
+    assert expected.shape == (12, 12, 12)
+    strided = vertices.repeat_interleave(2, 0)[::2].T.contiguous().T
+    assert not strided.is_contiguous()
+    assert torch.equal(mesh2sdf(strided, faces.int().T.contiguous().T, (12, 12, 12)), expected)
+    batch = mesh2sdf(vertices.expand(3, -1, -1), faces, 12)
+    assert torch.equal(batch, expected.expand(3, -1, -1, -1))
+    assert mesh2sdf(vertices.expand(0, -1, -1), faces, (4, 5, 6)).shape == (0, 4, 5, 6)
+
+
+def test_vertices_that_are_not_finite_give_nan_for_their_item_only():
+    vertices, faces = bumpy(1, torch.float32)
+    batch = torch.stack([vertices] * 3)
+    batch[1, 4, 2], batch[2, 0, 0] = torch.nan, torch.inf
+    sdf = mesh2sdf(batch.requires_grad_(), faces, 8)
+    assert sdf[0].isfinite().all()
+    assert sdf[1:].isnan().all()
+    sdf.sum().backward()  # no crash
+    huge = mesh2sdf(vertices * 1e6, faces, 4)
+    assert huge.isfinite().all()
+
+
+@pytest.mark.parametrize(("change", "error", "text"), [
+    ({"vertices": torch.zeros(4, 2)}, ValueError, "vertices: wanted a last dimension of 3, found shape (4, 2)"),
+    ({"vertices": torch.zeros(3)}, ValueError, "vertices: wanted shape (B, V, 3) or (V, 3), found (3,)"),
+    ({"vertices": torch.zeros(4, 3).half()}, TypeError, "vertices: wanted float32 or float64, found torch.float16"),
+    ({"faces": torch.zeros(0, 3).long()}, ValueError, "faces: wanted at least one face, found none"),
+    ({"faces": torch.tensor([[0, 1, 4]])}, ValueError, "faces: wanted vertex indices from 0 to 3, found 4"),
+    ({"faces": torch.tensor([[0, 1, -1]])}, ValueError, "faces: wanted vertex indices from 0 to 3, found -1"),
+    ({"faces": torch.zeros(2, 4).long()}, ValueError, "faces: wanted shape (F, 3), found (2, 4)"),
+    ({"faces": torch.zeros(2, 3)}, TypeError, "faces: wanted integers, found torch.float32"),
+    ({"shape": (4, 4)}, ValueError, "shape: wanted one or three integers of at least 2, found (4, 4)"),
+    ({"shape": 1}, ValueError, "shape: wanted one or three integers of at least 2, found 1"),
+])
+def test_errors_name_the_argument(change, error, text):
+    arguments = {"vertices": torch.zeros(4, 3), "faces": torch.tensor([[0, 1, 2]]), "shape": 4} | change
+    with pytest.raises(error) as caught:
+        mesh2sdf(**arguments)
+    assert str(caught.value).splitlines()[0] == text
+
+
+def test_descent_turns_a_sphere_into_a_box():
+    vertices, faces = icosphere(2)
+    vertices = (0.4 * vertices).requires_grad_()
+    target = torch.tensor((np.abs(grid((20, 20, 20))) < [0.55, 0.45, 0.5]).all(-1)).float()
+    optimiser = torch.optim.Adam([vertices], lr=0.01)
+    for _ in range(40):
+        logits = -40 * mesh2sdf(vertices, faces, 20)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    inside = (mesh2sdf(vertices, faces, 20) < 0).float()
+    assert 2 * (inside * target).sum() / (inside.sum() + target.sum()) >= 0.95
+
+
+def test_uncompiled_package_imports_silently_warns_once_and_agrees(tmp_path):
+    package = Path(reference.__file__).parents[1]
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    vertices, faces = bumpy(1, torch.float32)
+    torch.save({"vertices": vertices, "faces": faces}, tmp_path / "mesh.pt")
+    program = (
+        "import torch\nfrom implicitmeshnet.ops import compiled, mesh2sdf\nprint(compiled())\n"
+        "mesh = torch.load('mesh.pt')\n"
+        "sdf = [mesh2sdf(mesh['vertices'].requires_grad_(), mesh['faces'], 8) for _ in range(2)][1]\n"
+        "sdf.sum().backward()\ntorch.save(sdf.detach(), 'sdf.pt')\n"
+    )
+    run = subprocess.run([sys.executable, "-W", "always", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
+    assert run.stderr.count("UserWarning") == 1
+    assert "install a C++ compiler (g++)" in run.stderr
+    torch.testing.assert_close(torch.load(tmp_path / "sdf.pt"), mesh2sdf(vertices, faces, 8), atol=2e-6, rtol=0)
