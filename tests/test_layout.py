@@ -19,8 +19,9 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            for alias in node.names:
+                submodule = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
+                names.add(f"{node.module}.{alias.name}" if submodule.with_suffix(".py").exists() else node.module)
     return names
 
 
