@@ -1,4 +1,4 @@
-// The exact signed distance on the CPU: ever smaller boxes of voxels cull the faces, the last survivors meet the voxels.
+// The exact signed distance on the CPU: ever smaller boxes of voxels cull the faces; survivors meet the voxels.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -36,8 +36,8 @@ struct Soup {
     int64_t stride, count = 0;
 
     explicit Soup(int64_t capacity)
-        : triangles(capacity), face(capacity), stride((capacity / 16 | 1) * 16 + 16) {  // fields in different cache sets
-        fields.resize(TRIANGLE_FIELDS * stride);
+        : triangles(capacity), face(capacity), stride((capacity / 16 | 1) * 16 + 16) {
+        fields.resize(TRIANGLE_FIELDS * stride);  // no power of two apart, so that they fall into different cache sets
     }
     void append(const Triangle<T>& triangle, int32_t index) {
         static_assert(sizeof(triangle) == TRIANGLE_FIELDS * sizeof(T), "a Triangle is its fields, one after the other");
@@ -71,8 +71,9 @@ IMN_INLINE void measure(const T* data, int64_t stride, int64_t count, Vec3<T> po
 }
 
 // excess[f] <= 0 where triangle f can be the closest to some point c + u of the box around c, |u_a| <= h_a, |h| = R.
-// It cannot where d - d* > 2 R. Nor where d - d* > sum_a h_a |n*_a - n_a| + R^2 / 2 d*: a triangle lies behind the plane
-// through its closest point q across n, so it is at least d + u.n away, and |c + u - q*| <= d* + u.n* + |u|^2 / 2 d*.
+// It cannot where d - d* > 2 R. Nor where d - d* > sum_a h_a |n*_a - n_a| + R^2 / 2 d*: a triangle lies behind the
+// plane through its closest point q across n, so it is at least d + u.n away, and |c + u - q*| <= d* + u.n* + |u|^2 /
+// 2 d*.
 template <typename T>
 IMN_INLINE void bound(const T* d, const T* nx, const T* ny, const T* nz, int64_t count, int64_t nearest, Vec3<T> h,
                       T slack, T* excess) {
@@ -81,7 +82,8 @@ IMN_INLINE void bound(const T* d, const T* nx, const T* ny, const T* nz, int64_t
     Vec3<T> n = {nx[nearest], ny[nearest], nz[nearest]};
 #pragma omp simd
     for (int64_t f = 0; f < count; f++) {
-        T turn = curved + h.x * imn::magnitude(n.x - nx[f]) + h.y * imn::magnitude(n.y - ny[f]) + h.z * imn::magnitude(n.z - nz[f]);
+        T turn = curved + h.x * imn::magnitude(n.x - nx[f]) + h.y * imn::magnitude(n.y - ny[f]) +
+                 h.z * imn::magnitude(n.z - nz[f]);
         excess[f] = d[f] - least - slack - (turn < 2 * radius ? turn : 2 * radius);
     }
 }
@@ -107,8 +109,9 @@ IMN_INLINE void compare(const Triangle<T>* triangles, const int32_t* list, int64
 #pragma omp simd
             for (int l = 0; l < SLICE; l++) {
                 T y = voxels.y[l], z = voxels.z[l];
-                T squared = imn::squared_distance(t, Vec3<T>{row.x + y * t.x.y + z * t.x.z, row.y + y * t.y.y + z * t.y.z,
-                                                             row.z + y * t.z.y + z * t.z.z});
+                T squared = imn::squared_distance(
+                    t, Vec3<T>{row.x + y * t.x.y + z * t.x.z, row.y + y * t.y.y + z * t.y.z,
+                               row.z + y * t.z.y + z * t.z.z});
                 bool better = squared < best[l];
                 best[l] = better ? squared : best[l];
                 nearest[l] = better ? int32_t(k) : nearest[l];
@@ -177,7 +180,10 @@ struct Descent {
             return T(grid.axis[a][std::min(box.low[a] + step, box.high[a] - 1)] - double(middle));
         };
         for (int i = 0; i < SIDE[LEVELS - 1]; i++) voxels.x[i] = offset(0, i, centre.x);
-        for (int l = 0; l < SLICE; l++) voxels.y[l] = offset(1, l / 4, centre.y), voxels.z[l] = offset(2, l % 4, centre.z);
+        for (int l = 0; l < SLICE; l++) {
+            voxels.y[l] = offset(1, l / 4, centre.y);
+            voxels.z[l] = offset(2, l % 4, centre.z);
+        }
         std::fill(std::begin(voxels.best), std::end(voxels.best), std::numeric_limits<T>::max());
         std::fill(std::begin(voxels.nearest), std::end(voxels.nearest), 0);
         compare_all(soup.triangles.data(), list.data(), kept, centre, voxels);
@@ -199,13 +205,16 @@ void solve_item(const T* vertices, int64_t vertex_count, const int64_t* faces, i
                 int8_t* inside, T* sdf, int32_t* face) {
     T extent = 1;
     for (int64_t i = 0; i < 3 * vertex_count; i++) extent = std::max(extent, std::abs(vertices[i]));
-    const double half[3] = {double(grid.shape[0] - 1) / 2, double(grid.shape[1] - 1) / 2, double(grid.shape[2] - 1) / 2};
+    double half[3];
+    for (int a = 0; a < 3; a++) half[a] = double(grid.shape[a] - 1) / 2;
     imn::inside_mask(vertices, half, half, vertex_count, faces, face_count, grid.shape, inside);
     Soup<T> soup(face_count);
     int64_t order[3];
-    for (int64_t f = 0; f < face_count; f++) soup.append(imn::face_triangle(vertices, faces + 3 * f, order), int32_t(f));
+    for (int64_t f = 0; f < face_count; f++)
+        soup.append(imn::face_triangle(vertices, faces + 3 * f, order), int32_t(f));
     std::vector<Box> boxes;
-    Box{{0, 0, 0}, {grid.shape[0], grid.shape[1], grid.shape[2]}}.split(SIDE[0], [&](Box box) { boxes.push_back(box); });
+    Box whole = {{0, 0, 0}, {grid.shape[0], grid.shape[1], grid.shape[2]}};
+    whole.split(SIDE[0], [&](const Box& box) { boxes.push_back(box); });
     T slack = 32 * std::numeric_limits<T>::epsilon() * extent;
     std::atomic<size_t> next{0};  // boxes near the surface cost more, so threads take them one by one
     at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {

@@ -40,8 +40,8 @@ IMN_INLINE T clamp(T t, T high) {
 template <typename T>
 IMN_INLINE T inverse_or_zero(T x) { return x > T(1e-30) ? T(1) / x : T(0); }
 
-// A triangle in its own plane: corners a = (0, 0), b = (length, 0), c = (cx, cy), ab the longest edge, cy >= 0. The axes
-// are orthonormal, z the face normal. A face without area has cy = 0, a point has length = 0; their axes are arbitrary.
+// A triangle in its own plane: corners a = (0, 0), b = (length, 0), c = (cx, cy), ab the longest edge, cy >= 0. The
+// axes are orthonormal, z the face normal. A face without area has cy = 0, a point length = 0, and axes of no meaning.
 template <typename T>
 struct Triangle {
     Vec3<T> a, x, y, z;

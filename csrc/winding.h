@@ -60,8 +60,8 @@ inline void cross_columns(const Fixed& a, const Fixed& b, const Fixed& c, int64_
 
 // inside (X, Y, Z): 1 where the winding number is not zero. Threads own disjoint slabs along X.
 template <typename T>
-void inside_mask(const T* vertices, const double* scale, const double* shift, int64_t vertex_count, const int64_t* faces,
-                 int64_t face_count, const int64_t* shape, int8_t* inside) {
+void inside_mask(const T* vertices, const double* scale, const double* shift, int64_t vertex_count,
+                 const int64_t* faces, int64_t face_count, const int64_t* shape, int8_t* inside) {
     std::vector<Fixed> fixed(vertex_count);
     for (int64_t v = 0; v < vertex_count; v++)
         fixed[v] = snap(vertices[3 * v] * scale[0] + shift[0], vertices[3 * v + 1] * scale[1] + shift[1],
