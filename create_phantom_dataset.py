@@ -8,6 +8,7 @@ the seed and its number alone.
 
 import argparse
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -39,9 +40,15 @@ def main():
     if present and not arguments.overwrite:
         raise InputError(f"{present[0]}: exists already; --overwrite replaces it")
     write = partial(write_case, output_dir, arguments.seed)
-    with ProcessPoolExecutor(min(arguments.workers, arguments.cases)) as pool:
-        for _ in tqdm(pool.map(write, numbers), total=len(numbers), desc="cases"):
-            pass
+    workers = min(arguments.workers, arguments.cases)
+    # workers ignore Ctrl-C and finish their case, so that no image stands without its label
+    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            for _ in tqdm(pool.map(write, numbers), total=len(numbers), desc="cases"):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     print(f"{len(numbers)} cases written to {output_dir}")
 
 

@@ -46,6 +46,7 @@ def main():
     if arguments.validation_split:
         _, cases = split_cases(cases, config.data.validation_cases, config.training.seed)
     out = Path(arguments.test_dir_out)
+    check_output(out, Path(arguments.test_dir_in), cases, list(config.data.structures))
 
     rows, failures = [], []
     for case in tqdm(cases, desc="cases"):
@@ -59,6 +60,26 @@ def main():
     print(f"{len(cases) - len(failures)} of {len(cases)} cases written to {out}")
     if failures:
         raise InputError(f"{len(failures)} of {len(cases)} cases failed: " + "; ".join(failures))
+
+
+def check_output(out: Path, source: Path, cases, structures: list[str]):
+    """Refuse, before anything is computed, a folder that cannot hold the results or names that would collide."""
+    if out.resolve() == source.resolve():
+        raise InputError(f"--test_dir_out: wanted another folder than --test_dir_in, found {out} for both")
+    stems = {}
+    for case in cases:
+        for stem in mesh_stems(case.name, structures):
+            if stem in stems:
+                raise InputError(f"{case.image}: wanted mesh names of its own, found {stem}_mesh for {stems[stem]} too")
+            stems[stem] = case.image
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--test_dir_out: {out} cannot be made a folder ({error.strerror})") from error
+
+
+def mesh_stems(case: str, structures: list[str]) -> list[str]:
+    return [case] if len(structures) == 1 else [f"{case}_{name}" for name in structures]
 
 
 def evaluate_case(network, case, config: Config, device, out: Path, mesh_format: str, space: str) -> list[dict]:
@@ -81,8 +102,7 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     segmentation = segmentation_on_grid(prediction.segmentation[0], sample.grid, values, grid)
     seconds = time.perf_counter() - start
 
-    for name, structure in zip(names, vertices, strict=True):
-        stem = case.name if len(names) == 1 else f"{case.name}_{name}"
+    for stem, structure in zip(mesh_stems(case.name, names), vertices, strict=True):
         write_mesh(out / f"{stem}_mesh.{mesh_format}", structure, faces, space)
     write_volume(out / f"{case.name}_mesh_labelmap.nii.gz", labelmap, grid.affine)
     write_volume(out / f"{case.name}_unet_segmentation.nii.gz", segmentation, grid.affine)
@@ -138,7 +158,9 @@ def segmentation_on_grid(logits, network_grid: Grid, values: list[int], grid: Gr
 
 
 def write_metrics(path: Path, rows: list[dict]):
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open(
+        "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
@@ -147,15 +169,17 @@ def write_metrics(path: Path, rows: list[dict]):
 
 def print_summary(rows: list[dict], structures: list[str]):
     """Mean and standard deviation per structure over the cases in which it is labelled."""
-    print(f"{'structure':<16}{'cases':>6}{'Dice':>16}{'ASSD_mm':>16}{'HD95_mm':>16}{'crossing %':>13}{'UNet Dice':>15}")
+    print(f"{'structure':<16}{'cases':>6}{'Dice':>17}{'ASSD_mm':>20}{'HD95_mm':>20}{'crossing %':>13}{'UNet Dice':>17}")
     for name in structures:
-        chosen = [row for row in rows if row["structure"] == name and np.isfinite(row["dice"])]
+        chosen = [row for row in rows if row["structure"] == name and row["label_volume_ml"] > 0]
         cells = [spread([row[key] for row in chosen]) for key in ("dice", "assd_mm", "hd95_mm", "unet_dice")]
         crossing = 100 * np.mean([row["self_intersecting_faces"] / row["faces"] for row in chosen or rows])
-        print(f"{name:<16}{len(chosen):>6}{cells[0]:>16}{cells[1]:>16}{cells[2]:>16}{crossing:>13.3f}{cells[3]:>15}")
+        print(f"{name:<16}{len(chosen):>6}{cells[0]:>17}{cells[1]:>20}{cells[2]:>20}{crossing:>13.3f}{cells[3]:>17}")
 
 
 def spread(values) -> str:
+    if not np.isfinite(values).all():
+        return f"{np.mean(values):.3f}"  # a labelled structure without any voxel of the mesh
     return f"{np.mean(values):.3f} +- {np.std(values):.3f}" if len(values) else "-"
 
 

@@ -50,7 +50,7 @@ def main():
         config.network.template_centres = tuple(map(tuple, centres.tolist()))
         config.network.template_radii = tuple(map(tuple, radii.tolist()))
     run_dir = Path(config.training.run_dir)
-    claim_run_dir(run_dir, config)
+    claim_run_dir(run_dir, config, Path(arguments.config))
 
     torch.manual_seed(config.training.seed)
     network = build_network(config).to(device)
@@ -59,7 +59,7 @@ def main():
         network.parameters(), config.training.learning_rate, weight_decay=config.training.weight_decay
     )
     history = resume(run_dir / "last.pt", network, optimizer, device)
-    writer = SummaryWriter(run_dir, purge_step=len(history))
+    writer = open_writer(run_dir, len(history))
     for epoch in range(len(history), config.training.epochs):
         start = time.perf_counter()
         record = {"epoch": epoch + 1, **train_epoch(network, criterion, optimizer, training, config, epoch, device)}
@@ -84,19 +84,24 @@ def main():
     print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best['epoch']}: {scores}")
 
 
-def claim_run_dir(run_dir: Path, config: Config):
-    """Write the config into an empty run folder; refuse one that holds a run with another config."""
-    path = run_dir / "config.json"
+def claim_run_dir(run_dir: Path, config: Config, source: Path):
+    """Write the config into a run folder, where a new run must find none and an old one its own config."""
+    path, best = run_dir / "config.json", run_dir / "best.pt"
     if (run_dir / "last.pt").exists():
         found, wanted = asdict(load_config(path)), asdict(config)
         for section in ("data", "network", "loss", "training"):
             for key, value in wanted[section].items():
-                if found[section][key] != value:
+                if found[section][key] != value and key != "run_dir":  # a run folder may have moved
                     raise InputError(
                         f"training.run_dir: {run_dir} holds a run with {section}.{key} = {found[section][key]}, wanted"
                         f" {value}; choose another folder, or delete this one to start anew"
                     )
         return
+    if best.exists() or source.resolve() == path.resolve():
+        raise InputError(
+            f"training.run_dir: wanted a new folder or a run to resume, found {best if best.exists() else path} without"
+            " last.pt; choose another folder, or move that file away"
+        )
     config.snapshot = None
     save_config(config, path)
 
@@ -106,10 +111,24 @@ def resume(path: Path, network, optimizer, device) -> list[dict]:
     if not path.exists():
         return []
     state = load_checkpoint(path, device)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    print(f"{path}: resuming after epoch {len(state['history'])}")
-    return state["history"]
+    try:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        history = list(state["history"])
+    except (KeyError, TypeError, IndexError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{path}: wanted a checkpoint of this network's training, found another") from error
+    best = path.with_name("best.pt")
+    if any("dice" in row for row in history) and not best.exists():
+        raise InputError(f"{best}: wanted the best epoch's weights beside last.pt, found no such file; put it back")
+    print(f"{path}: resuming after epoch {len(history)}")
+    return history
+
+
+def open_writer(run_dir: Path, epochs: int) -> SummaryWriter:
+    try:
+        return SummaryWriter(run_dir, purge_step=epochs)
+    except OSError as error:
+        raise InputError(f"{run_dir}: cannot be written ({error.strerror})") from error
 
 
 def train_epoch(network, criterion, optimizer, samples, config: Config, epoch: int, device) -> dict[str, float]:
@@ -132,7 +151,10 @@ def train_epoch(network, criterion, optimizer, samples, config: Config, epoch: i
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
         if not torch.isfinite(norm):
-            raise InputError(f"training.learning_rate: {settings.learning_rate:g} diverged in epoch {epoch + 1}")
+            raise InputError(
+                f"training diverged in epoch {epoch + 1}: wanted finite gradients, found {norm.item()}; a learning_rate"
+                f" below {settings.learning_rate:g} or smaller loss weights may help"
+            )
         optimizer.step()
         for name, value in {"total": total, **vars(losses)}.items():
             sums[name] = sums.get(name, 0.0) + value.item() / len(batches)

@@ -13,7 +13,10 @@ from implicitmeshnet.network import ImplicitMeshNet, build_network
 def save_checkpoint(path, state: dict):
     """Write a dictionary of tensors and plain values; through a temporary file."""
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
 
 
 def load_checkpoint(path, device="cpu") -> dict:
@@ -40,20 +43,25 @@ def snapshot_path(config: Config, config_path) -> Path:
 
 def load_network(config: Config, path, device="cpu") -> ImplicitMeshNet:
     """The config's network with a snapshot's weights, in evaluation mode; InputError where the two do not fit."""
-    if config.network.template == "mean" and not (config.network.template_centres and config.network.template_radii):
-        raise InputError(
-            "network.template_centres and template_radii: wanted a position and size for each structure, found none;"
-            " take the config that training writes beside its snapshot"
-        )
+    structures = len(config.data.structures)
+    for key in ("template_centres", "template_radii"):
+        rows = getattr(config.network, key)
+        if config.network.template == "mean" and [len(row) for row in rows or ()] != [3] * structures:
+            raise InputError(
+                f"network.{key}: wanted three numbers for each of {structures} structures, found {rows}; take the config"
+                " that training writes beside its snapshot"
+            )
     state = load_checkpoint(path)
     network = build_network(config)
     wanted, found = network.state_dict(), state.get("network") if isinstance(state, dict) else None
     if not isinstance(found, dict):
         raise InputError(f"{path}: wanted a snapshot with the entry 'network', found none")
     for name in wanted | found:
-        shapes = [tuple(side[name].shape) if name in side else "nothing" for side in (wanted, found)]
+        shapes = [tuple(getattr(side[name], "shape", ())) if name in side else None for side in (wanted, found)]
         if shapes[0] != shapes[1]:
             raise InputError(f"{path}: does not fit the config: wanted {name} of shape {shapes[0]}, found {shapes[1]}")
+    if not all(torch.isfinite(value).all() for value in found.values()):
+        raise InputError(f"{path}: wanted finite weights, found NaN or infinity")
     network.load_state_dict(found)
     return network.eval().to(device)
 

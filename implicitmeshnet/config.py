@@ -8,7 +8,6 @@ relative paths in command-line overrides to the current folder.
 import copy
 import dataclasses
 import json
-import math
 import re
 import types
 import typing
@@ -26,7 +25,7 @@ class DataConfig:
     structures: dict[str, list[int]] = field(default_factory=lambda: {"LV": [500], "LA": [420, 421]})
     """Structure name -> the label values that mean it."""
     shape: tuple[int, int, int] = (128, 128, 128)
-    """Voxels of the network's grid, each a multiple of 16, around the volume's centre."""
+    """Voxels of the network's grid around the volume's centre, each a multiple of 2^(encoder levels - 1)."""
     spacing_mm: float = 1.3
     intensity: str = "window"
     """'window': CT, clipped to level +- width / 2. 'percentile': each volume by its own percentiles (MR)."""
@@ -107,7 +106,7 @@ def load_config(path, overrides=()) -> Config:
     """
     path = Path(path)
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_text(), object_pairs_hook=_unique_keys)
     except OSError as error:
         raise InputError(f"{path}: cannot be read as a config ({error.strerror})") from error
     except ValueError as error:
@@ -132,6 +131,14 @@ def save_config(config: Config, path):
         temporary.write_text(text + "\n")
 
 
+def _unique_keys(pairs):
+    tree = dict(pairs)
+    for name in tree:
+        if sum(other == name for other, _ in pairs) > 1:
+            raise ValueError(f"the key {name} stands twice")
+    return tree
+
+
 def _map_paths(config: Config, function):
     for key in PATH_KEYS:
         section, _, name = key.rpartition(".")
@@ -144,30 +151,34 @@ def validate(config: Config):
     """Raise InputError where a value is outside its range or two values do not fit together."""
     data, network, loss, training = config.data, config.network, config.loss, config.training
     levels = len(network.encoder_channels)
-    divisor = 2 ** (levels - 1)
+    divisor = 2 ** max(levels - 1, 0)
     names = [f"e{i}" for i in range(levels)] + [f"d{i}" for i in range(levels - 1)]
     read = [name for stage in network.stage_levels for name in stage]
     values = [value for group in data.structures.values() for value in group]
     checks = [
         ("data.structures", bool(values) and all(data.structures.values()), "at least one label value a structure"),
-        ("data.structures", len(set(values)) == len(values) and 0 not in values, "distinct label values, none 0"),
+        ("data.structures", len(set(values)) == len(values), "distinct label values"),
+        ("data.structures", all(0 < value < 2**15 for value in values), "label values from 1 to 32767"),
         ("data.structures", all(name.replace("_", "").isalnum() for name in data.structures),
          "names of letters, digits and underscores"),
-        ("data.shape", all(n > 0 and n % divisor == 0 for n in data.shape), f"multiples of {divisor}"),
-        ("data.spacing_mm", data.spacing_mm > 0, "a positive number"),
+        ("data.shape", all(6 <= n < 4096 and n % divisor == 0 for n in data.shape) and max(data.shape) > divisor,
+         f"multiples of {divisor} from 6 to 4095, not all {divisor}"),
+        ("data.spacing_mm", 1e-3 <= data.spacing_mm <= 1e3, "0.001 to 1000"),
         ("data.intensity", data.intensity in ("window", "percentile"), "'window' or 'percentile'"),
         ("data.window_hu", data.window_hu > 0, "a positive number"),
         ("data.percentiles", 0 <= data.percentiles[0] < data.percentiles[1] <= 100, "two rising numbers in 0 to 100"),
         ("data.validation_cases", data.validation_cases >= 1, "at least 1"),
-        ("network.encoder_channels", levels >= 2 and min(network.encoder_channels) > 0, "at least two positive widths"),
-        ("network.decoder_channels", len(network.decoder_channels) == levels - 1 and min(network.decoder_channels) > 0,
+        ("network.encoder_channels", levels >= 2 and min(network.encoder_channels, default=0) > 0,
+         "at least two positive widths"),
+        ("network.decoder_channels",
+         len(network.decoder_channels) == levels - 1 and min(network.decoder_channels, default=0) > 0,
          f"{levels - 1} positive widths, one fewer than encoder_channels"),
         ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
         ("network.template", network.template in ("mean", "centred"), "'mean' or 'centred'"),
         ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
         ("network.stage_levels", set(read) <= set(names) and all(network.stage_levels), f"names among {names}"),
         ("network.stage_channels", len(network.stage_channels) == len(network.stage_levels) > 0
-         and min(network.stage_channels) > 0, "one positive width for each entry of stage_levels"),
+         and min(network.stage_channels, default=0) > 0, "one positive width for each entry of stage_levels"),
         ("network.displacement_factor", network.displacement_factor > 0, "a positive number"),
         ("loss.temperature", loss.temperature > 0, "a positive number"),
         ("loss.laplacian_epochs", loss.laplacian_epochs >= 1, "at least 1"),
@@ -175,10 +186,13 @@ def validate(config: Config):
           for name in ("occupancy", "segmentation", "surface", "laplacian_start", "laplacian_end")),
         *((f"training.{name}", getattr(training, name) >= 1, "at least 1")
           for name in ("epochs", "repeats", "batch_size", "validate_every")),
-        ("training.learning_rate", training.learning_rate > 0, "a positive number"),
+        *((f"training.{name}", getattr(training, name) < 2**31, "less than 2^31")
+          for name in ("epochs", "repeats", "batch_size", "validate_every")),
+        ("training.seed", 0 <= training.seed < 2**32, "0 to 2^32 - 1"),
+        ("training.learning_rate", 0 < training.learning_rate <= 1, "a positive number of at most 1"),
         ("training.learning_rate_end", 0 <= training.learning_rate_end <= training.learning_rate,
          "a number from 0 to learning_rate"),
-        ("training.weight_decay", training.weight_decay >= 0, "a number of at least 0"),
+        ("training.weight_decay", 0 <= training.weight_decay <= 1, "0 to 1"),
     ]
     for key, holds, wanted in checks:
         if not holds:
@@ -194,6 +208,8 @@ def _apply_override(tree: dict, override: str):
         value = json.loads(text)
     except ValueError:
         value = text
+    if key in PATH_KEYS and value is not None and not isinstance(value, str):
+        value = text  # a folder may be called 2024
     if key in PATH_KEYS and isinstance(value, str):
         value = str(Path(value).absolute())
     *sections, name = key.split(".")
@@ -222,7 +238,7 @@ def _convert(value, wanted, key: str, source: str):
             return origin(_convert(item, kind, key, source) for item, kind in zip(value, kinds, strict=True))
     if origin is dict and isinstance(value, dict):
         return {name: _convert(item, arguments[1], f"{key}{name}.", source) for name, item in value.items()}
-    if wanted is float and type(value) in (int, float) and math.isfinite(value):
+    if wanted is float and type(value) in (int, float) and abs(value) < 1e30:  # neither NaN nor infinite
         return float(value)
     if type(value) is wanted and wanted is not float:
         return value

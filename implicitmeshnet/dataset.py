@@ -61,7 +61,8 @@ def find_cases(folder, labelled: bool) -> list[Case]:
         files = _nifti_files(folder, ENDINGS)
         images = {stem.removesuffix("_image"): path for stem, path in files.items() if stem.endswith("_image")}
         if not (images or labelled):
-            images = files
+            labels = {f"{stem}_label" for stem in files}
+            images = {stem: path for stem, path in files.items() if stem not in labels}
         cases = [Case(name, path, files.get(f"{name}_label")) for name, path in images.items()]
     if not cases:
         raise InputError(

@@ -201,6 +201,9 @@ def _check_header(path, image):
     affine = image.affine
     if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e6:
         raise InputError(f"{path}: wanted an invertible affine, found {affine[:3].tolist()}")
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing_mm.min() < 1e-3 or spacing_mm.max() > 1e3:
+        raise InputError(f"{path}: wanted a voxel spacing of 0.001 to 1000 mm, found {spacing_mm.tolist()}")
 
 
 def _grid(image) -> Grid:

@@ -47,11 +47,15 @@ def test_overrides_parse_json_and_bare_words(tmp_path):
         ("--foo=1", "unknown key foo"),
         ("--training.epoch=1", "unknown key training.epoch,"),
         ("--data.shape=64", "data.shape: wanted"),
-        ("--data.shape=[60,64,64]", "data.shape: wanted multiples of 16, found"),
+        ("--data.shape=[60,64,64]", "data.shape: wanted multiples of 16 from 6 to 4095"),
         ("--training.seed=abc", 'training.seed: wanted int, found "abc"'),
         ("--training.epochs=0", "training.epochs: wanted at least 1, found 0"),
         ("--training.augmentation=1", "training.augmentation: wanted bool, found 1"),
         ('--data.structures={"a":[1],"b":[1]}', "distinct label values"),
+        ('--data.structures={"a":[70000]}', "label values from 1 to 32767"),
+        ("--data.shape=[16,16,16]", "not all 16"),
+        ("--network.encoder_channels=[]", "network."),
+        ("--training.seed=-1", "training.seed: wanted 0 to 2^32 - 1, found -1"),
         ('--data.structures={"a/b":[1]}', "letters, digits and underscores"),
         ('--network.stage_levels=[["e9"],["e0"],["e0"]]', "network.stage_levels: wanted names among"),
         ("--network.stage_channels=[8]", "one positive width for each entry"),
@@ -72,6 +76,9 @@ def test_missing_and_malformed_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.json: cannot be read"):
         load_config(tmp_path / "none.json")
     broken = tmp_path / "broken.json"
+    broken.write_text('{"data": {}, "data": {}}')
+    with pytest.raises(InputError, match="the key data stands twice"):
+        load_config(broken)
     broken.write_text("{")
     with pytest.raises(InputError, match=r"broken\.json: wanted a config in JSON"):
         load_config(broken)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 import implicitmeshnet_eval
 import implicitmeshnet_train
+from implicitmeshnet.coordinates import transform
 from implicitmeshnet.export import read_mesh
 from implicitmeshnet.metrics import euler_characteristic, is_closed
 from implicitmeshnet.phantom import create_case
@@ -89,6 +91,23 @@ def test_a_run_folder_with_another_config_is_refused(trained, monkeypatch):
         call(implicitmeshnet_train, monkeypatch, f"--config={trained / 'config.json'}", "--training.learning_rate=0.5")
 
 
+def test_a_run_folder_without_its_best_or_its_last_checkpoint_is_refused_and_left_alone(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    arguments = [f"--config={trained / 'config.json'}", f"--training.run_dir={tmp_path / 'run'}", "--device=cpu"]
+    (tmp_path / "run/best.pt").rename(tmp_path / "best.pt")
+    with pytest.raises(ValueError, match=r"best\.pt: wanted the best epoch's weights beside last\.pt"):
+        call(implicitmeshnet_train, monkeypatch, *arguments)
+    (tmp_path / "best.pt").rename(tmp_path / "run/best.pt")
+    (tmp_path / "run/last.pt").write_bytes((tmp_path / "run/best.pt").read_bytes())
+    with pytest.raises(ValueError, match=r"last\.pt: wanted a checkpoint of this network's training"):
+        call(implicitmeshnet_train, monkeypatch, *arguments)
+    (tmp_path / "run/last.pt").unlink()
+    before = (tmp_path / "run/config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"found .*best\.pt without last\.pt"):
+        call(implicitmeshnet_train, monkeypatch, *arguments)
+    assert (tmp_path / "run/config.json").read_bytes() == before
+
+
 @pytest.fixture(scope="module")
 def evaluated(trained):
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -115,7 +134,7 @@ def test_meshes_are_closed_spheres_inside_the_image_in_world_millimetres(evaluat
         vertices, faces = read_mesh(evaluated / "out" / f"ct_train_1001_{structure}_mesh.ply")
         assert is_closed(faces)
         assert euler_characteristic(faces) == 2
-        voxels = (np.c_[vertices, np.ones(len(vertices))] @ np.linalg.inv(image.affine).T)[:, :3]
+        voxels = transform(np.linalg.inv(image.affine), vertices)
         assert (voxels > 0).all()
         assert (voxels < np.array(image.shape) - 1).all()
 
@@ -147,6 +166,19 @@ def test_a_bad_case_is_named_and_the_others_go_on(evaluated, tmp_path, monkeypat
              f"--test_dir_in={tmp_path}", f"--test_dir_out={tmp_path / 'out'}")
     assert (tmp_path / "out/ct_train_1002_LV_mesh.ply").exists()
     assert not list((tmp_path / "out").glob("*1001*"))
+
+
+def test_results_may_not_go_where_the_images_are(evaluated, monkeypatch):
+    with pytest.raises(ValueError, match="--test_dir_out: wanted another folder than --test_dir_in"):
+        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+             f"--test_dir_in={evaluated / 'data'}", f"--test_dir_out={evaluated / 'data'}")
+
+
+def test_the_summary_leaves_out_cases_in_which_a_structure_is_not_labelled(capsys):
+    row = {"structure": "LV", "assd_mm": 1.0, "hd95_mm": 2.0, "unet_dice": 0.5, "self_intersecting_faces": 0, "faces": 9}
+    rows = [row | {"dice": 0.8, "label_volume_ml": 1.0}, row | {"dice": 0.0, "label_volume_ml": 0.0}]
+    implicitmeshnet_eval.print_summary(rows, ["LV"])
+    assert "0.800 +- 0.000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

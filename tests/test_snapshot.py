@@ -9,6 +9,7 @@ import pytest
 from scipy.ndimage import binary_fill_holes, label
 
 import implicitmeshnet_eval
+from implicitmeshnet.coordinates import transform
 from implicitmeshnet.export import read_mesh
 from implicitmeshnet.metrics import euler_characteristic, is_closed
 from implicitmeshnet.phantom import create_case
@@ -53,7 +54,7 @@ def test_a_real_ct_keeps_its_grid_and_the_meshes_lie_in_the_body(tmp_path, monke
     labelmap = read_labels(tmp_path / "heart_ct_mesh_labelmap.nii.gz").data
     for structure, value in (("LV", 500), ("LA", 420)):
         vertices, _ = read_mesh(tmp_path / f"heart_ct_{structure}_mesh.ply")
-        voxels = (np.c_[vertices, np.ones(len(vertices))] @ np.linalg.inv(image.grid.affine).T)[:, :3].round().astype(int)
+        voxels = transform(np.linalg.inv(image.grid.affine), vertices).round().astype(int)
         assert body[tuple(voxels.T)].all()
         inside = np.argwhere(labelmap == value)
         assert (inside.min(0) >= voxels.min(0) - 1).all()
