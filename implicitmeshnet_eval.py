@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from implicitmeshnet.checkpoint import load_network, pick_device, snapshot_path
 from implicitmeshnet.config import Config, load_config
-from implicitmeshnet.coordinates import to_grid_sample, transform, voxel_from_normalised
+from implicitmeshnet.coordinates import to_grid_sample, transform
 from implicitmeshnet.dataset import find_cases, prepare_case, split_cases
 from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, write_mesh
 from implicitmeshnet.figures import Structure, case_preview
@@ -94,8 +94,8 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     grid, sample = read_grid(case.image), prepare_case(case, config.data)
     with torch.inference_mode():
         prediction = network(sample.image[None, None].to(device))
-    world = sample.grid.affine @ voxel_from_normalised(sample.grid.shape)
-    vertices = transform(world, prediction.vertices[0].cpu().double().numpy())  # (S, V, 3) mm
+    normalised = prediction.vertices[0].cpu().double().numpy()  # (S, V, 3)
+    vertices = transform(sample.grid.world_from_normalised, normalised)  # mm
     faces = network.decoder.faces.cpu().numpy()
     values = [config.data.structures[name][0] for name in names]
     labelmap = meshes_to_labelmap([(structure, faces) for structure in vertices], values, grid)
@@ -145,7 +145,7 @@ def segmentation_on_grid(logits, network_grid: Grid, values: list[int], grid: Gr
     Probabilities are interpolated linearly and the largest wins; slab by slab, to bound the memory.
     """
     probabilities = logits.cpu().softmax(0)[None, 1:]  # background is what is left, so it is 1 outside
-    normalised = np.linalg.inv(network_grid.affine @ voxel_from_normalised(network_grid.shape)) @ grid.affine
+    normalised = np.linalg.inv(network_grid.world_from_normalised) @ grid.affine
     lookup = np.array([0, *values], dtype=np.int16)
     labelmap = np.empty(grid.shape, dtype=np.int16)
     j, k = (torch.arange(n, dtype=torch.float64) for n in grid.shape[1:])
