@@ -184,9 +184,7 @@ def validate(config: Config):
         ("loss.laplacian_epochs", loss.laplacian_epochs >= 1, "at least 1"),
         *((f"loss.{name}", getattr(loss, name) >= 0, "a number of at least 0")
           for name in ("occupancy", "segmentation", "surface", "laplacian_start", "laplacian_end")),
-        *((f"training.{name}", getattr(training, name) >= 1, "at least 1")
-          for name in ("epochs", "repeats", "batch_size", "validate_every")),
-        *((f"training.{name}", getattr(training, name) < 2**31, "less than 2^31")
+        *((f"training.{name}", 1 <= getattr(training, name) < 2**31, "at least 1 and less than 2^31")
           for name in ("epochs", "repeats", "batch_size", "validate_every")),
         ("training.seed", 0 <= training.seed < 2**32, "0 to 2^32 - 1"),
         ("training.learning_rate", 0 < training.learning_rate <= 1, "a positive number of at most 1"),

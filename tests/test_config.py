@@ -49,7 +49,7 @@ def test_overrides_parse_json_and_bare_words(tmp_path):
         ("--data.shape=64", "data.shape: wanted"),
         ("--data.shape=[60,64,64]", "data.shape: wanted multiples of 16 from 6 to 4095"),
         ("--training.seed=abc", 'training.seed: wanted int, found "abc"'),
-        ("--training.epochs=0", "training.epochs: wanted at least 1, found 0"),
+        ("--training.epochs=0", "training.epochs: wanted at least 1 and less than 2^31, found 0"),
         ("--training.augmentation=1", "training.augmentation: wanted bool, found 1"),
         ('--data.structures={"a":[1],"b":[1]}', "distinct label values"),
         ('--data.structures={"a":[70000]}', "label values from 1 to 32767"),

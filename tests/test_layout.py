@@ -31,7 +31,7 @@ def third_party(path: Path) -> set[str]:
 
 def test_ops_import_coordinates_and_torch_only():
     for path in (ROOT / "implicitmeshnet" / "ops").glob("*.py"):
-        assert third_party(path) <= {"torch", "numpy", "implicitmeshnet"}
+        assert third_party(path) <= {"torch", "implicitmeshnet"}
         own = {name for name in imports(path) if name.startswith("implicitmeshnet.")}
         assert all(name.startswith(("implicitmeshnet.ops", "implicitmeshnet.coordinates")) for name in own), path
 
