@@ -17,21 +17,30 @@ inline void check_faces(const at::Tensor& faces, int64_t vertex_count) {
                           vertex_count - 1, ", found ", index[i]);
 }
 
-// One face's triangle, worked out in double and rounded to T; `order` gets the vertices that are its a, b, c.
+template <typename T, typename S>
+Vec3<T> round_to(Vec3<S> v) { return {T(v.x), T(v.y), T(v.z)}; }
+
+template <typename T, typename S>
+Half<T> round_to(Half<S> h) { return {T(h.width), T(h.x), T(h.y), T(h.length)}; }
+
+// One face's triangle in double; `order` gets the vertices that are its a, b, c.
 template <typename T>
-Triangle<T> face_triangle(const T* vertices, const int64_t* face, int64_t* order) {
+Triangle<double> face_triangle(const T* vertices, const int64_t* face, int32_t* order) {
     Vec3<double> corner[3];
     for (int k = 0; k < 3; k++) {
         const T* v = vertices + 3 * face[k];
         corner[k] = {double(v[0]), double(v[1]), double(v[2])};
     }
-    int first = longest_edge(corner), second = (first + 1) % 3, third = (first + 2) % 3;
-    order[0] = face[first], order[1] = face[second], order[2] = face[third];
-    Triangle<double> t = make_triangle(corner[first], corner[second], corner[third],
-                                       std::numeric_limits<double>::epsilon());
-    auto round = [](Vec3<double> v) { return Vec3<T>{T(v.x), T(v.y), T(v.z)}; };
-    return {round(t.a), round(t.x), round(t.y), round(t.z), T(t.length), T(t.cx), T(t.cy), T(t.inverse_length),
-            T(t.inverse_ac), T(t.inverse_bc)};
+    int first = longest_edge(corner);
+    for (int k = 0; k < 3; k++) order[k] = int32_t(face[(first + k) % 3]);
+    return make_triangle(corner[first], corner[(first + 1) % 3], corner[(first + 2) % 3],
+                         std::numeric_limits<double>::epsilon());
+}
+
+template <typename T>
+Triangle<T> round_to(const Triangle<double>& t) {
+    return {round_to<T>(t.foot), round_to<T>(t.x), round_to<T>(t.y), round_to<T>(t.z), round_to<T>(t.left),
+            round_to<T>(t.right)};
 }
 
 }  // namespace imn

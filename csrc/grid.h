@@ -1,11 +1,9 @@
-// The voxel centres of a grid in normalised coordinates, and boxes of voxels.
+// The voxel centres of a grid in normalised coordinates, and tiles of voxels.
 #pragma once
 
 #include <ATen/ATen.h>
 
 #include <vector>
-
-#include "triangle.h"
 
 namespace imn {
 
@@ -22,25 +20,38 @@ struct Grid {
     int64_t size() const { return shape[0] * shape[1] * shape[2]; }
 };
 
-// The voxels [low, high) along each axis.
-struct Box {
-    int64_t low[3], high[3];
+constexpr int64_t SIDE = 4;  // voxels along a tile
 
-    // The box's sub-box of the given side at `corner`, clipped.
-    Box part(int64_t i, int64_t j, int64_t k, int64_t side) const {
-        return {{i, j, k}, {std::min(high[0], i + side), std::min(high[1], j + side), std::min(high[2], k + side)}};
-    }
-    // The middle and half the extent of the voxel centres along one axis.
-    double centre(const Grid& grid, int a) const { return (grid.axis[a][low[a]] + grid.axis[a][high[a] - 1]) / 2; }
-    double half(const Grid& grid, int a) const { return (grid.axis[a][high[a] - 1] - grid.axis[a][low[a]]) / 2; }
+// A span of voxel centres along one axis: its middle and half its extent.
+struct Span {
+    double centre, half;
+};
 
-    // Calls visit(sub-box) for all sub-boxes of a side.
-    template <typename Visit>
-    void split(int64_t side, Visit visit) const {
-        for (int64_t i = low[0]; i < high[0]; i += side)
-            for (int64_t j = low[1]; j < high[1]; j += side)
-                for (int64_t k = low[2]; k < high[2]; k += side) visit(part(i, j, k, side));
+// One axis cut into tiles, the last of which may be shorter.
+template <typename T>
+struct Tiles {
+    int64_t count;
+    std::vector<T> centre, offset;  // of each tile; of each of its voxels from there, the last repeated to SIDE
+    T half = 0;                     // of the widest
+
+    explicit Tiles(const std::vector<double>& axis) : count((axis.size() + SIDE - 1) / SIDE), axis_(axis) {
+        for (int64_t t = 0; t < count; t++) {
+            Span one = span(t, t + 1);
+            centre.push_back(T(one.centre)), half = std::max(half, T(one.half));
+            for (int64_t i = t * SIDE; i < (t + 1) * SIDE; i++)
+                offset.push_back(T(axis[std::min(i, size() - 1)] - double(centre[t])));
+        }
     }
+    int64_t size() const { return axis_.size(); }
+
+    // The voxels of the tiles [first, last).
+    Span span(int64_t first, int64_t last) const {
+        double low = axis_[first * SIDE], high = axis_[std::min(last * SIDE, size()) - 1];
+        return {(high + low) / 2, (high - low) / 2};
+    }
+
+private:
+    const std::vector<double>& axis_;
 };
 
 }  // namespace imn

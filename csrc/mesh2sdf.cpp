@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <array>
+#include <memory>
 
 #include "winding.h"
 
@@ -12,192 +14,325 @@
 #pragma GCC optimize("finite-math-only", "no-signed-zeros")  // makes minima and maxima one instruction; see solve_item
 #endif
 
+#include "allocate.h"
+#include "culling.h"
 #include "faces.h"
 #include "grid.h"
 
 namespace {
 
-using imn::Box;
 using imn::Grid;
+using imn::SIDE;
+using imn::Tiles;
 using imn::Triangle;
-using imn::TRIANGLE_FIELDS;
 using imn::Vec3;
 
-constexpr int LEVELS = 3;
-constexpr int64_t SIDE[LEVELS] = {16, 8, 4};  // voxels along a box of each level
-constexpr int SLICE = 16;                     // voxels in one layer of the smallest box
+constexpr int LANES = 16;  // the loops over them become one AVX-512 vector of float, two AVX2 or four NEON vectors
+constexpr int64_t BOX[3] = {2, 2, 4};    // tiles along a box: one lane each
+constexpr int64_t BLOCK[3] = {4, 4, 4};  // tiles along a block of boxes
 
-// Triangles twice: each in one piece, and as a structure of arrays, field i of triangle f at fields[i * stride + f].
 template <typename T>
-struct Soup {
-    std::vector<Triangle<T>> triangles;
-    std::vector<T> fields;
-    std::vector<int32_t> face;  // which face each triangle is, ascending
-    int64_t stride, count = 0;
+std::unique_ptr<T[]> workspace(int64_t size) { return std::unique_ptr<T[]>(new T[size]); }  // untouched pages cost nothing
 
-    explicit Soup(int64_t capacity)
-        : triangles(capacity), face(capacity), stride((capacity / 16 | 1) * 16 + 16) {
-        fields.resize(TRIANGLE_FIELDS * stride);  // no power of two apart, so that they fall into different cache sets
+// Faces' balls, in columns padded to full lanes with copies of the last.
+template <typename T>
+struct Balls {
+    std::unique_ptr<T[]> x, y, z, radius;
+    std::unique_ptr<int32_t[]> face;  // ascending
+    int64_t count = 0;
+
+    explicit Balls(int64_t faces) {
+        int64_t capacity = faces + LANES;
+        x = workspace<T>(capacity), y = workspace<T>(capacity), z = workspace<T>(capacity);
+        radius = workspace<T>(capacity), face = workspace<int32_t>(capacity);
     }
-    void append(const Triangle<T>& triangle, int32_t index) {
-        static_assert(sizeof(triangle) == TRIANGLE_FIELDS * sizeof(T), "a Triangle is its fields, one after the other");
-        for (int i = 0; i < TRIANGLE_FIELDS; i++) fields[i * stride + count] = (&triangle.a.x)[i];
-        triangles[count] = triangle, face[count] = index, count++;
+    void set(int64_t at, Vec3<T> centre, T r, int32_t index) {
+        x[at] = centre.x, y[at] = centre.y, z[at] = centre.z, radius[at] = r, face[at] = index;
+    }
+    void take(const Balls& from, const int32_t* list, int64_t kept) {
+        for (int64_t k = 0; k < kept; k++) {
+            int32_t f = list[k];
+            set(k, {from.x[f], from.y[f], from.z[f]}, from.radius[f], from.face[f]);
+        }
+        pad(kept);
+    }
+    void pad(int64_t size) {
+        count = size;
+        for (int64_t f = size; f % LANES; f++) set(f, {x[size - 1], y[size - 1], z[size - 1]}, radius[size - 1], 0);
     }
 };
 
 template <typename T>
-IMN_INLINE Triangle<T> load(const T* data, int64_t stride, int64_t f) {
-    auto at = [&](int i) { return data[i * stride + f]; };
-    return {{at(0), at(1), at(2)}, {at(3), at(4), at(5)}, {at(6), at(7), at(8)}, {at(9), at(10), at(11)},
-            at(12), at(13), at(14), at(15), at(16), at(17)};
+IMN_INLINE T squared_way(T x, T y, T z, Vec3<T> point) {
+    Vec3<T> way = Vec3<T>{x, y, z} - point;
+    return imn::dot(way, way);
 }
 
-// The distance d of a point to one triangle, and the unit direction n from its closest point to it.
+// Lists the balls whose face can be the closest somewhere in the box around `centre`; returns how many.
 template <typename T>
-IMN_INLINE void measure_one(const T* data, int64_t stride, int64_t f, Vec3<T> point, T& d, T& nx, T& ny, T& nz) {
-    Triangle<T> t = load(data, stride, f);
-    Vec3<T> r = imn::residual(t, imn::to_frame(t, point));
-    d = imn::square_root(imn::dot(r, r));
-    T inverse = T(1) / (d + std::numeric_limits<T>::min());
-    Vec3<T> n = inverse * (r.x * t.x + r.y * t.y + r.z * t.z);
-    nx = n.x, ny = n.y, nz = n.z;
-}
-
-template <typename T>  // structs stay out of simd loops, where gcc would make them arrays and give up
-IMN_INLINE void measure(const T* data, int64_t stride, int64_t count, Vec3<T> point, T* d, T* nx, T* ny, T* nz) {
+IMN_INLINE int64_t cull(const Balls<T>& balls, Vec3<T> centre, Vec3<T> half, T* squared, int32_t* list) {
+    const T *x = balls.x.get(), *y = balls.y.get(), *z = balls.z.get(), *radius = balls.radius.get();
+    T low[LANES];
+    int32_t block[LANES];
+    for (int l = 0; l < LANES; l++) low[l] = std::numeric_limits<T>::max(), block[l] = 0;
+    for (int64_t f = 0; f < balls.count; f += LANES) {
 #pragma omp simd
-    for (int64_t f = 0; f < count; f++) measure_one(data, stride, f, point, d[f], nx[f], ny[f], nz[f]);
+        for (int l = 0; l < LANES; l++) {
+            T d = squared_way(x[f + l], y[f + l], z[f + l], centre);
+            bool better = d < low[l];
+            squared[f + l] = d, low[l] = better ? d : low[l], block[l] = better ? int32_t(f) : block[l];
+        }
+    }
+    int lane = int(std::min_element(low, low + LANES) - low), n = block[lane] + lane;
+    imn::BallRule<T> rule = imn::make_ball_rule(Vec3<T>{x[n], y[n], z[n]}, low[lane], half);
+    int64_t kept = 0;
+    for (int64_t f = 0; f < balls.count; f += LANES) {
+        int32_t keep[LANES], any = 0;
+#pragma omp simd reduction(| : any)
+        for (int l = 0; l < LANES; l++) {
+            keep[l] = rule.keeps(Vec3<T>{x[f + l], y[f + l], z[f + l]}, radius[f + l], squared[f + l]);
+            any |= keep[l];
+        }
+        if (!any) continue;
+        for (int l = 0; l < LANES; l++) list[kept] = int32_t(f + l), kept += keep[l];
+    }
+    while (kept > 0 && list[kept - 1] >= balls.count) kept--;  // the padding
+    return kept;
 }
 
-// excess[f] <= 0 where triangle f can be the closest to some point c + u of the box around c, |u_a| <= h_a, |h| = R.
-// It cannot where d - d* > 2 R. Nor where d - d* > sum_a h_a |n*_a - n_a| + R^2 / 2 d*: a triangle lies behind the
-// plane through its closest point q across n, so it is at least d + u.n away, and |c + u - q*| <= d* + u.n* + |u|^2 /
-// 2 d*.
+// A box's tiles, one in each lane.
 template <typename T>
-IMN_INLINE void bound(const T* d, const T* nx, const T* ny, const T* nz, int64_t count, int64_t nearest, Vec3<T> h,
-                      T slack, T* excess) {
-    T least = d[nearest], radius = imn::square_root(imn::dot(h, h));
-    T curved = least > T(0) ? radius * radius / (2 * least) : 2 * radius;
-    Vec3<T> n = {nx[nearest], ny[nearest], nz[nearest]};
+struct Lanes {
+    alignas(64) T x[LANES], y[LANES], z[LANES];
+};
+
+template <typename T>
+IMN_INLINE void way_to(const Triangle<T>& t, T x, T y, T z, T* way) {
+    Vec3<T> r = imn::from_frame(t, imn::residual(t, imn::to_frame(t, Vec3<T>{x, y, z})));
+    way[0] = r.x, way[LANES] = r.y, way[2 * LANES] = r.z, way[3 * LANES] = imn::dot(r, r);
+}
+
+// keep[k * LANES + l]: whether the k-th listed triangle can be the closest somewhere in tile l. `ways` is room for four
+// numbers a triangle and tile.
+template <typename T>
+IMN_INLINE void cull_tiles(const Triangle<T>* triangles, const int32_t* list, int64_t count, const Lanes<T>& centre,
+                           Vec3<T> half, T slack, T* ways, uint8_t* keep) {
+    alignas(64) T x[LANES], y[LANES], z[LANES], squared[LANES], near[LANES], far[LANES];
+    for (int l = 0; l < LANES; l++) x[l] = y[l] = z[l] = 0, squared[l] = std::numeric_limits<T>::max();
+    for (int64_t k = 0; k < count; k++) {
+        const Triangle<T> t = triangles[list[k]];
+        T* way = ways + 4 * LANES * k;
 #pragma omp simd
-    for (int64_t f = 0; f < count; f++) {
-        T turn = curved + h.x * imn::magnitude(n.x - nx[f]) + h.y * imn::magnitude(n.y - ny[f]) +
-                 h.z * imn::magnitude(n.z - nz[f]);
-        excess[f] = d[f] - least - slack - (turn < 2 * radius ? turn : 2 * radius);
+        for (int l = 0; l < LANES; l++) {
+            way_to(t, centre.x[l], centre.y[l], centre.z[l], way + l);
+            bool better = way[3 * LANES + l] < squared[l];
+            x[l] = better ? way[l] : x[l], y[l] = better ? way[LANES + l] : y[l];
+            z[l] = better ? way[2 * LANES + l] : z[l], squared[l] = better ? way[3 * LANES + l] : squared[l];
+        }
+    }
+    for (int l = 0; l < LANES; l++) {
+        imn::FaceRule<T> rule = imn::make_face_rule(Vec3<T>{x[l], y[l], z[l]}, squared[l], half, slack);
+        near[l] = rule.near, far[l] = rule.far;
+    }
+    for (int64_t k = 0; k < count; k++) {
+        const T* way = ways + 4 * LANES * k;
+#pragma omp simd
+        for (int l = 0; l < LANES; l++)
+            keep[LANES * k + l] = imn::FaceRule<T>{{x[l], y[l], z[l]}, half, near[l], far[l]}.keeps(
+                Vec3<T>{way[l], way[LANES + l], way[2 * LANES + l]}, way[3 * LANES + l]);
     }
 }
 
-// The smallest box: voxel (i, l) stands at centre + (x[i], y[l], z[l]).
+// Lists what is kept in one tile; returns how many. `keep` starts at the tile's lane.
+inline int64_t select(const int32_t* from, const uint8_t* keep, int64_t count, int32_t* list) {
+    int64_t kept = 0;
+    for (int64_t k = 0; k < count; k++) list[kept] = from[k], kept += keep[LANES * k];
+    return kept;
+}
+
+// A tile: SIDE slices of SIDE rows of SIDE voxels, at x[slice][lane], y[lane], z[lane] from its centre.
 template <typename T>
-struct Voxels {
-    alignas(64) T x[SIDE[LEVELS - 1]], y[SLICE], z[SLICE], best[SIDE[LEVELS - 1] * SLICE];
-    alignas(64) int32_t nearest[SIDE[LEVELS - 1] * SLICE];
+struct Tile {
+    alignas(64) T x[SIDE * LANES], y[LANES], z[LANES], squared[SIDE * LANES];
+    alignas(64) int32_t face[SIDE * LANES];
+};
+
+// Where a tile's results go: rows at (slice * slices + row * rows), of `size` voxels in `count` slices and rows.
+template <typename T>
+struct Place {
+    const int8_t* inside;
+    T* sdf;
+    int32_t* face;
+    int64_t slices, rows, count[3];
 };
 
 // Keeps the closest of the listed triangles for each voxel, the first of equals.
 template <typename T>
 IMN_INLINE void compare(const Triangle<T>* triangles, const int32_t* list, int64_t count, Vec3<T> centre,
-                        Voxels<T>& voxels) {
+                        Tile<T>& tile) {
     for (int64_t k = 0; k < count; k++) {
-        Triangle<T> t = triangles[list[k]];
+        int32_t index = list[k];
+        const Triangle<T> t = triangles[index];
         Vec3<T> origin = imn::to_frame(t, centre);
-        for (int i = 0; i < SIDE[LEVELS - 1]; i++) {
-            Vec3<T> row = origin + voxels.x[i] * Vec3<T>{t.x.x, t.y.x, t.z.x};
-            T* best = voxels.best + i * SLICE;
-            int32_t* nearest = voxels.nearest + i * SLICE;
+        alignas(64) T x[LANES], y[LANES], z[LANES];
 #pragma omp simd
-            for (int l = 0; l < SLICE; l++) {
-                T y = voxels.y[l], z = voxels.z[l];
-                T squared = imn::squared_distance(
-                    t, Vec3<T>{row.x + y * t.x.y + z * t.x.z, row.y + y * t.y.y + z * t.y.z,
-                               row.z + y * t.z.y + z * t.z.z});
-                bool better = squared < best[l];
-                best[l] = better ? squared : best[l];
-                nearest[l] = better ? int32_t(k) : nearest[l];
+        for (int l = 0; l < LANES; l++) {
+            x[l] = origin.x + tile.y[l] * t.x.y + tile.z[l] * t.x.z;
+            y[l] = origin.y + tile.y[l] * t.y.y + tile.z[l] * t.y.z;
+            z[l] = origin.z + tile.y[l] * t.z.y + tile.z[l] * t.z.z;
+        }
+        for (int i = 0; i < SIDE; i++) {
+            const T* step = tile.x + i * LANES;
+            T* squared = tile.squared + i * LANES;
+            int32_t* face = tile.face + i * LANES;
+#pragma omp simd
+            for (int l = 0; l < LANES; l++) {
+                T d = imn::squared_distance(t, Vec3<T>{x[l] + step[l] * t.x.x, y[l] + step[l] * t.y.x,
+                                                       z[l] + step[l] * t.z.x});
+                bool better = d < squared[l];
+                squared[l] = better ? d : squared[l], face[l] = better ? index : face[l];
             }
         }
     }
 }
 
+template <typename T>
+IMN_INLINE void write_row(const T* distance, const int32_t* nearest, const int8_t* inside, T* sdf, int32_t* face,
+                          int64_t size) {
+#pragma omp simd
+    for (int64_t l = 0; l < size; l++) sdf[l] = distance[l] * T(1 - 2 * inside[l]), face[l] = nearest[l];
+}
+
+template <typename T>
+IMN_INLINE void write(Tile<T>& tile, const Place<T>& place) {
+#pragma omp simd
+    for (int l = 0; l < SIDE * LANES; l++) tile.squared[l] = imn::square_root(tile.squared[l]);
+    for (int64_t i = 0; i < place.count[0]; i++)
+        for (int64_t j = 0; j < place.count[1]; j++) {
+            int64_t lane = i * LANES + j * SIDE, voxel = i * place.slices + j * place.rows;
+            const T* distance = tile.squared + lane;
+            if (place.count[2] == SIDE)  // known when compiled, so that a row is one vector
+                write_row(distance, tile.face + lane, place.inside + voxel, place.sdf + voxel, place.face + voxel, SIDE);
+            else
+                write_row(distance, tile.face + lane, place.inside + voxel, place.sdf + voxel, place.face + voxel,
+                          place.count[2]);
+        }
+}
+
 #define IMN_INSTANTIATE(T)                                                                                             \
-    IMN_CLONES void measure_all(const T* data, int64_t stride, int64_t count, Vec3<T> point, T* d, T* nx, T* ny,       \
-                                T* nz) {                                                                               \
-        measure(data, stride, count, point, d, nx, ny, nz);                                                            \
+    IMN_CLONES int64_t cull_balls(const Balls<T>& balls, Vec3<T> centre, Vec3<T> half, T* squared, int32_t* list) {    \
+        return cull(balls, centre, half, squared, list);                                                               \
     }                                                                                                                  \
-    IMN_CLONES void bound_all(const T* d, const T* nx, const T* ny, const T* nz, int64_t count, int64_t nearest,       \
-                              Vec3<T> h, T slack, T* excess) {                                                         \
-        bound(d, nx, ny, nz, count, nearest, h, slack, excess);                                                        \
+    IMN_CLONES void cull_box(const Triangle<T>* triangles, const int32_t* list, int64_t count,                         \
+                             const Lanes<T>& centre, Vec3<T> half, T slack, T* ways, uint8_t* keep) {                  \
+        cull_tiles(triangles, list, count, centre, half, slack, ways, keep);                                           \
     }                                                                                                                  \
-    IMN_CLONES void compare_all(const Triangle<T>* triangles, const int32_t* list, int64_t count, Vec3<T> centre,      \
-                                Voxels<T>& voxels) {                                                                   \
-        compare(triangles, list, count, centre, voxels);                                                               \
+    IMN_CLONES void solve_tile(const Triangle<T>* triangles, const int32_t* list, int64_t count, Vec3<T> centre,       \
+                               Tile<T>& tile, const Place<T>& place) {                                                 \
+        compare(triangles, list, count, centre, tile);                                                                 \
+        write(tile, place);                                                                                            \
     }
 IMN_INSTANTIATE(float)
 IMN_INSTANTIATE(double)
 
-// One thread's descent from a box to its voxels.
+// A mesh over a grid, and where its distances go.
 template <typename T>
-struct Descent {
+struct Problem {
     const Grid& grid;
+    Tiles<T> tiles[3];
+    std::vector<Triangle<T>> triangles;
+    Balls<T> balls;
+    T slack;
     const int8_t* inside;
-    T slack;  // of distances and bounds, for rounding
     T* sdf;
     int32_t* face;
-    std::vector<T> d, nx, ny, nz, excess;
-    std::vector<int32_t> list;
-    std::vector<Soup<T>> survivors;
-
-    Descent(const Grid& grid, int64_t capacity, const int8_t* inside, T slack, T* sdf, int32_t* face)
-        : grid(grid), inside(inside), slack(slack), sdf(sdf), face(face), d(capacity), nx(capacity), ny(capacity),
-          nz(capacity), excess(capacity), list(capacity), survivors(LEVELS - 1, Soup<T>(capacity)) {}
-
-    void descend(const Soup<T>& soup, const Box& box, int level) {
-        Vec3<T> centre = {T(box.centre(grid, 0)), T(box.centre(grid, 1)), T(box.centre(grid, 2))};
-        int64_t kept = cull(soup, centre, {T(box.half(grid, 0)), T(box.half(grid, 1)), T(box.half(grid, 2))});
-        if (level == LEVELS - 1) return solve(soup, box, centre, kept);
-        survivors[level].count = 0;
-        for (int64_t k = 0; k < kept; k++) survivors[level].append(soup.triangles[list[k]], soup.face[list[k]]);
-        box.split(SIDE[level + 1], [&](const Box& part) { descend(survivors[level], part, level + 1); });
-    }
-
-    // Lists the triangles of the soup that can be the closest somewhere in the box; returns how many.
-    int64_t cull(const Soup<T>& soup, Vec3<T> centre, Vec3<T> half) {
-        measure_all(soup.fields.data(), soup.stride, soup.count, centre, d.data(), nx.data(), ny.data(), nz.data());
-        int64_t nearest = std::min_element(d.begin(), d.begin() + soup.count) - d.begin();
-        bound_all(d.data(), nx.data(), ny.data(), nz.data(), soup.count, nearest, half, slack, excess.data());
-        int64_t kept = 0;
-        for (int64_t f = 0; f < soup.count; f++) {
-            list[kept] = int32_t(f);
-            kept += excess[f] <= 0;
-        }
-        return kept;
-    }
-
-    void solve(const Soup<T>& soup, const Box& box, Vec3<T> centre, int64_t kept) {
-        Voxels<T> voxels;
-        auto offset = [&](int a, int64_t step, T middle) {  // lanes beyond the box repeat its last voxel
-            return T(grid.axis[a][std::min(box.low[a] + step, box.high[a] - 1)] - double(middle));
-        };
-        for (int i = 0; i < SIDE[LEVELS - 1]; i++) voxels.x[i] = offset(0, i, centre.x);
-        for (int l = 0; l < SLICE; l++) {
-            voxels.y[l] = offset(1, l / 4, centre.y);
-            voxels.z[l] = offset(2, l % 4, centre.z);
-        }
-        std::fill(std::begin(voxels.best), std::end(voxels.best), std::numeric_limits<T>::max());
-        std::fill(std::begin(voxels.nearest), std::end(voxels.nearest), 0);
-        compare_all(soup.triangles.data(), list.data(), kept, centre, voxels);
-        for (int64_t i = box.low[0]; i < box.high[0]; i++)
-            for (int64_t j = box.low[1]; j < box.high[1]; j++)
-                for (int64_t k = box.low[2]; k < box.high[2]; k++) {
-                    int64_t voxel = (i * grid.shape[1] + j) * grid.shape[2] + k;
-                    int64_t lane = (i - box.low[0]) * SLICE + (j - box.low[1]) * 4 + k - box.low[2];
-                    T distance = imn::square_root(voxels.best[lane]);
-                    sdf[voxel] = inside[voxel] ? -distance : distance;
-                    face[voxel] = soup.face[list[voxels.nearest[lane]]];
-                }
-    }
 };
+
+// One thread's descent from a block over its boxes and their tiles to the voxels.
+template <typename T>
+class Descent {
+public:
+    explicit Descent(const Problem<T>& problem)
+        : p(problem), faces(problem.triangles.size()), block(faces), box(faces), squared(workspace<T>(faces + LANES)),
+          ways(workspace<T>(4 * LANES * faces)), keep(workspace<uint8_t>(LANES * faces)),
+          list(workspace<int32_t>(faces + LANES)) {}
+
+    void solve_block(const int64_t* low) {
+        block.take(p.balls, list.get(), cull_to(p.balls, low, BLOCK));
+        for (int64_t i = low[0]; i < end(0, low, BLOCK); i += BOX[0])
+            for (int64_t j = low[1]; j < end(1, low, BLOCK); j += BOX[1]) solve_box({i, j, low[2]});
+    }
+
+private:
+    int64_t end(int a, const int64_t* low, const int64_t* size) const {
+        return std::min(p.tiles[a].count, low[a] + size[a]);
+    }
+
+    int64_t cull_to(const Balls<T>& balls, const int64_t* low, const int64_t* size) {
+        imn::Span span[3];
+        for (int a = 0; a < 3; a++) span[a] = p.tiles[a].span(low[a], end(a, low, size));
+        return cull_balls(balls, {T(span[0].centre), T(span[1].centre), T(span[2].centre)},
+                          {T(span[0].half), T(span[1].half), T(span[2].half)}, squared.get(), list.get());
+    }
+
+    // Lanes beyond the grid repeat its last tile.
+    void solve_box(std::array<int64_t, 3> low) {
+        box.take(block, list.get(), cull_to(block, low.data(), BOX));
+        Lanes<T> centre;
+        auto tile_of = [&](int a, int64_t step) { return std::min(low[a] + step, p.tiles[a].count - 1); };
+        for (int l = 0; l < LANES; l++) {
+            centre.x[l] = p.tiles[0].centre[tile_of(0, l / 8)];
+            centre.y[l] = p.tiles[1].centre[tile_of(1, l / 4 % 2)];
+            centre.z[l] = p.tiles[2].centre[tile_of(2, l % 4)];
+        }
+        cull_box(p.triangles.data(), box.face.get(), box.count, centre,
+                 {p.tiles[0].half, p.tiles[1].half, p.tiles[2].half}, p.slack, ways.get(), keep.get());
+        for (int l = 0; l < LANES; l++) {
+            int64_t i = low[0] + l / 8, j = low[1] + l / 4 % 2, k = low[2] + l % 4;
+            if (i >= p.tiles[0].count || j >= p.tiles[1].count || k >= p.tiles[2].count) continue;
+            int64_t kept = select(box.face.get(), keep.get() + l, box.count, list.get());
+            fill(i, j, k, {centre.x[l], centre.y[l], centre.z[l]}, kept);
+        }
+    }
+
+    void fill(int64_t i, int64_t j, int64_t k, Vec3<T> centre, int64_t kept) {
+        Tile<T> tile;
+        for (int64_t l = 0; l < SIDE * LANES; l++) tile.x[l] = p.tiles[0].offset[SIDE * i + l / LANES];
+        for (int l = 0; l < LANES; l++) {
+            tile.y[l] = p.tiles[1].offset[SIDE * j + l / SIDE];
+            tile.z[l] = p.tiles[2].offset[SIDE * k + l % SIDE];
+        }
+        std::fill(std::begin(tile.squared), std::end(tile.squared), std::numeric_limits<T>::max());
+        const int64_t* shape = p.grid.shape;
+        int64_t rows = shape[2], slices = shape[1] * rows, first = SIDE * (i * slices + j * rows + k);
+        auto left = [&](int a, int64_t low) { return std::min(SIDE, shape[a] - SIDE * low); };
+        solve_tile(p.triangles.data(), list.get(), kept, centre, tile,
+                   {p.inside + first, p.sdf + first, p.face + first, slices, rows, {left(0, i), left(1, j), left(2, k)}});
+    }
+
+    const Problem<T>& p;
+    int64_t faces;
+    Balls<T> block, box;
+    std::unique_ptr<T[]> squared, ways;
+    std::unique_ptr<uint8_t[]> keep;
+    std::unique_ptr<int32_t[]> list;
+};
+
+// The faces' triangles and balls; radii grow by `slack`.
+template <typename T>
+void prepare(const T* vertices, const int64_t* faces, Problem<T>& problem) {
+    int64_t count = problem.triangles.size();
+    at::parallel_for(0, count, 1024, [&](int64_t begin, int64_t end) {
+        int32_t order[3];
+        for (int64_t f = begin; f < end; f++) {
+            Triangle<double> triangle = imn::face_triangle(vertices, faces + 3 * f, order);
+            imn::Ball<double> ball = imn::make_ball(triangle);
+            problem.triangles[f] = imn::round_to<T>(triangle);
+            problem.balls.set(f, imn::round_to<T>(ball.centre), T(ball.radius) + problem.slack, int32_t(f));
+        }
+    });
+    problem.balls.pad(count);
+}
 
 // The vertices must be finite, and nothing in this file may meet or make a value that is not.
 template <typename T>
@@ -208,18 +343,20 @@ void solve_item(const T* vertices, int64_t vertex_count, const int64_t* faces, i
     double half[3];
     for (int a = 0; a < 3; a++) half[a] = double(grid.shape[a] - 1) / 2;
     imn::inside_mask(vertices, half, half, vertex_count, faces, face_count, grid.shape, inside);
-    Soup<T> soup(face_count);
-    int64_t order[3];
-    for (int64_t f = 0; f < face_count; f++)
-        soup.append(imn::face_triangle(vertices, faces + 3 * f, order), int32_t(f));
-    std::vector<Box> boxes;
-    Box whole = {{0, 0, 0}, {grid.shape[0], grid.shape[1], grid.shape[2]}};
-    whole.split(SIDE[0], [&](const Box& box) { boxes.push_back(box); });
-    T slack = 32 * std::numeric_limits<T>::epsilon() * extent;
-    std::atomic<size_t> next{0};  // boxes near the surface cost more, so threads take them one by one
+    Problem<T> problem{grid, {Tiles<T>(grid.axis[0]), Tiles<T>(grid.axis[1]), Tiles<T>(grid.axis[2])},
+                       std::vector<Triangle<T>>(face_count), Balls<T>(face_count),
+                       32 * std::numeric_limits<T>::epsilon() * extent, inside, sdf, face};
+    prepare(vertices, faces, problem);
+    int64_t blocks[3];
+    for (int a = 0; a < 3; a++) blocks[a] = (problem.tiles[a].count + BLOCK[a] - 1) / BLOCK[a];
+    std::atomic<int64_t> next{0};  // blocks near the surface cost more, so threads take them one by one
     at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-        Descent<T> descent(grid, face_count, inside, slack, sdf, face);
-        for (size_t i; (i = next++) < boxes.size();) descent.descend(soup, boxes[i], 0);
+        Descent<T> descent(problem);
+        for (int64_t i; (i = next++) < blocks[0] * blocks[1] * blocks[2];) {
+            const int64_t low[3] = {i / (blocks[1] * blocks[2]) * BLOCK[0], i / blocks[2] % blocks[1] * BLOCK[1],
+                                    i % blocks[2] * BLOCK[2]};
+            descent.solve_block(low);
+        }
     });
 }
 
@@ -227,14 +364,17 @@ std::tuple<at::Tensor, at::Tensor> mesh2sdf(const at::Tensor& vertices_, const a
                                             at::IntArrayRef shape) {
     auto vertices = vertices_.contiguous(), faces = faces_.contiguous();
     imn::check_faces(faces, vertices.size(1));
-    auto sdf = at::full({vertices.size(0), shape[0], shape[1], shape[2]}, NAN, vertices.options());
-    auto face = at::zeros(sdf.sizes(), sdf.options().dtype(at::kInt));
+    auto sdf = imn::empty_huge({vertices.size(0), shape[0], shape[1], shape[2]}, vertices.options());
+    auto face = imn::empty_huge(sdf.sizes(), sdf.options().dtype(at::kInt));
     auto finite = vertices.isfinite().flatten(1).all(1);
     Grid grid(shape);
     std::vector<int8_t> inside(grid.size());
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "mesh2sdf", [&] {
         for (int64_t b = 0; b < vertices.size(0); b++) {
-            if (!finite[b].item<bool>()) continue;
+            if (!finite[b].item<bool>()) {
+                sdf[b].fill_(NAN), face[b].zero_();
+                continue;
+            }
             solve_item(vertices.const_data_ptr<scalar_t>() + b * vertices.size(1) * 3, vertices.size(1),
                        faces.const_data_ptr<int64_t>(), faces.size(0), grid, inside.data(),
                        sdf.mutable_data_ptr<scalar_t>() + b * grid.size(),

@@ -3,8 +3,6 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <array>
-
 #include "faces.h"
 #include "grid.h"
 
@@ -14,58 +12,120 @@ using imn::Grid;
 using imn::Triangle;
 using imn::Vec3;
 
-constexpr int64_t CHUNKS = 32;  // of voxels, fixed, so that the sums do not depend on the number of threads
+constexpr int LANES = 16;  // voxels of a row that are taken together
+constexpr int FIELDS = 12;
 
+// What a triangle is made of, and its vertices; one cache line in float.
 template <typename T>
-struct Corners {
-    Triangle<T> triangle;
-    int64_t order[3];
+struct alignas(16 * sizeof(T)) Corners {
+    T fields[FIELDS];  // foot, x, y, left and right width, height
+    int32_t order[3];
 };
 
-// Adds one voxel's share to the sums (V, 3): beta are the closest point q's weights, n = (p - q) / sdf or, on the
-// surface itself, the face normal.
 template <typename T>
-void add_voxel(const Corners<T>& corners, Vec3<T> p, T sdf, T grad, T* sums) {
-    const Triangle<T>& t = corners.triangle;
-    Vec3<T> local = imn::to_frame(t, p);
+Corners<T> make_corners(const T* vertices, const int64_t* face) {
+    Corners<T> corners;
+    Triangle<double> t = imn::face_triangle(vertices, face, corners.order);
+    const double fields[FIELDS] = {t.foot.x, t.foot.y, t.foot.z, t.x.x, t.x.y, t.x.z, t.y.x, t.y.y, t.y.z,
+                                   t.left.width, t.right.width, t.left.y * t.left.length};
+    std::copy(std::begin(fields), std::end(fields), corners.fields);
+    return corners;
+}
+
+template <typename T>
+using Quad __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
+
+// LANES voxels with their triangles, then the closest points' weights and grad's pull -grad n on each.
+template <typename T>
+struct Lanes {
+    alignas(64) T fields[FIELDS][LANES], z[LANES], sdf[LANES], grad[LANES], weight[3][LANES], pull[LANES][4];
+};
+
+// n = (p - q) / sdf or, on the surface itself, the face normal.
+template <typename T>
+IMN_INLINE void pull_one(Lanes<T>& a, int l, T x, T y) {
+    auto at = [&](int i) { return Vec3<T>{a.fields[i][l], a.fields[i + 1][l], a.fields[i + 2][l]}; };
+    T height = a.fields[11][l], sdf = a.sdf[l];
+    const Triangle<T> t = {at(0), at(3), at(6), imn::cross(at(3), at(6)), imn::make_half(a.fields[9][l], height),
+                           imn::make_half(a.fields[10][l], height)};
+    Vec3<T> local = imn::to_frame(t, Vec3<T>{x, y, a.z[l]});
     imn::Weights<T> beta = imn::closest_weights(t, local);
-    bool on_surface = std::abs(sdf) <= 8 * std::numeric_limits<T>::epsilon();
     Vec3<T> r = imn::residual(t, local);
     T length = imn::square_root(imn::dot(r, r));  // |sdf|, but for the rounding that would not cancel
-    r = on_surface || length == 0 ? Vec3<T>{0, 0, 1} : (sdf < 0 ? -1 / length : 1 / length) * r;
-    Vec3<T> pull = -grad * (r.x * t.x + r.y * t.y + r.z * t.z);
-    const T weight[3] = {1 - beta.b - beta.c, beta.b, beta.c};
-    for (int k = 0; k < 3; k++) {
-        T* sum = sums + 3 * corners.order[k];
-        sum[0] += weight[k] * pull.x, sum[1] += weight[k] * pull.y, sum[2] += weight[k] * pull.z;
+    bool on_surface = (imn::magnitude(sdf) <= 8 * std::numeric_limits<T>::epsilon()) | (length == T(0));
+    T scale = -a.grad[l] * (on_surface ? T(1) : (sdf < T(0) ? T(-1) : T(1)) / length);
+    Vec3<T> pull = scale * imn::from_frame(t, Vec3<T>{on_surface ? T(0) : r.x, on_surface ? T(0) : r.y,
+                                                      on_surface ? T(1) : r.z});
+    a.weight[0][l] = T(1) - beta.b - beta.c, a.weight[1][l] = beta.b, a.weight[2][l] = beta.c;
+    a.pull[l][0] = pull.x, a.pull[l][1] = pull.y, a.pull[l][2] = pull.z, a.pull[l][3] = T(0);
+}
+
+// Adds a row of voxels' shares to the sums (V, 4).
+template <typename T>
+IMN_INLINE void add_row(const Corners<T>* corners, const T* grad, const T* sdf, const int32_t* face, T x, T y,
+                        const T* z, int64_t size, T* sums) {
+    Lanes<T> a;
+    for (int64_t first = 0; first < size; first += LANES) {
+        int count = int(std::min<int64_t>(LANES, size - first));
+        int any = 0;
+#pragma omp simd reduction(| : any)
+        for (int l = 0; l < count; l++) any |= grad[first + l] != T(0);
+        if (!any) continue;
+        for (int l = 0; l < LANES; l++) {  // lanes beyond the row repeat its last voxel
+            int64_t voxel = first + std::min(l, count - 1);
+            const Corners<T>& c = corners[face[voxel]];
+            for (int i = 0; i < FIELDS; i++) a.fields[i][l] = c.fields[i];
+            a.z[l] = z[voxel], a.sdf[l] = sdf[voxel], a.grad[l] = grad[voxel];
+        }
+#pragma omp simd
+        for (int l = 0; l < LANES; l++) pull_one(a, l, x, y);
+        for (int l = 0; l < count; l++) {
+            const int32_t* order = corners[face[first + l]].order;
+            Quad<T> pull = *reinterpret_cast<const Quad<T>*>(a.pull[l]);
+            for (int k = 0; k < 3; k++)
+                *reinterpret_cast<Quad<T>*>(sums + 4 * int64_t(order[k])) += a.weight[k][l] * pull;
+        }
     }
+}
+
+#define IMN_INSTANTIATE(T)                                                                                             \
+    IMN_CLONES void add(const Corners<T>* corners, const T* grad, const T* sdf, const int32_t* face, T x, T y,         \
+                        const T* z, int64_t size, T* sums) {                                                           \
+        add_row(corners, grad, sdf, face, x, y, z, size, sums);                                                        \
+    }
+IMN_INSTANTIATE(float)
+IMN_INSTANTIATE(double)
+
+// Parts of the grid that are summed apart, as the mesh and the grid alone decide: the same bits on any number of threads.
+int64_t chunk_count(const Grid& grid, int64_t vertex_count) {
+    return std::min(grid.shape[0] * grid.shape[1], std::clamp<int64_t>(grid.size() / (16 * vertex_count), 8, 128));
 }
 
 template <typename T>
 void differentiate_item(const T* grad, const T* vertices, int64_t vertex_count, const at::Tensor& faces, const T* sdf,
                         const int32_t* face, const Grid& grid, T* result) {
     std::vector<Corners<T>> corners(faces.size(0));
-    for (int64_t f = 0; f < faces.size(0); f++)
-        corners[f].triangle = imn::face_triangle(vertices, faces.const_data_ptr<int64_t>() + 3 * f, corners[f].order);
-    std::vector<T> sums(CHUNKS * 3 * vertex_count);
-    at::parallel_for(0, CHUNKS, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t chunk = begin; chunk < end; chunk++) {
-            int64_t rows = grid.shape[0] * grid.shape[1], last = rows * (chunk + 1) / CHUNKS;
-            for (int64_t row = rows * chunk / CHUNKS; row < last; row++)
-                for (int64_t k = 0; k < grid.shape[2]; k++) {
-                    int64_t voxel = row * grid.shape[2] + k;
-                    if (grad[voxel] == 0) continue;
-                    Vec3<T> p = {T(grid.axis[0][row / grid.shape[1]]), T(grid.axis[1][row % grid.shape[1]]),
-                                 T(grid.axis[2][k])};
-                    add_voxel(corners[face[voxel]], p, sdf[voxel], grad[voxel], &sums[chunk * 3 * vertex_count]);
-                }
-        }
+    at::parallel_for(0, faces.size(0), 1024, [&](int64_t begin, int64_t end) {
+        for (int64_t f = begin; f < end; f++)
+            corners[f] = make_corners(vertices, faces.const_data_ptr<int64_t>() + 3 * f);
     });
-    for (int64_t i = 0; i < 3 * vertex_count; i++) {
-        double sum = 0;
-        for (int64_t chunk = 0; chunk < CHUNKS; chunk++) sum += sums[chunk * 3 * vertex_count + i];
-        result[i] = T(sum);
-    }
+    int64_t chunks = chunk_count(grid, vertex_count), rows = grid.shape[0] * grid.shape[1], size = grid.shape[2];
+    std::vector<T> sums(chunks * 4 * vertex_count), z(grid.axis[2].begin(), grid.axis[2].end());
+    at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t chunk = begin; chunk < end; chunk++)
+            for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; row++)
+                add(corners.data(), grad + row * size, sdf + row * size, face + row * size,
+                    T(grid.axis[0][row / grid.shape[1]]), T(grid.axis[1][row % grid.shape[1]]), z.data(), size,
+                    sums.data() + chunk * 4 * vertex_count);
+    });
+    at::parallel_for(0, vertex_count, 1024, [&](int64_t begin, int64_t end) {
+        for (int64_t v = begin; v < end; v++)
+            for (int i = 0; i < 3; i++) {
+                double sum = 0;
+                for (int64_t chunk = 0; chunk < chunks; chunk++) sum += sums[4 * (chunk * vertex_count + v) + i];
+                result[3 * v + i] = T(sum);
+            }
+    });
 }
 
 at::Tensor mesh2sdf_backward(const at::Tensor& grad_, const at::Tensor& vertices_, const at::Tensor& faces_,

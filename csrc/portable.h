@@ -3,10 +3,13 @@
 
 #if defined(__METAL_VERSION__)
 #define IMN_INLINE inline
+#define IMN_LOCAL thread  // the address space of a function's own variables
 #elif defined(__CUDACC__)
 #define IMN_INLINE __host__ __device__ __forceinline__
+#define IMN_LOCAL
 #else
 #define IMN_INLINE inline __attribute__((always_inline))
+#define IMN_LOCAL
 #endif
 
 namespace imn {

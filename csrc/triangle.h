@@ -1,4 +1,4 @@
-// The geometry of one point and one triangle, for host, CUDA and Metal alike. Branch-free where loops are to vectorise.
+// The geometry of one point and one triangle, for host, CUDA and Metal alike. Branch-free, so that loops vectorise.
 #pragma once
 
 #include "portable.h"
@@ -31,29 +31,37 @@ template <typename T>
 IMN_INLINE T least(T a, T b) { return a < b ? a : b; }
 
 template <typename T>
-IMN_INLINE T clamp(T t, T high) {
-    T low = t > T(0) ? t : T(0);
-    return least(low, high);
-}
+IMN_INLINE T most(T a, T b) { return a > b ? a : b; }
 
 // 0 for a length below any that a mesh in the unit cube means, so that nothing overflows in float either.
 template <typename T>
 IMN_INLINE T inverse_or_zero(T x) { return x > T(1e-30) ? T(1) / x : T(0); }
 
-// A triangle in its own plane: corners a = (0, 0), b = (length, 0), c = (cx, cy), ab the longest edge, cy >= 0. The
-// axes are orthonormal, z the face normal. A face without area has cy = 0, a point length = 0, and axes of no meaning.
+// A right triangle: corners (0, 0), (width, 0) and (0, height), its third side of unit direction (-x, y) and `length`.
+// Without height it is a segment, and x = 1 then, even where it is a point.
 template <typename T>
-struct Triangle {
-    Vec3<T> a, x, y, z;
-    T length, cx, cy;
-    T inverse_length, inverse_ac, inverse_bc;  // 1 / |ab|, 1 / |ac|^2, 1 / |bc|^2, or 0
+struct Half {
+    T width, x, y, length;
 };
 
-constexpr int TRIANGLE_FIELDS = 18;
+// A triangle in its own plane, as the two halves that the altitude on its longest edge ab cuts it into: a = (-left.width,
+// 0), b = (right.width, 0), c = (0, height). The axes are orthonormal, z the face normal, and have no meaning beyond x
+// for a face without area.
+template <typename T>
+struct Triangle {
+    Vec3<T> foot, x, y, z;
+    Half<T> left, right;
+};
+
+template <typename T>
+IMN_INLINE Half<T> make_half(T width, T height) {
+    T length = square_root(width * width + height * height), inverse = inverse_or_zero(length);
+    return {width, inverse > T(0) ? width * inverse : T(1), height * inverse, length};
+}
 
 // Which of the corners 0, 1, 2 the longest edge starts from.
 template <typename T>
-IMN_INLINE int longest_edge(const Vec3<T>* corner) {
+IMN_INLINE int longest_edge(const IMN_LOCAL Vec3<T>* corner) {
     T squared[3];
     for (int k = 0; k < 3; k++) {
         Vec3<T> edge = corner[(k + 1) % 3] - corner[k];
@@ -69,74 +77,64 @@ IMN_INLINE Triangle<T> make_triangle(Vec3<T> a, Vec3<T> b, Vec3<T> c, T epsilon)
     Vec3<T> ab = b - a, ac = c - a;
     T length = square_root(dot(ab, ab));
     Vec3<T> x = length > T(0) ? (T(1) / length) * ab : Vec3<T>{T(1), T(0), T(0)};
-    T cx = dot(ac, x);
-    Vec3<T> across = ac - cx * x;
+    T left = least(most(dot(ac, x), T(0)), length);
+    Vec3<T> across = ac - left * x;
     across = across - dot(across, x) * x;
-    T cy = square_root(dot(across, across));
-    if (!(cy > epsilon * length)) {
+    T height = square_root(dot(across, across));
+    if (!(height > epsilon * length)) {
         T xx = x.x * x.x, yy = x.y * x.y, zz = x.z * x.z;
         across = xx <= yy && xx <= zz ? Vec3<T>{T(0), -x.z, x.y}
                  : yy <= zz           ? Vec3<T>{x.z, T(0), -x.x}
                                       : Vec3<T>{-x.y, x.x, T(0)};
-        cy = T(0);
+        height = T(0);
     }
     Vec3<T> y = (T(1) / square_root(dot(across, across))) * across;
-    T gx = cx - length;
-    return {a, x, y, cross(x, y), length, cx, cy, inverse_or_zero(length), inverse_or_zero(cx * cx + cy * cy),
-            inverse_or_zero(gx * gx + cy * cy)};
+    return {a + left * x, x, y, cross(x, y), make_half(left, height), make_half(length - left, height)};
 }
 
 // A point in the triangle's frame.
 template <typename T>
-IMN_INLINE Vec3<T> to_frame(const Triangle<T>& t, Vec3<T> p) {
-    Vec3<T> r = p - t.a;
+IMN_INLINE Vec3<T> to_frame(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
+    Vec3<T> r = p - t.foot;
     return {dot(t.x, r), dot(t.y, r), dot(t.z, r)};
 }
 
+// A point p of the triangle's frame against the half on its side of the altitude. As ab is the longest edge, points
+// below it see nothing else, and points above see only their half's third side: `along` it, `off` its ends by how much,
+// and `beyond` it outwards. Inside, off and beyond are 0. So |p - q|^2 = off^2 + beyond^2 + below^2 + p.z^2.
 template <typename T>
-IMN_INLINE bool above_inside(const Triangle<T>& t, Vec3<T> p) {
-    return (p.y > T(0)) & (t.cy * p.x > t.cx * p.y) & ((t.cx - t.length) * p.y > t.cy * (p.x - t.length));
-}
-
-// What the three edges offer p, in the triangle's frame: the ways from their closest points to it in the plane, how far
-// along each edge those are, and the squared distances. As ab is the longest edge, it is the closest where y <= 0 only.
-template <typename T>
-struct Edges {
-    T abx, aby, acx, acy, bcx, bcy, along_ac, along_bc, ab, ac, bc;
+struct Offset {
+    bool left;
+    T x, y, along, off, beyond, below;  // x, y: the side's direction
 };
 
 template <typename T>
-IMN_INLINE Edges<T> measure_edges(const Triangle<T>& t, Vec3<T> p) {
-    Edges<T> e;
-    T gx = t.cx - t.length, bx = p.x - t.length;
-    e.abx = p.x - clamp(p.x, t.length), e.aby = p.y;
-    e.along_ac = clamp((p.x * t.cx + p.y * t.cy) * t.inverse_ac, T(1));
-    e.acx = p.x - e.along_ac * t.cx, e.acy = p.y - e.along_ac * t.cy;
-    e.along_bc = clamp((bx * gx + p.y * t.cy) * t.inverse_bc, T(1));
-    e.bcx = bx - e.along_bc * gx, e.bcy = p.y - e.along_bc * t.cy;
-    e.ab = e.abx * e.abx + e.aby * e.aby;
-    e.ac = e.acx * e.acx + e.acy * e.acy;
-    e.bc = e.bcx * e.bcx + e.bcy * e.bcy;
-    return e;
+IMN_INLINE Offset<T> measure(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
+    bool left = p.x < T(0);
+    T x = left ? t.left.x : t.right.x, y = left ? t.left.y : t.right.y;
+    T length = left ? t.left.length : t.right.length, above = most(p.y, T(0));
+    T out = magnitude(p.x) - (left ? t.left.width : t.right.width);
+    T raw = above * y - out * x, along = least(most(raw, T(0)), length);
+    return {left, x, y, along, raw - along, most(above * x + out * y, T(0)), p.y - above};
 }
 
-// The squared distance of p, in the triangle's frame.
 template <typename T>
-IMN_INLINE T squared_distance(const Triangle<T>& t, Vec3<T> p) {
-    Edges<T> e = measure_edges(t, p);
-    T edge = least(least(e.ac, e.bc), e.ab);
-    return p.z * p.z + (above_inside(t, p) ? T(0) : edge);
+IMN_INLINE T squared_distance(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
+    Offset<T> o = measure(t, p);
+    return o.off * o.off + o.beyond * o.beyond + o.below * o.below + p.z * p.z;
 }
 
 // The way from the closest point to p, in the triangle's frame.
 template <typename T>
-IMN_INLINE Vec3<T> residual(const Triangle<T>& t, Vec3<T> p) {
-    Edges<T> e = measure_edges(t, p);
-    T x = e.ac < e.bc ? e.acx : e.bcx, y = e.ac < e.bc ? e.acy : e.bcy, edge = least(e.ac, e.bc);
-    x = e.ab < edge ? e.abx : x, y = e.ab < edge ? e.aby : y;
-    bool inside = above_inside(t, p);
-    return {inside ? T(0) : x, inside ? T(0) : y, p.z};
+IMN_INLINE Vec3<T> residual(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
+    Offset<T> o = measure(t, p);
+    T x = o.beyond * o.y - o.off * o.x;
+    return {o.left ? -x : x, o.beyond * o.x + o.off * o.y + o.below, p.z};
 }
+
+// A vector of the triangle's frame in space.
+template <typename T>
+IMN_INLINE Vec3<T> from_frame(const IMN_LOCAL Triangle<T>& t, Vec3<T> r) { return r.x * t.x + r.y * t.y + r.z * t.z; }
 
 // The closest point's barycentric weights of b and c.
 template <typename T>
@@ -145,14 +143,13 @@ struct Weights {
 };
 
 template <typename T>
-IMN_INLINE Weights<T> closest_weights(const Triangle<T>& t, Vec3<T> p) {
-    if (above_inside(t, p)) {
-        T height = p.y * inverse_or_zero(t.cy);
-        return {(p.x - height * t.cx) * t.inverse_length, height};
-    }
-    Edges<T> e = measure_edges(t, p);
-    if (e.ab < least(e.ac, e.bc)) return {clamp(p.x * t.inverse_length, T(1)), T(0)};
-    return e.ac < e.bc ? Weights<T>{T(0), e.along_ac} : Weights<T>{T(1) - e.along_bc, e.along_bc};
+IMN_INLINE Weights<T> closest_weights(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
+    Offset<T> o = measure(t, p);
+    bool on_side = o.beyond > T(0) || !(o.y > T(0));
+    T x = on_side ? (o.left ? t.left.width : t.right.width) - o.along * o.x : magnitude(p.x);
+    T c = (on_side ? o.along * o.y : p.y - o.below) * inverse_or_zero(t.left.y * t.left.length);
+    T b = ((o.left ? -x : x) + (T(1) - c) * t.left.width) * inverse_or_zero(t.left.width + t.right.width);
+    return {b, c};
 }
 
 }  // namespace imn
