@@ -1,0 +1,60 @@
+// Where a grid's columns along Z cross a face, from vertices in fixed point, for host, CUDA and Metal alike.
+#pragma once
+
+#include "triangle.h"
+
+namespace imn {
+
+constexpr int FRACTION_BITS = 18;  // vertices are snapped to 2^-18 voxel, so that the edge functions are exact
+constexpr int RANGE = 4096;        // and clamped to this many voxels around the origin
+
+struct Fixed {
+    Integer x, y;
+    Real z;
+};
+
+IMN_INLINE Integer snap(Real value) {
+    return Integer(round_even(least(most(value, Real(-RANGE)), Real(RANGE)) * Real(1 << FRACTION_BITS)));
+}
+
+// Twice the signed area of (a, b, p) and its sign after moving p by (eps, eps^2): never 0 but for a = b.
+struct Edge {
+    Integer value;
+    int sign;
+};
+
+IMN_INLINE Edge edge(Fixed a, Fixed b, Integer x, Integer y) {
+    Integer dx = b.x - a.x, dy = b.y - a.y, value = dx * (y - a.y) - dy * (x - a.x);
+    Integer decider = value != 0 ? value : (dy != 0 ? -dy : dx);
+    return {value, (decider > 0) - (decider < 0)};
+}
+
+// How the winding number changes where column (x, y) crosses the face, 0 if it does not, and the first voxel at or
+// above the crossing, at most `size`.
+struct Crossing {
+    int change;
+    Integer voxel;
+};
+
+IMN_INLINE Crossing crossing(Fixed a, Fixed b, Fixed c, Integer x, Integer y, Integer size) {
+    Integer px = x << FRACTION_BITS, py = y << FRACTION_BITS;
+    Edge bc = edge(b, c, px, py), ca = edge(c, a, px, py), ab = edge(a, b, px, py);
+    Integer area = bc.value + ca.value + ab.value;
+    if (bc.sign != ca.sign || ca.sign != ab.sign || area == 0) return {0, 0};
+    Real z = a.z + (Real(ca.value) * (b.z - a.z) + Real(ab.value) * (c.z - a.z)) / Real(area);
+    return {area < 0 ? 1 : -1, Integer(least(most(round_up(z), Real(0)), Real(size)))};
+}
+
+// The columns [low, high) along one axis of `size` that can cross a face with these coordinates.
+struct Columns {
+    Integer low, high;
+};
+
+IMN_INLINE Columns columns(Integer p, Integer q, Integer r, Integer size) {
+    Integer unit = Integer(1) << FRACTION_BITS;
+    Integer low = (least(least(p, q), r) + unit - 1) >> FRACTION_BITS;
+    Integer high = (most(most(p, q), r) >> FRACTION_BITS) + 1;
+    return {most(low, Integer(0)), least(high, size)};
+}
+
+}  // namespace imn
