@@ -1,20 +1,31 @@
-"""Builds the package with its compiled operators: C++ always, CUDA where a toolkit is found or IMPLICITMESHNET_CUDA=1.
+"""Builds the package with its compiled operators: C++ always, CUDA too where torch has CUDA or IMPLICITMESHNET_CUDA=1.
 
-Without a C++ compiler the package installs all the same and runs the PyTorch references.
+Without a C++ compiler the package installs all the same and runs the PyTorch references. The CUDA kernels need nvcc
+alone, no torch header, so their library fits any torch.
 """
 
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 
-FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+ROOT = Path(__file__).parent
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+FLAGS.append("-fopenmp" if sys.platform == "linux" else "-fopenmp-simd")  # at::parallel_for is serial without it
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")  # for the loops that are compiled for AVX-512 and chosen at run time
+NVCC_FLAGS = ["-O3", "-std=c++17", "-shared", "-arch=all-major", "-Xcompiler", "-fPIC"]
+
+
+def sources(suffix):
+    """Paths in csrc/, relative, as setuptools wants them."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(f"*{suffix}"))
 
 
 class OptionalBuild(BuildExtension):
@@ -22,29 +33,26 @@ class OptionalBuild(BuildExtension):
 
     def run(self):
         if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
-            self._warn("found no C++ compiler")
+            self._warn("found no C++ compiler", "uncompiled, slowly", "g++ (Debian: apt install g++)")
             return
         try:
             super().run()
         except Exception as error:
-            self._warn(f"the build failed ({error})")
+            self._warn(f"the build failed ({error})", "uncompiled, slowly", "g++ (Debian: apt install g++)")
+        if torch.version.cuda or os.environ.get("IMPLICITMESHNET_CUDA") == "1":
+            self._build_cuda()
 
-    def _warn(self, reason):
-        print(
-            f"warning: {reason}, so implicitmeshnet will run uncompiled, slowly: install g++ (Debian: apt install g++)"
-            " and install again",
-            file=sys.stderr,
-        )
+    def _build_cuda(self):
+        nvcc = shutil.which("nvcc", path=f"{CUDA_HOME}/bin") if CUDA_HOME else shutil.which("nvcc")
+        target = Path(self.get_ext_fullpath("implicitmeshnet._C")).with_name("_cuda.so")
+        try:
+            subprocess.run([nvcc or "nvcc", *NVCC_FLAGS, *sources(".cu"), "-o", str(target)], check=True, cwd=ROOT)
+        except (OSError, subprocess.CalledProcessError) as error:
+            self._warn(f"the CUDA kernels were not built ({error})", "slowly on GPUs", "the CUDA toolkit (nvcc)")
 
-
-def extension():
-    """One library of all sources; relative paths, as setuptools wants them."""
-    root = Path(__file__).parent
-    sources = sorted(str(path.relative_to(root)) for path in (root / "csrc").glob("*.cpp"))
-    cuda = sorted(str(path.relative_to(root)) for path in (root / "csrc").glob("*.cu"))
-    if cuda and (CUDA_HOME or os.environ.get("IMPLICITMESHNET_CUDA") == "1"):
-        return CUDAExtension("implicitmeshnet._C", sources + cuda, extra_compile_args={"cxx": FLAGS, "nvcc": ["-O3"]})
-    return CppExtension("implicitmeshnet._C", sources, extra_compile_args=FLAGS)
+    def _warn(self, reason, how, remedy):
+        print(f"warning: {reason}, so implicitmeshnet will run {how}: install {remedy} and install again",
+              file=sys.stderr)
 
 
 setup(
@@ -54,6 +62,6 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=["implicitmeshnet", "implicitmeshnet.ops"],
-    ext_modules=[extension()],
+    ext_modules=[CppExtension("implicitmeshnet._C", sources(".cpp"), extra_compile_args=FLAGS)],
     cmdclass={"build_ext": OptionalBuild.with_options(no_python_abi_suffix=True)},
 )

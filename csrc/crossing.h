@@ -5,8 +5,8 @@
 
 namespace imn {
 
-constexpr int FRACTION_BITS = 18;  // vertices are snapped to 2^-18 voxel, so that the edge functions are exact
-constexpr int RANGE = 4096;        // and clamped to this many voxels around the origin
+IMN_CONSTANT int FRACTION_BITS = 18;  // vertices are snapped to 2^-18 voxel, so that the edge functions are exact
+IMN_CONSTANT int RANGE = 4096;        // and clamped to this many voxels around the origin
 
 struct Fixed {
     Integer x, y;

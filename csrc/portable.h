@@ -4,10 +4,12 @@
 #if defined(__METAL_VERSION__)
 #define IMN_INLINE inline
 #define IMN_LOCAL thread  // the address space of a function's own variables
+#define IMN_CONSTANT constant constexpr
 #else
 #include <cmath>
 #include <cstdint>
 #define IMN_LOCAL
+#define IMN_CONSTANT constexpr
 #if defined(__CUDACC__)
 #define IMN_INLINE __host__ __device__ __forceinline__
 #else

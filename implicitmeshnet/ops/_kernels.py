@@ -1,4 +1,4 @@
-"""The op library `implicitmeshnet`: schemas, reference kernels, and the compiled library where there is one."""
+"""The op library `implicitmeshnet`: schemas, reference kernels, and the compiled kernels where there are any."""
 
 import functools
 import warnings
@@ -6,40 +6,58 @@ from pathlib import Path
 
 import torch
 
+from implicitmeshnet.ops._gpu import CudaKernels, MetalKernels
+
 library = torch.library.Library("implicitmeshnet", "DEF")
-_loaded, _failure = False, ""
-for _path in sorted(Path(__file__).parents[1].glob("_C*.so")):
-    try:
-        torch.ops.load_library(str(_path))
-        _loaded = True
-    except OSError as error:  # built for another torch or another machine
-        _failure = f" ({_path.name} does not load: {error})"
+
+
+def _load(pattern, load):
+    """What `load` makes of the package's library of that name, or None, and why it is None."""
+    for path in sorted(Path(__file__).parents[1].glob(pattern)):
+        try:
+            return load(path), ""
+        except OSError as error:  # built for another torch or another machine
+            return None, f" ({path.name} does not load: {error})"
+    return None, ""
+
+
+_compiled, _failure = _load("_C*.so", lambda path: torch.ops.load_library(str(path)) or True)
+_cuda, _cuda_failure = _load("_cuda*.so", CudaKernels) if torch.version.cuda else (None, "")
+_metal = MetalKernels("mesh2sdf") if hasattr(torch._C, "_mps_compileShader") else None
 
 
 def compiled() -> bool:
     """Whether compiled CPU kernels are loaded; otherwise the ops run their plain-PyTorch reference."""
-    return _loaded
+    return bool(_compiled)
 
 
 @functools.cache
-def _warn_uncompiled():
+def _warn_uncompiled(device):
+    failure, compiler = (_failure, "a C++ compiler (g++)") if device == "cpu" else (_cuda_failure, "nvcc")
     warnings.warn(
-        f"implicitmeshnet: the ops run in plain PyTorch, slowly, as no compiled library was found{_failure}; install a"
-        " C++ compiler (g++) and run `pip install --no-build-isolation -e .`", stacklevel=4)
+        f"implicitmeshnet: the ops run in plain PyTorch, slowly, as no compiled library for {device} was found"
+        f"{failure}; install {compiler} and run `pip install --no-build-isolation -e .`", stacklevel=4)
 
 
-def define(schema: str, reference, fake):
-    """Define an op with its reference as the default kernel, and its fake kernel; returns the op."""
+def define(schema: str, reference, fake, gpu=None):
+    """Define an op with its reference as the default kernel, and its fake kernel; returns the op.
+
+    gpu(kernels, *args), where there is one, runs the op with `CudaKernels` or `MetalKernels`.
+    """
     name = schema.partition("(")[0]
+    with_kernels = {"cpu", "cuda"} if gpu else {"cpu"}
 
     @functools.wraps(reference)
     def default(*args, **kwargs):
-        if any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in args):
-            _warn_uncompiled()
+        for device in with_kernels & {a.device.type for a in args if isinstance(a, torch.Tensor)}:
+            _warn_uncompiled(device)
         return reference(*args, **kwargs)
 
     library.define(schema)
     library.impl(name, default, "CompositeExplicitAutograd")
+    for key, kernels in (("CUDA", _cuda), ("MPS", _metal)):
+        if gpu and kernels:
+            library.impl(name, functools.partial(gpu, kernels), key)
     torch.library.register_fake(f"implicitmeshnet::{name}", fake, lib=library)
     return getattr(torch.ops.implicitmeshnet, name)
 

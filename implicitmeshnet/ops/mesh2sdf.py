@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from implicitmeshnet.ops import reference
+from implicitmeshnet.ops import _gpu, reference
 from implicitmeshnet.ops._checks import as_faces, as_shape, check_points
 from implicitmeshnet.ops._kernels import define, register_autograd
 
@@ -18,10 +18,11 @@ def _fake_backward(grad, vertices, faces, sdf, face):
 
 
 _mesh2sdf = define(
-    "mesh2sdf(Tensor vertices, Tensor faces, int[] shape) -> (Tensor sdf, Tensor face)", reference.mesh2sdf, _fake)
+    "mesh2sdf(Tensor vertices, Tensor faces, int[] shape) -> (Tensor sdf, Tensor face)",
+    reference.mesh2sdf, _fake, _gpu.mesh2sdf)
 _mesh2sdf_backward = define(
     "mesh2sdf_backward(Tensor grad, Tensor vertices, Tensor faces, Tensor sdf, Tensor face) -> Tensor",
-    reference.mesh2sdf_backward, _fake_backward)
+    reference.mesh2sdf_backward, _fake_backward, _gpu.mesh2sdf_backward)
 
 
 def _setup_context(ctx, inputs, output):

@@ -2,7 +2,7 @@
 
 import torch
 
-from implicitmeshnet.ops import reference
+from implicitmeshnet.ops import _gpu, reference
 from implicitmeshnet.ops._checks import as_faces, as_shape, check_points
 from implicitmeshnet.ops._kernels import define
 
@@ -11,7 +11,8 @@ def _fake(vertices, faces, shape):
     return vertices.new_empty(shape, dtype=torch.bool)
 
 
-_voxelize = define("voxelize(Tensor vertices, Tensor faces, int[] shape) -> Tensor", reference.voxelize, _fake)
+_voxelize = define(
+    "voxelize(Tensor vertices, Tensor faces, int[] shape) -> Tensor", reference.voxelize, _fake, _gpu.voxelize)
 
 
 def voxelize(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor:

@@ -1,0 +1,73 @@
+// What CUDA and Metal name differently, for the kernels that both run: groups of threads in warps of 32.
+#pragma once
+
+#include "portable.h"
+
+#if defined(__METAL_VERSION__)
+#define IMN_DEVICE device       // the address space of tensors
+#define IMN_SHARED threadgroup  // and of what a group's threads share
+#ifndef IMN_SHARED_VARIABLE
+#define IMN_SHARED_VARIABLE(type, name) threadgroup type name
+#endif
+#else
+#define IMN_DEVICE
+#define IMN_SHARED
+#ifndef IMN_SHARED_VARIABLE
+#define IMN_SHARED_VARIABLE(type, name) __shared__ type name
+#endif
+#endif
+
+namespace imn {
+
+IMN_CONSTANT int WARP = 32;
+
+// Where a thread stands: its group, and its place in the group.
+struct Thread {
+    Integer group;
+    int index;
+};
+
+#if defined(__METAL_VERSION__)
+template <typename T>
+IMN_INLINE T not_a_number() { return as_type<T>(0x7fc00000); }
+IMN_INLINE void group_barrier() { metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup); }
+IMN_INLINE void warp_barrier() { metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup); }
+IMN_INLINE float warp_least(float x) { return metal::simd_min(x); }
+IMN_INLINE int warp_least(int x) { return metal::simd_min(x); }
+// Adds 1 and returns what was there before.
+IMN_INLINE int take_next(threadgroup int* counter) {
+    return metal::atomic_fetch_add_explicit(reinterpret_cast<threadgroup metal::atomic_int*>(counter), 1,
+                                            metal::memory_order_relaxed);
+}
+IMN_INLINE void add_to(device int* sum, int x) {
+    metal::atomic_fetch_add_explicit(reinterpret_cast<device metal::atomic_int*>(sum), x, metal::memory_order_relaxed);
+}
+IMN_INLINE void add_to(device float* sum, float x) {
+    metal::atomic_fetch_add_explicit(reinterpret_cast<device metal::atomic_float*>(sum), x,
+                                     metal::memory_order_relaxed);
+}
+#else
+template <typename T>
+__device__ __forceinline__ T not_a_number() { return T(NAN); }
+__device__ __forceinline__ void group_barrier() { __syncthreads(); }
+__device__ __forceinline__ void warp_barrier() { __syncwarp(); }
+template <typename T>
+__device__ __forceinline__ T warp_least(T x) {
+    for (int step = WARP / 2; step > 0; step /= 2) {
+        T other = __shfl_xor_sync(0xffffffffu, x, step);
+        x = other < x ? other : x;
+    }
+    return x;
+}
+__device__ __forceinline__ int take_next(int* counter) { return atomicAdd(counter, 1); }
+template <typename T>
+__device__ __forceinline__ void add_to(T* sum, T x) { atomicAdd(sum, x); }
+#endif
+
+}  // namespace imn
+
+#if defined(__METAL_VERSION__)
+#define IMN_KERNEL_INLINE inline
+#else
+#define IMN_KERNEL_INLINE __device__ __forceinline__  // may use the collectives above
+#endif

@@ -1,0 +1,63 @@
+// mesh2sdf and voxelize on CUDA. Tensors come as raw pointers, scalars as 64-bit integers.
+#include <cuda_runtime.h>
+#include "launch.h"
+#include "mesh2sdf_gpu.h"
+
+namespace {
+
+using imn::Integer;
+using imn::Shape;
+using imn::Thread;
+
+__device__ Thread here() { return {Integer(blockIdx.x), int(threadIdx.x)}; }
+
+template <typename T>
+__global__ void __launch_bounds__(imn::GROUP) prepare(const T* vertices, const Integer* faces, const T* slack,
+                                                      T* triangles, T* balls, int* first, Integer batch,
+                                                      Integer vertex_count, Integer face_count) {
+    imn::prepare(vertices, faces, slack, triangles, balls, first, batch, vertex_count, face_count, here());
+}
+
+template <typename T>
+__global__ void __launch_bounds__(imn::GROUP) cross_faces(const T* vertices, const Integer* faces, int* changes,
+                                                          Integer batch, Integer vertex_count, Integer face_count,
+                                                          Integer x, Integer y, Integer z, Integer normalised) {
+    imn::cross_face(vertices, faces, changes, batch, vertex_count, face_count, Shape{int(x), int(y), int(z)},
+                    normalised != 0, here());
+}
+
+__global__ void __launch_bounds__(imn::GROUP) accumulate(int* changes, Integer count, Integer size) {
+    imn::accumulate_column(changes, count, size, here());
+}
+
+template <typename T>
+__global__ void __launch_bounds__(imn::GROUP) solve(const T* triangles, const T* balls, const T* slack,
+                                                    const int* valid, T* sdf, int* face, Integer face_count, Integer x,
+                                                    Integer y, Integer z) {
+    IMN_SHARED_VARIABLE(imn::Shared<T>, shared);
+    imn::solve_block(triangles, balls, slack, valid, sdf, face, face_count, Shape{int(x), int(y), int(z)}, here(),
+                     &shared);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(imn::GROUP) differentiate(const T* grad, const T* triangles, const Integer* faces,
+                                                            const int* first, const T* sdf, const int* face, T* result,
+                                                            Integer batch, Integer vertex_count, Integer face_count,
+                                                            Integer x, Integer y, Integer z) {
+    imn::differentiate_run(grad, triangles, faces, first, sdf, face, result, batch, vertex_count, face_count,
+                           Shape{int(x), int(y), int(z)}, here());
+}
+
+}  // namespace
+
+IMN_EXPORT(accumulate, accumulate, imn::GROUP)
+IMN_EXPORT(prepare_float, prepare<float>, imn::GROUP)
+IMN_EXPORT(prepare_double, prepare<double>, imn::GROUP)
+IMN_EXPORT(cross_faces_float, cross_faces<float>, imn::GROUP)
+IMN_EXPORT(cross_faces_double, cross_faces<double>, imn::GROUP)
+IMN_EXPORT(solve_float, solve<float>, imn::GROUP)
+IMN_EXPORT(solve_double, solve<double>, imn::GROUP)
+IMN_EXPORT(differentiate_float, differentiate<float>, imn::GROUP)
+IMN_EXPORT(differentiate_double, differentiate<double>, imn::GROUP)
+
+extern "C" const char* imn_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }

@@ -1,0 +1,49 @@
+// mesh2sdf and voxelize on Metal; the package inlines the headers before it compiles this file.
+#include <metal_stdlib>
+
+#include "mesh2sdf_gpu.h"
+
+using imn::Integer;
+using imn::Shape;
+using imn::Thread;
+
+kernel void prepare_float(const device float* vertices, const device Integer* faces, const device float* slack,
+                          device float* triangles, device float* balls, device int* first, constant Integer& batch,
+                          constant Integer& vertex_count, constant Integer& face_count,
+                          uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
+    imn::prepare(vertices, faces, slack, triangles, balls, first, batch, vertex_count, face_count,
+                 Thread{Integer(group), int(index)});
+}
+
+kernel void cross_faces_float(const device float* vertices, const device Integer* faces, device int* changes,
+                              constant Integer& batch, constant Integer& vertex_count, constant Integer& face_count,
+                              constant Integer& x, constant Integer& y, constant Integer& z,
+                              constant Integer& normalised, uint group [[threadgroup_position_in_grid]],
+                              uint index [[thread_position_in_threadgroup]]) {
+    imn::cross_face(vertices, faces, changes, batch, vertex_count, face_count, Shape{int(x), int(y), int(z)},
+                    normalised != 0, Thread{Integer(group), int(index)});
+}
+
+kernel void accumulate(device int* changes, constant Integer& count, constant Integer& size,
+                       uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
+    imn::accumulate_column(changes, count, size, Thread{Integer(group), int(index)});
+}
+
+kernel void solve_float(const device float* triangles, const device float* balls, const device float* slack,
+                        const device int* valid, device float* sdf, device int* face, constant Integer& face_count,
+                        constant Integer& x, constant Integer& y, constant Integer& z,
+                        uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
+    IMN_SHARED_VARIABLE(imn::Shared<float>, shared);
+    imn::solve_block(triangles, balls, slack, valid, sdf, face, face_count, Shape{int(x), int(y), int(z)},
+                     Thread{Integer(group), int(index)}, &shared);
+}
+
+kernel void differentiate_float(const device float* grad, const device float* triangles, const device Integer* faces,
+                                const device int* first, const device float* sdf, const device int* face,
+                                device float* result, constant Integer& batch, constant Integer& vertex_count,
+                                constant Integer& face_count, constant Integer& x, constant Integer& y,
+                                constant Integer& z, uint group [[threadgroup_position_in_grid]],
+                                uint index [[thread_position_in_threadgroup]]) {
+    imn::differentiate_run(grad, triangles, faces, first, sdf, face, result, batch, vertex_count, face_count,
+                           Shape{int(x), int(y), int(z)}, Thread{Integer(group), int(index)});
+}

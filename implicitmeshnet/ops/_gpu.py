@@ -1,0 +1,143 @@
+"""The ops on CUDA and MPS tensors: one host side for both, over kernels that are started by name.
+
+CUDA's come from the library that setup.py builds, Metal's are compiled from csrc/ on first use.
+"""
+
+import contextlib
+import ctypes
+import functools
+import math
+import re
+from pathlib import Path
+
+import torch
+
+from implicitmeshnet.ops import reference
+
+GROUP, BLOCK, RUN = 256, 16, 8
+"""As in csrc/mesh2sdf_gpu.h: threads of every group, voxels along a group's block, and along a thread's run."""
+CSRC = Path(__file__).parents[2] / "csrc"
+_SUFFIX = {torch.float32: "_float", torch.float64: "_double"}
+
+
+def metal_source(path: Path) -> str:
+    """The text of a .metal file with the headers of its own folder in place, each once."""
+    seen = set()
+
+    def inline(path):
+        if path in seen:
+            return ""
+        seen.add(path)
+        text = path.read_text().replace("#pragma once", "")
+        return re.sub(r'^#include "(.+)"$', lambda match: inline(path.parent / match[1]), text, flags=re.MULTILINE)
+
+    return inline(path)
+
+
+@functools.cache
+def _metal_library(name):
+    return torch.mps.compile_shader(metal_source(CSRC / f"{name}.metal"))
+
+
+class MetalKernels:
+    """The kernels of one .metal file, on MPS tensors."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def launch(self, kernel, groups, device, *arguments):
+        if groups > 0:
+            function = getattr(_metal_library(self.name), kernel)
+            function(*arguments, threads=[groups * GROUP], group_size=[GROUP])
+
+
+class CudaKernels:
+    """The kernels of a library of C functions `imn_KERNEL(arguments, groups, stream)`, on CUDA tensors."""
+
+    def __init__(self, path):
+        self.library = ctypes.CDLL(str(path))
+        self.library.imn_error.restype = ctypes.c_char_p
+
+    def launch(self, kernel, groups, device, *arguments):
+        if groups == 0:
+            return
+        values = [ctypes.c_int64(a.data_ptr() if isinstance(a, torch.Tensor) else a) for a in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        with self._current(device) as stream:
+            code = getattr(self.library, f"imn_{kernel}")(pointers, ctypes.c_int64(groups), ctypes.c_void_p(stream))
+        if code:
+            raise RuntimeError(f"implicitmeshnet: CUDA kernel {kernel}: {self.library.imn_error(code).decode()}")
+
+    @contextlib.contextmanager
+    def _current(self, device):
+        with torch.cuda.device(device):
+            yield torch.cuda.current_stream(device).cuda_stream
+
+
+def groups_of(count: int) -> int:
+    """How many groups give each of `count` pieces of work a thread."""
+    return -(-count // GROUP)
+
+
+def suffix(tensor) -> str:
+    """What ends the name of a kernel for this tensor's dtype."""
+    return _SUFFIX[tensor.dtype]
+
+
+def _prepare(kernels, vertices, faces):
+    """Each item's triangles (B, F, 20), balls (B, F, 4) and first corners (B, F), and the slack (B,) for rounding."""
+    batch, count = vertices.shape[:2]
+    slack = 32 * torch.finfo(vertices.dtype).eps * vertices.abs().amax((1, 2)).clamp(min=1)
+    triangles = vertices.new_empty(batch, len(faces), 20)
+    balls = vertices.new_empty(batch, len(faces), 4)
+    first = torch.empty(batch, len(faces), dtype=torch.int32, device=vertices.device)
+    kernels.launch(f"prepare{suffix(vertices)}", groups_of(batch * len(faces)), vertices.device,
+                   vertices, faces, slack, triangles, balls, first, batch, count, len(faces))
+    return triangles, balls, first, slack
+
+
+def _inside(kernels, vertices, faces, shape, normalised):
+    """Whether each voxel is inside: int32 (B, X, Y, Z), 0 or 1."""
+    batch, count = vertices.shape[:2]
+    inside = torch.zeros(batch, *shape, dtype=torch.int32, device=vertices.device)
+    warps = GROUP // 32
+    kernels.launch(f"cross_faces{suffix(vertices)}", -(-batch * len(faces) // warps), vertices.device,
+                   vertices, faces, inside, batch, count, len(faces), *shape, int(normalised))
+    columns = batch * shape[0] * shape[1]
+    kernels.launch("accumulate", groups_of(columns), vertices.device, inside, columns, shape[2])
+    return inside
+
+
+def mesh2sdf(kernels, vertices, faces, shape):
+    """See `implicitmeshnet.ops.mesh2sdf`. Nothing waits for the device: faces out of range give NaN, not an error."""
+    vertices, faces = vertices.contiguous(), faces.contiguous()
+    if 0 in faces.shape:
+        raise ValueError("faces: wanted at least one face, found none")
+    valid = ((faces >= 0) & (faces < vertices.shape[1])).all() & vertices.isfinite().flatten(1).all(1)
+    triangles, balls, _, slack = _prepare(kernels, vertices, faces)
+    face = _inside(kernels, vertices, faces, shape, normalised=True)
+    sdf = vertices.new_empty(face.shape)
+    blocks = len(vertices) * math.prod(-(-n // BLOCK) for n in shape)
+    kernels.launch(f"solve{suffix(vertices)}", blocks, vertices.device,
+                   triangles, balls, slack, valid.int(), sdf, face, len(faces), *shape)
+    return sdf, face
+
+
+def mesh2sdf_backward(kernels, grad, vertices, faces, sdf, face):
+    """Sums by atomic additions, in any order; in the reference's fixed one where torch is to be deterministic."""
+    if torch.are_deterministic_algorithms_enabled():
+        return reference.mesh2sdf_backward(grad, vertices, faces, sdf, face)
+    grad, vertices, faces = grad.contiguous(), vertices.contiguous(), faces.contiguous()
+    triangles, _, first, _ = _prepare(kernels, vertices, faces)
+    result, shape = torch.zeros_like(vertices), sdf.shape[1:]
+    runs = len(vertices) * shape[0] * shape[1] * -(-shape[2] // RUN)
+    kernels.launch(f"differentiate{suffix(vertices)}", groups_of(runs), vertices.device,
+                   grad, triangles, faces, first, sdf.contiguous(), face.contiguous(), result, *vertices.shape[:2],
+                   len(faces), *shape)
+    return result
+
+
+def voxelize(kernels, vertices, faces, shape):
+    """See `implicitmeshnet.ops.voxelize`."""
+    reference.check_faces(faces, len(vertices))
+    return _inside(kernels, vertices.contiguous()[None], faces.contiguous(), shape, normalised=False)[0].bool()

@@ -1,0 +1,54 @@
+// Enough of CUDA to run csrc/*.cu on the host, see fibers.h.
+#pragma once
+
+#include "fibers.h"
+
+#define __CUDACC__
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(n)
+#define __shared__ static
+
+struct dim3 {
+    unsigned x;
+    explicit dim3(unsigned x) : x(x) {}
+};
+typedef void* cudaStream_t;
+typedef int cudaError_t;
+
+inline const char* cudaGetErrorString(cudaError_t) { return "an error of the shim"; }
+
+#define threadIdx (dim3(unsigned(shim::scheduler().current)))
+#define blockIdx (dim3(unsigned(shim::scheduler().group)))
+
+inline void __syncthreads() { shim::wait(shim::AT_GROUP); }
+inline void __syncwarp() { shim::wait(shim::AT_WARP); }
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int step) {
+    int other = shim::lane() ^ step;
+    return shim::collective(value, [other](const double* lanes, int) { return T(lanes[other]); });
+}
+
+template <typename T>
+T atomicAdd(T* sum, T value) {
+    T old = *sum;
+    *sum += value;
+    return old;
+}
+
+template <typename... A>
+cudaError_t launch_on_host(void (*kernel)(A...), dim3 groups, dim3 threads, void** arguments) {
+    for (unsigned group = 0; group < groups.x; group++)
+        shim::run_group(group, int(threads.x),
+                        [=] { shim::call(kernel, arguments, std::make_index_sequence<sizeof...(A)>()); });
+    return 0;
+}
+
+// The kernel's type is lost in a const void*, so the macro of csrc/launch.h is replaced as a whole.
+#define IMN_EXPORT(name, kernel, threads)                                                    \
+    extern "C" int imn_##name(void** arguments, int64_t groups, void*) {                     \
+        return launch_on_host(&kernel, dim3(unsigned(groups)), dim3(threads), arguments);    \
+    }

@@ -1,0 +1,112 @@
+// Runs GPU kernels on the host: the threads of a group are fibers that take turns at each barrier, so that barriers,
+// shared memory and warps mean what they mean on the device. A barrier that only some threads reach is an error.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <utility>
+#include <vector>
+
+namespace shim {
+
+constexpr int WARP = 32, STACK = 128 << 10;
+enum State { READY, AT_GROUP, AT_WARP, DONE };
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    State state = READY;
+};
+
+struct Scheduler {
+    ucontext_t main;
+    std::vector<Fiber> fibers;
+    std::function<void()> body;
+    int current = 0;
+    int64_t group = 0;
+    double exchange[1024];  // what collectives pass between lanes
+};
+
+inline Scheduler& scheduler() {
+    static Scheduler instance;
+    return instance;
+}
+
+inline void wait(State state) {
+    Scheduler& s = scheduler();
+    Fiber& fiber = s.fibers[s.current];
+    fiber.state = state;
+    swapcontext(&fiber.context, &s.main);
+}
+
+inline void run_fiber() {
+    scheduler().body();
+    wait(DONE);
+}
+
+// Lets [begin, end) go on if all of them that are not done wait at `state`.
+inline bool release(int begin, int end, State state) {
+    auto& fibers = scheduler().fibers;
+    bool any = false;
+    for (int i = begin; i < end; i++) {
+        if (fibers[i].state == DONE) continue;
+        if (fibers[i].state != state) return false;
+        any = true;
+    }
+    for (int i = begin; any && i < end; i++)
+        if (fibers[i].state == state) fibers[i].state = READY;
+    return any;
+}
+
+// One group. Threads run in an order that differs from group to group, so that nothing may lean on it.
+inline void run_group(int64_t group, int size, std::function<void()> body) {
+    Scheduler& s = scheduler();
+    s.group = group, s.body = std::move(body);
+    s.fibers.resize(size);
+    for (Fiber& fiber : s.fibers) {
+        fiber.stack.resize(STACK), fiber.state = READY;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data(), fiber.context.uc_stack.ss_size = STACK;
+        makecontext(&fiber.context, run_fiber, 0);
+    }
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (int n = 0; n < size; n++) {
+            s.current = group % 2 ? size - 1 - n : n;
+            if (s.fibers[s.current].state != READY) continue;
+            swapcontext(&s.main, &s.fibers[s.current].context);
+            moved = true;
+        }
+        for (int begin = 0; begin < size; begin += WARP)
+            moved |= release(begin, std::min(begin + WARP, size), AT_WARP);
+        moved |= release(0, size, AT_GROUP);
+    }
+    for (Fiber& fiber : s.fibers)
+        if (fiber.state != DONE) std::fprintf(stderr, "a barrier that not all threads reach\n"), std::abort();
+}
+
+inline int lane() { return scheduler().current % WARP; }
+
+// The value that each lane passes, seen by lane `from`.
+template <typename T, typename Reduce>
+T collective(T value, Reduce reduce) {
+    Scheduler& s = scheduler();
+    s.exchange[s.current] = double(value);  // exact for float, double and int
+    wait(AT_WARP);
+    T result = reduce(s.exchange + s.current / WARP * WARP, std::min<int>(WARP, s.fibers.size() - s.current / WARP * WARP));
+    wait(AT_WARP);
+    return result;
+}
+
+template <typename... A, size_t... I>
+void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_reference_t<A>*>(arguments[I])...);
+}
+
+}  // namespace shim
