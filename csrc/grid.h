@@ -31,15 +31,16 @@ struct Span {
 template <typename T>
 struct Tiles {
     int64_t count;
-    std::vector<T> centre, offset;  // of each tile; of each of its voxels from there, the last repeated to SIDE
-    T half = 0;                     // of the widest
+    std::vector<double> centre;  // of each tile
+    std::vector<T> offset;       // of each of its voxels from there, the last repeated to SIDE
+    T half = 0;                  // of the widest
 
     explicit Tiles(const std::vector<double>& axis) : count((axis.size() + SIDE - 1) / SIDE), axis_(axis) {
         for (int64_t t = 0; t < count; t++) {
             Span one = span(t, t + 1);
-            centre.push_back(T(one.centre)), half = std::max(half, T(one.half));
+            centre.push_back(one.centre), half = std::max(half, T(one.half));
             for (int64_t i = t * SIDE; i < (t + 1) * SIDE; i++)
-                offset.push_back(T(axis[std::min(i, size() - 1)] - double(centre[t])));
+                offset.push_back(T(axis[std::min(i, size() - 1)] - centre[t]));
         }
     }
     int64_t size() const { return axis_.size(); }

@@ -150,6 +150,10 @@ inline int64_t select(const int32_t* from, const uint8_t* keep, int64_t count, i
     return kept;
 }
 
+struct Frame {
+    Vec3<double> foot, x, y, z;
+};
+
 // A tile: SIDE slices of SIDE rows of SIDE voxels, at x[slice][lane], y[lane], z[lane] from its centre.
 template <typename T>
 struct Tile {
@@ -166,20 +170,24 @@ struct Place {
     int64_t slices, rows, count[3];
 };
 
-// Keeps the closest of the listed triangles for each voxel, the first of equals.
+// Keeps the closest of the listed triangles for each voxel, the first of equals. Far from a triangle, float would lose
+// most in the way to it, so the tile's centre comes to the triangle's frame in double, and then the small steps are added.
 template <typename T>
-IMN_INLINE void compare(const Triangle<T>* triangles, const int32_t* list, int64_t count, Vec3<T> centre,
-                        Tile<T>& tile) {
+IMN_INLINE void compare(const Triangle<T>* triangles, const Frame* frames, const int32_t* list, int64_t count,
+                        Vec3<double> centre, Tile<T>& tile) {
     for (int64_t k = 0; k < count; k++) {
         int32_t index = list[k];
         const Triangle<T> t = triangles[index];
-        Vec3<T> origin = imn::to_frame(t, centre);
+        Vec3<double> way = centre - frames[index].foot;
+        way = {imn::dot(frames[index].x, way), imn::dot(frames[index].y, way), imn::dot(frames[index].z, way)};
+        const T origin_x = T(way.x), origin_y = T(way.y), origin_z = T(way.z);
+        const T rest_x = T(way.x - origin_x), rest_y = T(way.y - origin_y), rest_z = T(way.z - origin_z);
         alignas(64) T x[LANES], y[LANES], z[LANES];
 #pragma omp simd
         for (int l = 0; l < LANES; l++) {
-            x[l] = origin.x + tile.y[l] * t.x.y + tile.z[l] * t.x.z;
-            y[l] = origin.y + tile.y[l] * t.y.y + tile.z[l] * t.y.z;
-            z[l] = origin.z + tile.y[l] * t.z.y + tile.z[l] * t.z.z;
+            x[l] = rest_x + tile.y[l] * t.x.y + tile.z[l] * t.x.z;
+            y[l] = rest_y + tile.y[l] * t.y.y + tile.z[l] * t.y.z;
+            z[l] = rest_z + tile.y[l] * t.z.y + tile.z[l] * t.z.z;
         }
         for (int i = 0; i < SIDE; i++) {
             const T* step = tile.x + i * LANES;
@@ -187,8 +195,9 @@ IMN_INLINE void compare(const Triangle<T>* triangles, const int32_t* list, int64
             int32_t* face = tile.face + i * LANES;
 #pragma omp simd
             for (int l = 0; l < LANES; l++) {
-                T d = imn::squared_distance(t, Vec3<T>{x[l] + step[l] * t.x.x, y[l] + step[l] * t.y.x,
-                                                       z[l] + step[l] * t.z.x});
+                T d = imn::squared_distance(t, Vec3<T>{origin_x + (x[l] + step[l] * t.x.x),
+                                                       origin_y + (y[l] + step[l] * t.y.x),
+                                                       origin_z + (z[l] + step[l] * t.z.x)});
                 bool better = d < squared[l];
                 squared[l] = better ? d : squared[l], face[l] = better ? index : face[l];
             }
@@ -227,9 +236,9 @@ IMN_INLINE void write(Tile<T>& tile, const Place<T>& place) {
                              const Lanes<T>& centre, Vec3<T> half, T slack, T* ways, uint8_t* keep) {                  \
         cull_tiles(triangles, list, count, centre, half, slack, ways, keep);                                           \
     }                                                                                                                  \
-    IMN_CLONES void solve_tile(const Triangle<T>* triangles, const int32_t* list, int64_t count, Vec3<T> centre,       \
-                               Tile<T>& tile, const Place<T>& place) {                                                 \
-        compare(triangles, list, count, centre, tile);                                                                 \
+    IMN_CLONES void solve_tile(const Triangle<T>* triangles, const Frame* frames, const int32_t* list, int64_t count,  \
+                               Vec3<double> centre, Tile<T>& tile, const Place<T>& place) {                            \
+        compare(triangles, frames, list, count, centre, tile);                                                         \
         write(tile, place);                                                                                            \
     }
 IMN_INSTANTIATE(float)
@@ -241,6 +250,7 @@ struct Problem {
     const Grid& grid;
     Tiles<T> tiles[3];
     std::vector<Triangle<T>> triangles;
+    std::vector<Frame> frames;  // of the triangles
     Balls<T> balls;
     T slack;
     const int8_t* inside;
@@ -281,9 +291,9 @@ private:
         Lanes<T> centre;
         auto tile_of = [&](int a, int64_t step) { return std::min(low[a] + step, p.tiles[a].count - 1); };
         for (int l = 0; l < LANES; l++) {
-            centre.x[l] = p.tiles[0].centre[tile_of(0, l / 8)];
-            centre.y[l] = p.tiles[1].centre[tile_of(1, l / 4 % 2)];
-            centre.z[l] = p.tiles[2].centre[tile_of(2, l % 4)];
+            centre.x[l] = T(p.tiles[0].centre[tile_of(0, l / 8)]);
+            centre.y[l] = T(p.tiles[1].centre[tile_of(1, l / 4 % 2)]);
+            centre.z[l] = T(p.tiles[2].centre[tile_of(2, l % 4)]);
         }
         cull_box(p.triangles.data(), box.face.get(), box.count, centre,
                  {p.tiles[0].half, p.tiles[1].half, p.tiles[2].half}, p.slack, ways.get(), keep.get());
@@ -291,11 +301,11 @@ private:
             int64_t i = low[0] + l / 8, j = low[1] + l / 4 % 2, k = low[2] + l % 4;
             if (i >= p.tiles[0].count || j >= p.tiles[1].count || k >= p.tiles[2].count) continue;
             int64_t kept = select(box.face.get(), keep.get() + l, box.count, list.get());
-            fill(i, j, k, {centre.x[l], centre.y[l], centre.z[l]}, kept);
+            fill(i, j, k, kept);
         }
     }
 
-    void fill(int64_t i, int64_t j, int64_t k, Vec3<T> centre, int64_t kept) {
+    void fill(int64_t i, int64_t j, int64_t k, int64_t kept) {
         Tile<T> tile;
         for (int64_t l = 0; l < SIDE * LANES; l++) tile.x[l] = p.tiles[0].offset[SIDE * i + l / LANES];
         for (int l = 0; l < LANES; l++) {
@@ -306,7 +316,8 @@ private:
         const int64_t* shape = p.grid.shape;
         int64_t rows = shape[2], slices = shape[1] * rows, first = SIDE * (i * slices + j * rows + k);
         auto left = [&](int a, int64_t low) { return std::min(SIDE, shape[a] - SIDE * low); };
-        solve_tile(p.triangles.data(), list.get(), kept, centre, tile,
+        Vec3<double> centre = {p.tiles[0].centre[i], p.tiles[1].centre[j], p.tiles[2].centre[k]};
+        solve_tile(p.triangles.data(), p.frames.data(), list.get(), kept, centre, tile,
                    {p.inside + first, p.sdf + first, p.face + first, slices, rows, {left(0, i), left(1, j), left(2, k)}});
     }
 
@@ -328,6 +339,7 @@ void prepare(const T* vertices, const int64_t* faces, Problem<T>& problem) {
             Triangle<double> triangle = imn::face_triangle(vertices, faces + 3 * f, order);
             imn::Ball<double> ball = imn::make_ball(triangle);
             problem.triangles[f] = imn::round_to<T>(triangle);
+            problem.frames[f] = {triangle.foot, triangle.x, triangle.y, triangle.z};
             problem.balls.set(f, imn::round_to<T>(ball.centre), T(ball.radius) + problem.slack, int32_t(f));
         }
     });
@@ -344,7 +356,7 @@ void solve_item(const T* vertices, int64_t vertex_count, const int64_t* faces, i
     for (int a = 0; a < 3; a++) half[a] = double(grid.shape[a] - 1) / 2;
     imn::inside_mask(vertices, half, half, vertex_count, faces, face_count, grid.shape, inside);
     Problem<T> problem{grid, {Tiles<T>(grid.axis[0]), Tiles<T>(grid.axis[1]), Tiles<T>(grid.axis[2])},
-                       std::vector<Triangle<T>>(face_count), Balls<T>(face_count),
+                       std::vector<Triangle<T>>(face_count), std::vector<Frame>(face_count), Balls<T>(face_count),
                        32 * std::numeric_limits<T>::epsilon() * extent, inside, sdf, face};
     prepare(vertices, faces, problem);
     int64_t blocks[3];
