@@ -6,15 +6,19 @@ types) is done before the clock starts; `compute` then gives the whole grid. A p
     pip install fcpw pysdf meshlib libigl open3d point-cloud-utils warp-lang mesh2sdf vtk
 """
 
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from implicitmeshnet.ops import reference
+from implicitmeshnet.ops import _gpu, reference
+from implicitmeshnet.ops._kernels import cuda_kernels
 
 
 class Problem(NamedTuple):
@@ -61,6 +65,25 @@ def _brute_force(problem):
         "brute force in torch", lambda: torch.cat([reference.nearest(frame, part)[0] for part in points.split(chunk)]),
         torch.Tensor.double if sampled else problem.pick, False, len(points) / problem.size**3,
         f"{len(points)} voxels, scaled up" if sampled else "")
+
+
+def _brute_force_kernel(problem):
+    """Every voxel with every face in a CUDA kernel, compiled here."""
+    folder = Path(tempfile.mkdtemp())
+    source = Path(__file__).with_name("brute_force.cu")
+    subprocess.run(["nvcc", "-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "-arch=native", f"-I{_gpu.CSRC}",
+                    source, "-o", folder / "brute_force.so"], check=True)
+    kernels = _gpu.CudaKernels(folder / "brute_force.so")
+    vertices, faces = problem.vertices.to(problem.device)[None], problem.faces.to(problem.device)
+    triangles = _gpu.prepare(cuda_kernels, vertices, faces)[0]
+    distance = torch.empty(problem.size**3, device=problem.device)
+
+    def compute():
+        kernels.launch("brute_force", _gpu.groups_of(len(distance)), problem.device, triangles, distance, len(faces),
+                       *[problem.size] * 3)
+        return distance
+
+    return Row("brute force kernel", compute, problem.pick, False)
 
 
 def _fcpw(problem):
@@ -195,6 +218,6 @@ ON_CPU = {
 }
 ON_DEVICE = {
     "cpu": ON_CPU,
-    "cuda": {"warp": _warp, "brute-force": _brute_force},
+    "cuda": {"brute-force-kernel": _brute_force_kernel, "warp": _warp, "brute-force": _brute_force},
     "mps": {"brute-force": _brute_force},
 }

@@ -59,5 +59,3 @@ IMN_EXPORT(solve_float, solve<float>, imn::GROUP)
 IMN_EXPORT(solve_double, solve<double>, imn::GROUP)
 IMN_EXPORT(differentiate_float, differentiate<float>, imn::GROUP)
 IMN_EXPORT(differentiate_double, differentiate<double>, imn::GROUP)
-
-extern "C" const char* imn_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }

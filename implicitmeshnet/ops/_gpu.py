@@ -56,7 +56,6 @@ class CudaKernels:
 
     def __init__(self, path):
         self.library = ctypes.CDLL(str(path))
-        self.library.imn_error.restype = ctypes.c_char_p
 
     def launch(self, kernel, groups, device, *arguments):
         if groups == 0:
@@ -66,7 +65,7 @@ class CudaKernels:
         with self._current(device) as stream:
             code = getattr(self.library, f"imn_{kernel}")(pointers, ctypes.c_int64(groups), ctypes.c_void_p(stream))
         if code:
-            raise RuntimeError(f"implicitmeshnet: CUDA kernel {kernel}: {self.library.imn_error(code).decode()}")
+            torch.cuda.check_error(code)
 
     @contextlib.contextmanager
     def _current(self, device):
@@ -84,7 +83,7 @@ def suffix(tensor) -> str:
     return _SUFFIX[tensor.dtype]
 
 
-def _prepare(kernels, vertices, faces):
+def prepare(kernels, vertices, faces):
     """Each item's triangles (B, F, 20), balls (B, F, 4) and first corners (B, F), and the slack (B,) for rounding."""
     batch, count = vertices.shape[:2]
     slack = 32 * torch.finfo(vertices.dtype).eps * vertices.abs().amax((1, 2)).clamp(min=1)
@@ -114,7 +113,7 @@ def mesh2sdf(kernels, vertices, faces, shape):
     if 0 in faces.shape:
         raise ValueError("faces: wanted at least one face, found none")
     valid = ((faces >= 0) & (faces < vertices.shape[1])).all() & vertices.isfinite().flatten(1).all(1)
-    triangles, balls, _, slack = _prepare(kernels, vertices, faces)
+    triangles, balls, _, slack = prepare(kernels, vertices, faces)
     face = _inside(kernels, vertices, faces, shape, normalised=True)
     sdf = vertices.new_empty(face.shape)
     blocks = len(vertices) * math.prod(-(-n // BLOCK) for n in shape)
@@ -128,7 +127,7 @@ def mesh2sdf_backward(kernels, grad, vertices, faces, sdf, face):
     if torch.are_deterministic_algorithms_enabled():
         return reference.mesh2sdf_backward(grad, vertices, faces, sdf, face)
     grad, vertices, faces = grad.contiguous(), vertices.contiguous(), faces.contiguous()
-    triangles, _, first, _ = _prepare(kernels, vertices, faces)
+    triangles, _, first, _ = prepare(kernels, vertices, faces)
     result, shape = torch.zeros_like(vertices), sdf.shape[1:]
     runs = len(vertices) * shape[0] * shape[1] * -(-shape[2] // RUN)
     kernels.launch(f"differentiate{suffix(vertices)}", groups_of(runs), vertices.device,

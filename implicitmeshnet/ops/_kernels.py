@@ -22,7 +22,7 @@ def _load(pattern, load):
 
 
 _compiled, _failure = _load("_C*.so", lambda path: torch.ops.load_library(str(path)) or True)
-_cuda, _cuda_failure = _load("_cuda*.so", CudaKernels) if torch.version.cuda else (None, "")
+cuda_kernels, _cuda_failure = _load("_cuda*.so", CudaKernels) if torch.version.cuda else (None, "")
 _metal = MetalKernels("mesh2sdf") if hasattr(torch._C, "_mps_compileShader") else None
 
 
@@ -55,7 +55,7 @@ def define(schema: str, reference, fake, gpu=None):
 
     library.define(schema)
     library.impl(name, default, "CompositeExplicitAutograd")
-    for key, kernels in (("CUDA", _cuda), ("MPS", _metal)):
+    for key, kernels in (("CUDA", cuda_kernels), ("MPS", _metal)):
         if gpu and kernels:
             library.impl(name, functools.partial(gpu, kernels), key)
     torch.library.register_fake(f"implicitmeshnet::{name}", fake, lib=library)
