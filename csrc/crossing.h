@@ -5,16 +5,22 @@
 
 namespace imn {
 
-IMN_CONSTANT int FRACTION_BITS = 18;  // vertices are snapped to 2^-18 voxel, so that the edge functions are exact
-IMN_CONSTANT int RANGE = 4096;        // and clamped to this many voxels around the origin
+// Vertices are snapped to 2^-bits voxel, as fine as lets the edge functions be exact in 64 bits for coordinates up to
+// `reach` voxels along X and Y; what lies beyond 2^25 voxels is moved there.
+IMN_INLINE int fraction_bits(Real reach) {
+    int bits = 28;
+    for (; reach >= Real(2) && bits > 4; reach /= 2) bits--;
+    return bits;
+}
 
 struct Fixed {
     Integer x, y;
     Real z;
 };
 
-IMN_INLINE Integer snap(Real value) {
-    return Integer(round_even(least(most(value, Real(-RANGE)), Real(RANGE)) * Real(1 << FRACTION_BITS)));
+IMN_INLINE Integer snap(Real value, int bits) {
+    Real limit = Real(1 << 29);
+    return Integer(round_even(least(most(value * Real(1 << bits), -limit), limit)));
 }
 
 // Twice the signed area of (a, b, p) and its sign after moving p by (eps, eps^2): never 0 but for a = b.
@@ -36,8 +42,8 @@ struct Crossing {
     Integer voxel;
 };
 
-IMN_INLINE Crossing crossing(Fixed a, Fixed b, Fixed c, Integer x, Integer y, Integer size) {
-    Integer px = x << FRACTION_BITS, py = y << FRACTION_BITS;
+IMN_INLINE Crossing crossing(Fixed a, Fixed b, Fixed c, Integer x, Integer y, Integer size, int bits) {
+    Integer px = x << bits, py = y << bits;
     Edge bc = edge(b, c, px, py), ca = edge(c, a, px, py), ab = edge(a, b, px, py);
     Integer area = bc.value + ca.value + ab.value;
     if (bc.sign != ca.sign || ca.sign != ab.sign || area == 0) return {0, 0};
@@ -50,10 +56,9 @@ struct Columns {
     Integer low, high;
 };
 
-IMN_INLINE Columns columns(Integer p, Integer q, Integer r, Integer size) {
-    Integer unit = Integer(1) << FRACTION_BITS;
-    Integer low = (least(least(p, q), r) + unit - 1) >> FRACTION_BITS;
-    Integer high = (most(most(p, q), r) >> FRACTION_BITS) + 1;
+IMN_INLINE Columns columns(Integer p, Integer q, Integer r, Integer size, int bits) {
+    Integer low = (least(least(p, q), r) + (Integer(1) << bits) - 1) >> bits;
+    Integer high = (most(most(p, q), r) >> bits) + 1;
     return {most(low, Integer(0)), least(high, size)};
 }
 

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "triangle.h"
@@ -15,6 +16,17 @@ inline void check_faces(const at::Tensor& faces, int64_t vertex_count) {
     for (int64_t i = 0; i < 3 * faces.size(0); i++)
         TORCH_CHECK_VALUE(index[i] >= 0 && index[i] < vertex_count, "faces: wanted vertex indices from 0 to ",
                           vertex_count - 1, ", found ", index[i]);
+}
+
+constexpr double LIMIT = 1e9;  // a mesh with a vertex beyond, or not finite, has no distance
+
+// The largest coordinate of the vertices in use, at least 1: what rounding errors are in proportion to.
+template <typename T>
+T extent_of(const T* vertices, const int64_t* faces, int64_t face_count) {
+    T extent = 1;
+    for (int64_t i = 0; i < 3 * face_count; i++)
+        for (int a = 0; a < 3; a++) extent = std::max(extent, std::abs(vertices[3 * faces[i] + a]));
+    return extent;
 }
 
 template <typename T, typename S>

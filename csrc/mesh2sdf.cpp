@@ -313,6 +313,7 @@ private:
             tile.z[l] = p.tiles[2].offset[SIDE * k + l % SIDE];
         }
         std::fill(std::begin(tile.squared), std::end(tile.squared), std::numeric_limits<T>::max());
+        std::fill(std::begin(tile.face), std::end(tile.face), 0);
         const int64_t* shape = p.grid.shape;
         int64_t rows = shape[2], slices = shape[1] * rows, first = SIDE * (i * slices + j * rows + k);
         auto left = [&](int a, int64_t low) { return std::min(SIDE, shape[a] - SIDE * low); };
@@ -350,8 +351,7 @@ void prepare(const T* vertices, const int64_t* faces, Problem<T>& problem) {
 template <typename T>
 void solve_item(const T* vertices, int64_t vertex_count, const int64_t* faces, int64_t face_count, const Grid& grid,
                 int8_t* inside, T* sdf, int32_t* face) {
-    T extent = 1;
-    for (int64_t i = 0; i < 3 * vertex_count; i++) extent = std::max(extent, std::abs(vertices[i]));
+    T extent = imn::extent_of(vertices, faces, face_count);
     double half[3];
     for (int a = 0; a < 3; a++) half[a] = double(grid.shape[a] - 1) / 2;
     imn::inside_mask(vertices, half, half, vertex_count, faces, face_count, grid.shape, inside);
@@ -378,12 +378,12 @@ std::tuple<at::Tensor, at::Tensor> mesh2sdf(const at::Tensor& vertices_, const a
     imn::check_faces(faces, vertices.size(1));
     auto sdf = imn::empty_huge({vertices.size(0), shape[0], shape[1], shape[2]}, vertices.options());
     auto face = imn::empty_huge(sdf.sizes(), sdf.options().dtype(at::kInt));
-    auto finite = vertices.isfinite().flatten(1).all(1);
+    auto valid = (vertices.abs() <= imn::LIMIT).flatten(1).all(1);
     Grid grid(shape);
     std::vector<int8_t> inside(grid.size());
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "mesh2sdf", [&] {
         for (int64_t b = 0; b < vertices.size(0); b++) {
-            if (!finite[b].item<bool>()) {
+            if (!valid[b].item<bool>()) {
                 sdf[b].fill_(NAN), face[b].zero_();
                 continue;
             }

@@ -19,10 +19,11 @@ __global__ void __launch_bounds__(imn::GROUP) prepare(const T* vertices, const I
 }
 
 template <typename T>
-__global__ void __launch_bounds__(imn::GROUP) cross_faces(const T* vertices, const Integer* faces, int* changes,
+__global__ void __launch_bounds__(imn::GROUP) cross_faces(const T* vertices, const Integer* faces, const T* reach,
+                                                          int* changes,
                                                           Integer batch, Integer vertex_count, Integer face_count,
                                                           Integer x, Integer y, Integer z, Integer normalised) {
-    imn::cross_face(vertices, faces, changes, batch, vertex_count, face_count, Shape{int(x), int(y), int(z)},
+    imn::cross_face(vertices, faces, reach, changes, batch, vertex_count, face_count, Shape{int(x), int(y), int(z)},
                     normalised != 0, here());
 }
 
@@ -41,10 +42,11 @@ __global__ void __launch_bounds__(imn::GROUP) solve(const T* triangles, const T*
 
 template <typename T>
 __global__ void __launch_bounds__(imn::GROUP) differentiate(const T* grad, const T* triangles, const Integer* faces,
-                                                            const int* first, const T* sdf, const int* face, T* result,
+                                                            const int* first, const T* slack, const T* sdf,
+                                                            const int* face, T* result,
                                                             Integer batch, Integer vertex_count, Integer face_count,
                                                             Integer x, Integer y, Integer z) {
-    imn::differentiate_run(grad, triangles, faces, first, sdf, face, result, batch, vertex_count, face_count,
+    imn::differentiate_run(grad, triangles, faces, first, slack, sdf, face, result, batch, vertex_count, face_count,
                            Shape{int(x), int(y), int(z)}, here());
 }
 

@@ -15,12 +15,13 @@ kernel void prepare_float(const device float* vertices, const device Integer* fa
                  Thread{Integer(group), int(index)});
 }
 
-kernel void cross_faces_float(const device float* vertices, const device Integer* faces, device int* changes,
+kernel void cross_faces_float(const device float* vertices, const device Integer* faces, const device float* reach,
+                              device int* changes,
                               constant Integer& batch, constant Integer& vertex_count, constant Integer& face_count,
                               constant Integer& x, constant Integer& y, constant Integer& z,
                               constant Integer& normalised, uint group [[threadgroup_position_in_grid]],
                               uint index [[thread_position_in_threadgroup]]) {
-    imn::cross_face(vertices, faces, changes, batch, vertex_count, face_count, Shape{int(x), int(y), int(z)},
+    imn::cross_face(vertices, faces, reach, changes, batch, vertex_count, face_count, Shape{int(x), int(y), int(z)},
                     normalised != 0, Thread{Integer(group), int(index)});
 }
 
@@ -39,11 +40,11 @@ kernel void solve_float(const device float* triangles, const device float* balls
 }
 
 kernel void differentiate_float(const device float* grad, const device float* triangles, const device Integer* faces,
-                                const device int* first, const device float* sdf, const device int* face,
-                                device float* result, constant Integer& batch, constant Integer& vertex_count,
+                                const device int* first, const device float* slack, const device float* sdf,
+                                const device int* face, device float* result, constant Integer& batch, constant Integer& vertex_count,
                                 constant Integer& face_count, constant Integer& x, constant Integer& y,
                                 constant Integer& z, uint group [[threadgroup_position_in_grid]],
                                 uint index [[thread_position_in_threadgroup]]) {
-    imn::differentiate_run(grad, triangles, faces, first, sdf, face, result, batch, vertex_count, face_count,
+    imn::differentiate_run(grad, triangles, faces, first, slack, sdf, face, result, batch, vertex_count, face_count,
                            Shape{int(x), int(y), int(z)}, Thread{Integer(group), int(index)});
 }

@@ -43,7 +43,7 @@ struct Lanes {
 
 // n = (p - q) / sdf or, on the surface itself, the face normal.
 template <typename T>
-IMN_INLINE void pull_one(Lanes<T>& a, int l, T x, T y) {
+IMN_INLINE void pull_one(Lanes<T>& a, int l, T x, T y, T rounding) {
     auto at = [&](int i) { return Vec3<T>{a.fields[i][l], a.fields[i + 1][l], a.fields[i + 2][l]}; };
     T height = a.fields[11][l], sdf = a.sdf[l];
     const Triangle<T> t = {at(0), at(3), at(6), imn::cross(at(3), at(6)), imn::make_half(a.fields[9][l], height),
@@ -52,7 +52,7 @@ IMN_INLINE void pull_one(Lanes<T>& a, int l, T x, T y) {
     imn::Weights<T> beta = imn::closest_weights(t, local);
     Vec3<T> r = imn::residual(t, local);
     T length = imn::square_root(imn::dot(r, r));  // |sdf|, but for the rounding that would not cancel
-    bool on_surface = (imn::magnitude(sdf) <= 8 * std::numeric_limits<T>::epsilon()) | (length == T(0));
+    bool on_surface = (imn::magnitude(sdf) <= rounding) | (length == T(0));
     T scale = -a.grad[l] * (on_surface ? T(1) : (sdf < T(0) ? T(-1) : T(1)) / length);
     Vec3<T> pull = scale * imn::from_frame(t, Vec3<T>{on_surface ? T(0) : r.x, on_surface ? T(0) : r.y,
                                                       on_surface ? T(1) : r.z});
@@ -63,7 +63,7 @@ IMN_INLINE void pull_one(Lanes<T>& a, int l, T x, T y) {
 // Adds a row of voxels' shares to the sums (V, 4).
 template <typename T>
 IMN_INLINE void add_row(const Corners<T>* corners, const T* grad, const T* sdf, const int32_t* face, T x, T y,
-                        const T* z, int64_t size, T* sums) {
+                        const T* z, int64_t size, T rounding, T* sums) {
     Lanes<T> a;
     for (int64_t first = 0; first < size; first += LANES) {
         int count = int(std::min<int64_t>(LANES, size - first));
@@ -78,7 +78,7 @@ IMN_INLINE void add_row(const Corners<T>* corners, const T* grad, const T* sdf, 
             a.z[l] = z[voxel], a.sdf[l] = sdf[voxel], a.grad[l] = grad[voxel];
         }
 #pragma omp simd
-        for (int l = 0; l < LANES; l++) pull_one(a, l, x, y);
+        for (int l = 0; l < LANES; l++) pull_one(a, l, x, y, rounding);
         for (int l = 0; l < count; l++) {
             const int32_t* order = corners[face[first + l]].order;
             Quad<T> pull = *reinterpret_cast<const Quad<T>*>(a.pull[l]);
@@ -90,8 +90,8 @@ IMN_INLINE void add_row(const Corners<T>* corners, const T* grad, const T* sdf, 
 
 #define IMN_INSTANTIATE(T)                                                                                             \
     IMN_CLONES void add(const Corners<T>* corners, const T* grad, const T* sdf, const int32_t* face, T x, T y,         \
-                        const T* z, int64_t size, T* sums) {                                                           \
-        add_row(corners, grad, sdf, face, x, y, z, size, sums);                                                        \
+                        const T* z, int64_t size, T rounding, T* sums) {                                               \
+        add_row(corners, grad, sdf, face, x, y, z, size, rounding, sums);                                              \
     }
 IMN_INSTANTIATE(float)
 IMN_INSTANTIATE(double)
@@ -109,6 +109,8 @@ void differentiate_item(const T* grad, const T* vertices, int64_t vertex_count, 
         for (int64_t f = begin; f < end; f++)
             corners[f] = make_corners(vertices, faces.const_data_ptr<int64_t>() + 3 * f);
     });
+    T rounding = 8 * std::numeric_limits<T>::epsilon() *
+                 imn::extent_of(vertices, faces.const_data_ptr<int64_t>(), faces.size(0));
     int64_t chunks = chunk_count(grid, vertex_count), rows = grid.shape[0] * grid.shape[1], size = grid.shape[2];
     std::vector<T> sums(chunks * 4 * vertex_count), z(grid.axis[2].begin(), grid.axis[2].end());
     at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
@@ -116,7 +118,7 @@ void differentiate_item(const T* grad, const T* vertices, int64_t vertex_count, 
             for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; row++)
                 add(corners.data(), grad + row * size, sdf + row * size, face + row * size,
                     T(grid.axis[0][row / grid.shape[1]]), T(grid.axis[1][row % grid.shape[1]]), z.data(), size,
-                    sums.data() + chunk * 4 * vertex_count);
+                    rounding, sums.data() + chunk * 4 * vertex_count);
     });
     at::parallel_for(0, vertex_count, 1024, [&](int64_t begin, int64_t end) {
         for (int64_t v = begin; v < end; v++)

@@ -79,34 +79,36 @@ IMN_INLINE void prepare(const IMN_DEVICE T* vertices, const IMN_DEVICE Integer* 
 }
 
 template <typename T>
-IMN_INLINE Fixed snap_vertex(Vec3<T> v, Shape shape, bool normalised) {
+IMN_INLINE Fixed snap_vertex(Vec3<T> v, Shape shape, bool normalised, int bits) {
     Real scale[3], shift;
     for (int a = 0; a < 3; a++) {
         Real half = Real((a == 0 ? shape.x : a == 1 ? shape.y : shape.z) - 1) / 2;
         scale[a] = normalised ? half : Real(1);
     }
     shift = normalised ? Real(1) : Real(0);
-    return {snap(Real(v.x) * scale[0] + shift * scale[0]), snap(Real(v.y) * scale[1] + shift * scale[1]),
+    return {snap(Real(v.x) * scale[0] + shift * scale[0], bits), snap(Real(v.y) * scale[1] + shift * scale[1], bits),
             Real(v.z) * scale[2] + shift * scale[2]};
 }
 
-// One warp a face of a batch item: adds its crossings with the grid's columns to changes (B, X, Y, Z).
+// One warp a face of a batch item: adds its crossings with the grid's columns to changes (B, X, Y, Z). `reach` (B,).
 template <typename T>
-IMN_KERNEL_INLINE void cross_face(const IMN_DEVICE T* vertices, const IMN_DEVICE Integer* faces, IMN_DEVICE int* changes,
+IMN_KERNEL_INLINE void cross_face(const IMN_DEVICE T* vertices, const IMN_DEVICE Integer* faces,
+                                  const IMN_DEVICE T* reach, IMN_DEVICE int* changes,
                                   Integer batch, Integer vertex_count, Integer face_count, Shape shape, bool normalised,
                                   Thread me) {
     Integer i = me.group * WARPS + me.index / WARP, item = i / face_count;
     if (item >= batch) return;
+    int bits = fraction_bits(Real(reach[item]));
     Fixed corner[3];
     for (int k = 0; k < 3; k++)
         corner[k] = snap_vertex(load_vertex(vertices + 3 * vertex_count * item,
-                                            vertex_of(faces, i % face_count, k, vertex_count)), shape, normalised);
-    Columns along_x = columns(corner[0].x, corner[1].x, corner[2].x, shape.x);
-    Columns along_y = columns(corner[0].y, corner[1].y, corner[2].y, shape.y);
+                                            vertex_of(faces, i % face_count, k, vertex_count)), shape, normalised, bits);
+    Columns along_x = columns(corner[0].x, corner[1].x, corner[2].x, shape.x, bits);
+    Columns along_y = columns(corner[0].y, corner[1].y, corner[2].y, shape.y, bits);
     Integer width = most(along_y.high - along_y.low, Integer(0)), count = (along_x.high - along_x.low) * width;
     for (Integer n = me.index % WARP; n < count; n += WARP) {
         Integer x = along_x.low + n / width, y = along_y.low + n % width;
-        Crossing at = crossing(corner[0], corner[1], corner[2], x, y, shape.z);
+        Crossing at = crossing(corner[0], corner[1], corner[2], x, y, shape.z, bits);
         if (at.change != 0 && at.voxel < shape.z)
             add_to(changes + ((item * shape.x + x) * shape.y + y) * shape.z + at.voxel, at.change);
     }
@@ -334,12 +336,12 @@ IMN_KERNEL_INLINE void add_corners(const IMN_DEVICE Integer* faces, Integer face
 
 // Adds one voxel's shares -beta_k grad n to the sums; n = (p - q) / sdf or, on the surface itself, the face normal.
 template <typename T>
-IMN_INLINE void add_shares(const IMN_LOCAL Triangle<T>& t, Vec3<T> point, T sdf, T grad, IMN_LOCAL Vec3<T>* sums) {
-    T epsilon = epsilon_of<T>();
+IMN_INLINE void add_shares(const IMN_LOCAL Triangle<T>& t, Vec3<T> point, T sdf, T grad, T rounding,
+                           IMN_LOCAL Vec3<T>* sums) {
     Vec3<T> local = to_frame(t, point), r = residual(t, local);
     Weights<T> beta = closest_weights(t, local);
     T length = square_root(dot(r, r));
-    if (magnitude(sdf) <= 8 * epsilon || length == T(0)) r = {T(0), T(0), sdf < T(0) ? T(-1) : T(1)}, length = T(1);
+    if (magnitude(sdf) <= rounding || length == T(0)) r = {T(0), T(0), sdf < T(0) ? T(-1) : T(1)}, length = T(1);
     Vec3<T> pull = ((sdf < T(0) ? grad : -grad) / length) * from_frame(t, r);
     sums[0] = sums[0] + (T(1) - beta.b - beta.c) * pull;
     sums[1] = sums[1] + beta.b * pull;
@@ -350,7 +352,7 @@ IMN_INLINE void add_shares(const IMN_LOCAL Triangle<T>& t, Vec3<T> point, T sdf,
 template <typename T>
 IMN_KERNEL_INLINE void differentiate_run(const IMN_DEVICE T* grad, const IMN_DEVICE T* triangles,
                                          const IMN_DEVICE Integer* faces, const IMN_DEVICE int* first,
-                                         const IMN_DEVICE T* sdf, const IMN_DEVICE int* face, IMN_DEVICE T* result,
+                                         const IMN_DEVICE T* slack, const IMN_DEVICE T* sdf, const IMN_DEVICE int* face, IMN_DEVICE T* result,
                                          Integer batch, Integer vertex_count, Integer face_count, Shape shape,
                                          Thread me) {
     Integer runs = (shape.z + RUN - 1) / RUN, i = me.group * GROUP + me.index;
@@ -370,7 +372,7 @@ IMN_KERNEL_INLINE void differentiate_run(const IMN_DEVICE T* grad, const IMN_DEV
             for (int c = 0; c < 3; c++) sums[c] = {T(0), T(0), T(0)};
         }
         Vec3<T> point = {coordinate<T>(2 * x, shape.x), coordinate<T>(2 * y, shape.y), coordinate<T>(2 * k, shape.z)};
-        add_shares(t, point, sdf[at], grad[at], sums);
+        add_shares(t, point, sdf[at], grad[at], slack[item] / 4, sums);
     }
     if (met >= 0) add_corners(faces, met, first[item * face_count + met], vertex_count, sums, result);
 }

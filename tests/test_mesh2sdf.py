@@ -297,7 +297,7 @@ def test_opcheck():
 
 def test_layouts_types_and_batches_make_no_difference():
     vertices, faces = bumpy(2, torch.float32)
-    expected = Mesh2SDF(12)(vertices, faces)
+    expected = Mesh2SDF(np.int64(12))(vertices, faces)
     assert expected.shape == (12, 12, 12)
     strided = vertices.repeat_interleave(2, 0)[::2].T.contiguous().T
     assert not strided.is_contiguous()
@@ -317,6 +317,42 @@ def test_vertices_that_are_not_finite_give_nan_for_their_item_only():
     sdf.sum().backward()  # no crash
     huge = mesh2sdf(vertices * 1e6, faces, 4)
     assert huge.isfinite().all()
+    assert mesh2sdf(vertices * 1e20, faces, 4).isnan().all()
+
+
+def test_a_mesh_far_larger_than_the_grid_keeps_its_sign():
+    """One face of a tetrahedron of thousands of voxels cuts the grid in two."""
+    corners = torch.tensor([[0, 0, 1], [0.9, 0, -0.5], [-0.5, 0.8, -0.5], [-0.4, -0.85, -0.5]]).double()
+    turn, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+    corners = 1e3 * corners @ turn
+    corners = corners - corners[:3].mean(0)
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
+    points = grid((16, 17, 15)).reshape(-1, 3)
+    sdf = mesh2sdf(corners, faces, (16, 17, 15)).flatten().numpy()
+    inside = np.abs(winding_number(points, corners.numpy(), faces.numpy())) > 0.5
+    assert ((sdf < 0) == inside)[np.abs(sdf) > 1e-2].all()
+    assert 0.2 < inside.mean() < 0.8
+
+
+def test_a_coarse_grid_signs_finely():
+    """Two voxels an axis, and a face 4e-6 from one of them."""
+    box = trimesh.creation.box((1.0, 3.0, 3.0))
+    vertices = torch.tensor(box.vertices) + torch.tensor([0.5 + 4e-6, 0.0137, 0.0071]).double()  # from 4e-6 to 1 + 4e-6 along X
+    assert mesh2sdf(vertices, torch.tensor(box.faces), 2)[-1, 0, 0] == pytest.approx(-4e-6, rel=1e-6)
+
+
+def test_a_second_derivative_is_refused():
+    vertices, faces = bumpy(1)
+    leaf = vertices.requires_grad_()
+    (grad,) = torch.autograd.grad(mesh2sdf(leaf, faces, 4).square().sum(), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match="mesh2sdf: wanted a first derivative"):
+        grad.square().sum().backward()
+
+
+def test_a_vertex_that_no_face_uses_changes_nothing():
+    vertices, faces = bumpy(2, torch.float32)
+    more = torch.cat([vertices, torch.full((1, 3), 1e6)])
+    assert torch.equal(mesh2sdf(more, faces, 9), mesh2sdf(vertices, faces, 9))
 
 
 @pytest.mark.parametrize(("change", "error", "text"), [
@@ -329,6 +365,12 @@ def test_vertices_that_are_not_finite_give_nan_for_their_item_only():
     ({"faces": torch.zeros(2, 4).long()}, ValueError, "faces: wanted shape (F, 3), found (2, 4)"),
     ({"faces": torch.zeros(2, 3)}, TypeError, "faces: wanted integers, found torch.float32"),
     ({"shape": (4, 4)}, ValueError, "shape: wanted one or three integers of at least 2, found (4, 4)"),
+    ({"shape": 4.0}, ValueError, "shape: wanted one or three integers of at least 2, found 4.0"),
+    ({"shape": (4, None, 4)}, ValueError, "shape: wanted one or three integers of at least 2, found (4, None, 4)"),
+    ({"shape": (2**63, 2, 2)}, ValueError,
+     "shape: wanted one or three integers of at least 2, found (9223372036854775808, 2, 2)"),
+    ({"vertices": np.zeros((4, 3))}, TypeError, "vertices: wanted a tensor, found ndarray"),
+    ({"faces": np.zeros((1, 3), int)}, TypeError, "faces: wanted a tensor, found ndarray"),
     ({"shape": 1}, ValueError, "shape: wanted one or three integers of at least 2, found 1"),
 ])
 def test_errors_name_the_argument(change, error, text):

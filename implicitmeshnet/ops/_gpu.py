@@ -86,7 +86,7 @@ def suffix(tensor) -> str:
 def prepare(kernels, vertices, faces):
     """Each item's triangles (B, F, 20), balls (B, F, 4) and first corners (B, F), and the slack (B,) for rounding."""
     batch, count = vertices.shape[:2]
-    slack = 32 * torch.finfo(vertices.dtype).eps * vertices.abs().amax((1, 2)).clamp(min=1)
+    slack = 32 * torch.finfo(vertices.dtype).eps * reference.extent(vertices, _in_range(faces, count))
     triangles = vertices.new_empty(batch, len(faces), 20)
     balls = vertices.new_empty(batch, len(faces), 4)
     first = torch.empty(batch, len(faces), dtype=torch.int32, device=vertices.device)
@@ -95,13 +95,21 @@ def prepare(kernels, vertices, faces):
     return triangles, balls, first, slack
 
 
+def _in_range(faces, vertex_count):
+    """Indices that can be read without a fault, for faces that may be out of range."""
+    return faces.clamp(0, vertex_count - 1)
+
+
 def _inside(kernels, vertices, faces, shape, normalised):
     """Whether each voxel is inside: int32 (B, X, Y, Z), 0 or 1."""
     batch, count = vertices.shape[:2]
+    used = vertices[:, _in_range(faces, count).flatten(), :2]
+    largest = max(shape[:2])
+    reach = ((used.abs() + 1) * (largest / 2) if normalised else used.abs()).amax((1, 2)).clamp(min=largest)
     inside = torch.zeros(batch, *shape, dtype=torch.int32, device=vertices.device)
     warps = GROUP // 32
     kernels.launch(f"cross_faces{suffix(vertices)}", -(-batch * len(faces) // warps), vertices.device,
-                   vertices, faces, inside, batch, count, len(faces), *shape, int(normalised))
+                   vertices, faces, reach, inside, batch, count, len(faces), *shape, int(normalised))
     columns = batch * shape[0] * shape[1]
     kernels.launch("accumulate", groups_of(columns), vertices.device, inside, columns, shape[2])
     return inside
@@ -110,9 +118,10 @@ def _inside(kernels, vertices, faces, shape, normalised):
 def mesh2sdf(kernels, vertices, faces, shape):
     """See `implicitmeshnet.ops.mesh2sdf`. Nothing waits for the device: faces out of range give NaN, not an error."""
     vertices, faces = vertices.contiguous(), faces.contiguous()
-    if 0 in faces.shape:
-        raise ValueError("faces: wanted at least one face, found none")
-    valid = ((faces >= 0) & (faces < vertices.shape[1])).all() & vertices.isfinite().flatten(1).all(1)
+    if 0 in (len(faces), vertices.shape[1]):
+        reference.check_faces(faces, vertices.shape[1])
+    in_range = (faces == _in_range(faces, vertices.shape[1])).all()
+    valid = in_range & (vertices.abs() <= reference.LIMIT).flatten(1).all(1)
     triangles, balls, _, slack = prepare(kernels, vertices, faces)
     face = _inside(kernels, vertices, faces, shape, normalised=True)
     sdf = vertices.new_empty(face.shape)
@@ -127,12 +136,12 @@ def mesh2sdf_backward(kernels, grad, vertices, faces, sdf, face):
     if torch.are_deterministic_algorithms_enabled():
         return reference.mesh2sdf_backward(grad, vertices, faces, sdf, face)
     grad, vertices, faces = grad.contiguous(), vertices.contiguous(), faces.contiguous()
-    triangles, _, first, _ = prepare(kernels, vertices, faces)
+    triangles, _, first, slack = prepare(kernels, vertices, faces)
     result, shape = torch.zeros_like(vertices), sdf.shape[1:]
     runs = len(vertices) * shape[0] * shape[1] * -(-shape[2] // RUN)
     kernels.launch(f"differentiate{suffix(vertices)}", groups_of(runs), vertices.device,
-                   grad, triangles, faces, first, sdf.contiguous(), face.contiguous(), result, *vertices.shape[:2],
-                   len(faces), *shape)
+                   grad, triangles, faces, first, slack, sdf.contiguous(), face.contiguous(), result,
+                   *vertices.shape[:2], len(faces), *shape)
     return result
 
 

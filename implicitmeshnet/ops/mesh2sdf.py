@@ -32,11 +32,16 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(vertices, faces, *output)
 
 
+def _second_derivative(ctx, *_):
+    raise NotImplementedError("mesh2sdf: wanted a first derivative, found a second one, which it does not have")
+
+
 def _backward(ctx, grad, _):
     return _mesh2sdf_backward(grad, *ctx.saved_tensors) if grad is not None else None, None, None
 
 
 register_autograd("mesh2sdf", _backward, _setup_context)
+register_autograd("mesh2sdf_backward", _second_derivative, lambda ctx, inputs, output: None)
 
 
 def mesh2sdf(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor:
@@ -48,8 +53,8 @@ def mesh2sdf(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor
     coordinates.
 
     The distance is that to the closest point of the closest face, right to 3e-7 in float32 (to 3e-7 of itself beyond
-    1); the sign is the winding number's, as in `voxelize`. A batch item with a vertex that is not finite gives NaN
-    throughout; so does, on a GPU, which is not waited for, a face out of range.
+    1); the sign is the winding number's, as in `voxelize`. A batch item with a vertex that is not finite, or beyond
+    1e9, gives NaN throughout; so does, on a GPU, which is not waited for, a face out of range.
 
     Differentiable in the vertices: d sdf / d v_k = -beta_k n, where beta are the closest point q's barycentric weights
     on its face and n = (p - q) / sdf is the outward unit normal there. On the surface itself n is the face normal;

@@ -1,15 +1,14 @@
 """Each op in plain PyTorch: its definition, and what runs where nothing is compiled for the device."""
 
+import math
 from typing import NamedTuple
 
 import torch
 
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 
-FRACTION_BITS = 18
-"""The sign's fixed point: vertices are snapped to 2^-18 voxel, so that int64 edge functions are exact."""
-COORDINATE_LIMIT = 4096
-"""Voxels; the sign moves vertices farther out onto that limit along X and Y."""
+LIMIT = 1e9
+"""A mesh with a vertex beyond, or not finite, has no distance."""
 PAIRS = 2**21
 """Point-face or column-face pairs held in memory at a time."""
 
@@ -100,13 +99,23 @@ def check_faces(faces, vertex_count: int):
         raise ValueError(f"faces: wanted vertex indices from 0 to {vertex_count - 1}, found {found}")
 
 
+def extent(vertices, faces):
+    """The largest coordinate of the vertices (..., V, 3) in use, at least 1: errors are in proportion to it."""
+    return vertices[..., faces.flatten(), :].abs().amax((-2, -1)).clamp(min=1)
+
+
+def fraction_bits(reach: float) -> int:
+    """The sign snaps vertices to 2^-bits voxel, so that int64 edge functions are exact up to `reach` voxels."""
+    return min(max(29 - math.frexp(reach)[1], 4), 28)
+
+
 def mesh2sdf(vertices, faces, shape):
     """See `implicitmeshnet.ops.mesh2sdf`; every voxel is compared with every face."""
     check_faces(faces, vertices.shape[1])
     sdf = vertices.new_empty(len(vertices), *shape)
     face = torch.zeros(sdf.shape, dtype=torch.int32, device=sdf.device)
     for item in range(len(vertices)):
-        if not vertices[item].isfinite().all():
+        if not (vertices[item].abs() <= LIMIT).all():
             sdf[item] = torch.nan
             continue
         frame = make_frame(vertices[item], faces)
@@ -133,7 +142,7 @@ def mesh2sdf_backward(grad, vertices, faces, sdf, face):
         frame = make_frame(vertices[item], faces).take(face[item].flatten()[active].long())
         s, t, residual = closest(frame, grid_points(sdf.shape[1:], vertices)[active])
         distance = sdf[item].flatten()[active, None]
-        on_surface = distance.abs() <= 8 * torch.finfo(sdf.dtype).eps
+        on_surface = distance.abs() <= 8 * torch.finfo(sdf.dtype).eps * extent(vertices[item], faces)
         normal = (torch.stack(residual, -1)[..., None] * frame.axes).sum(-2) * distance.sign()
         normal = torch.where(on_surface, frame.axes[:, 2], torch.nn.functional.normalize(normal, dim=-1, eps=0))
         pull = -grad[item].flatten()[active, None] * normal  # (N, 3)
@@ -147,11 +156,12 @@ def voxelize(vertices, faces, shape):
     check_faces(faces, len(vertices))
     device, faces = vertices.device, faces.cpu()
     exact = vertices.detach().cpu().double()
-    fixed = (exact.clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT) * 2**FRACTION_BITS).round().long()
+    bits = fraction_bits(max(*shape[:2], float(exact[faces.flatten(), :2].abs().max())))
+    fixed = (exact * 2**bits).clamp(-2**29, 2**29).round().long()
     corners, depth = fixed[faces], exact[faces][..., 2]  # (F, 3, 3) and (F, 3)
     area = _edge(corners[:, 0], corners[:, 1], *corners[:, 2, :2].unbind(-1))
-    low = (-(-corners.amin(1) >> FRACTION_BITS)).clamp(min=0)
-    high = (corners.amax(1) >> FRACTION_BITS).minimum(torch.tensor(shape) - 1)
+    low = (-(-corners.amin(1) >> bits)).clamp(min=0)
+    high = (corners.amax(1) >> bits).minimum(torch.tensor(shape) - 1)
     columns = (high - low + 1).clamp(min=0)[:, :2]  # of each face's bounding box
     counts = columns.prod(1) * (area != 0)
     ends = counts.cumsum(0)
@@ -162,7 +172,7 @@ def voxelize(vertices, faces, shape):
         rank = pair - (ends - counts)[face]
         x = low[face, 0] + rank // columns[face, 1]
         y = low[face, 1] + rank % columns[face, 1]
-        covered, z = _crossing(corners[face], depth[face], area[face], x << FRACTION_BITS, y << FRACTION_BITS)
+        covered, z = _crossing(corners[face], depth[face], area[face], x << bits, y << bits)
         index = (x * shape[1] + y) * (shape[2] + 1) + z.ceil().clamp(0, shape[2]).long()
         delta.index_add_(0, index[covered], -area[face].sign()[covered].int())
     winding = delta.view(shape[0], shape[1], -1).cumsum(-1, dtype=torch.int32)[..., :-1]

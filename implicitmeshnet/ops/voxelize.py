@@ -25,10 +25,10 @@ def voxelize(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor
     are right everywhere, in either orientation; self-intersecting ones give the union of their parts; an open mesh
     lets its column's count run on to the far side of the grid.
 
-    The vertices are snapped to 2^-18 voxel, so that the projected edge functions are exact in int64 and neighbouring
-    faces agree; a column that meets an edge or a corner exactly is decided as if it stood at (x + e, y + e^2), e
-    infinitesimal. Coordinates beyond 4096 voxels are moved to that limit. Points on the surface count with either
-    side.
+    The vertices are snapped along X and Y to a power of two of a voxel (2^-21 for coordinates and grids up to 255, half
+    as fine for each doubling, and moved to 2^25 voxels beyond that), so that the projected edge functions are exact in
+    int64 and neighbouring faces agree; a column that meets an edge or a corner exactly is decided as if it stood at
+    (x + e, y + e^2), e infinitesimal. Points on the surface count with either side. Counts are kept modulo 256.
 
     Raises ValueError or TypeError that names the argument, also for coordinates that are not finite.
     """
