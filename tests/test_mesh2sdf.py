@@ -336,8 +336,8 @@ def test_a_mesh_far_larger_than_the_grid_keeps_its_sign():
 
 def test_a_coarse_grid_signs_finely():
     """Two voxels an axis, and a face 4e-6 from one of them."""
-    box = trimesh.creation.box((1.0, 3.0, 3.0))
-    vertices = torch.tensor(box.vertices) + torch.tensor([0.5 + 4e-6, 0.0137, 0.0071]).double()  # from 4e-6 to 1 + 4e-6 along X
+    box = trimesh.creation.box((1.0, 3.0, 3.0))  # from 4e-6 to 1 + 4e-6 along X
+    vertices = torch.tensor(box.vertices) + torch.tensor([0.5 + 4e-6, 0.0137, 0.0071]).double()
     assert mesh2sdf(vertices, torch.tensor(box.faces), 2)[-1, 0, 0] == pytest.approx(-4e-6, rel=1e-6)
 
 
