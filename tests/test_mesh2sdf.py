@@ -407,7 +407,8 @@ def test_the_gradient_pulls_the_closest_face_towards_a_misclassified_voxel(insid
     (grad,) = torch.autograd.grad(loss, leaf)
     step = 1e-4
     moved = mesh2sdf((vertices - step * grad).detach(), faces, 13)[voxel]
-    assert float((moved - value).detach() * (1 if inside else -1)) == pytest.approx(step * float(grad.square().sum()), rel=1e-3)
+    gained = float(moved - value.detach()) * (1 if inside else -1)
+    assert gained == pytest.approx(step * float(grad.square().sum()), rel=1e-3)
 
 
 def test_compiles_without_a_break():
