@@ -20,12 +20,21 @@ FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 FLAGS.append("-fopenmp" if sys.platform == "linux" else "-fopenmp-simd")  # at::parallel_for is serial without it
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")  # for the loops that are compiled for AVX-512 and chosen at run time
-NVCC_FLAGS = ["-O3", "-std=c++17", "-shared", "-arch=all-major", "-Xcompiler", "-fPIC"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC"]
 
 
 def sources(suffix):
     """Paths in csrc/, relative, as setuptools wants them."""
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(f"*{suffix}"))
+
+
+def architectures(nvcc):
+    """Code for each generation from Volta on that this nvcc knows, and what later ones translate themselves."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    known = sorted(int(name[8:]) for name in listed if name[8:].isdigit())  # compute_90, not compute_90a
+    chosen = [number for number in known if number >= 70 and number % 10 == 0]
+    return [f"-gencode=arch=compute_{n},code=sm_{n}" for n in chosen] + [
+        f"-gencode=arch=compute_{chosen[-1]},code=compute_{chosen[-1]}"]
 
 
 class OptionalBuild(BuildExtension):
@@ -43,10 +52,11 @@ class OptionalBuild(BuildExtension):
             self._build_cuda()
 
     def _build_cuda(self):
-        nvcc = shutil.which("nvcc", path=f"{CUDA_HOME}/bin") if CUDA_HOME else shutil.which("nvcc")
+        nvcc = shutil.which("nvcc", path=f"{CUDA_HOME}/bin" if CUDA_HOME else None) or "nvcc"
         target = Path(self.get_ext_fullpath("implicitmeshnet._C")).with_name("_cuda.so")
         try:
-            subprocess.run([nvcc or "nvcc", *NVCC_FLAGS, *sources(".cu"), "-o", str(target)], check=True, cwd=ROOT)
+            subprocess.run([nvcc, *NVCC_FLAGS, *architectures(nvcc), *sources(".cu"), "-o", str(target)], check=True,
+                           cwd=ROOT)
         except (OSError, subprocess.CalledProcessError) as error:
             self._warn(f"the CUDA kernels were not built ({error})", "slowly on GPUs", "the CUDA toolkit (nvcc)")
 

@@ -18,27 +18,27 @@ IMN_INLINE Ball<T> make_ball(const IMN_LOCAL Triangle<T>& t) {
     T height = t.left.y * t.left.length, x = (t.right.width - t.left.width) / 2;
     T y = height > T(0) ? (height * height - t.left.width * t.right.width) / (2 * height) : T(0);
     y = y > T(0) ? y : T(0);  // the circumcentre, or the middle of ab
-    T half = (t.left.width + t.right.width) / 2;
-    return {t.foot + x * t.x + y * t.y, square_root(half * half + y * y)};
+    T middle = (t.left.width + t.right.width) / 2;
+    return {t.foot + x * t.x + y * t.y, square_root(middle * middle + y * y)};
 }
 
 // Against the face * whose ball's centre m* is nearest to c: every point of the face at m is further from c + u than m*
 // where |c + u - m| - r > |c + u - m*|, that is where |c - m|^2 - |c - m*|^2 > 2 u.(m - m*) + 2 r |c + u - m*| + r^2.
 template <typename T>
 struct BallRule {
-    Vec3<T> nearest, half;
+    Vec3<T> nearest, extent;  // the box's h
     T limit, reach;
 
     IMN_INLINE bool keeps(Vec3<T> centre, T radius, T squared) const {
         Vec3<T> way = centre - nearest;
-        T turn = half.x * magnitude(way.x) + half.y * magnitude(way.y) + half.z * magnitude(way.z);
+        T turn = extent.x * magnitude(way.x) + extent.y * magnitude(way.y) + extent.z * magnitude(way.z);
         return squared - 2 * turn - radius * (reach + radius) <= limit;
     }
 };
 
 template <typename T>
-IMN_INLINE BallRule<T> make_ball_rule(Vec3<T> nearest, T squared, Vec3<T> half) {
-    return {nearest, half, squared, 2 * (square_root(squared) + square_root(dot(half, half)))};
+IMN_INLINE BallRule<T> make_ball_rule(Vec3<T> nearest, T squared, Vec3<T> extent) {
+    return {nearest, extent, squared, 2 * (square_root(squared) + square_root(dot(extent, extent)))};
 }
 
 // Against the face * closest to c, by the ways r and r* from the closest points to c. It is no further from c + u than
@@ -47,21 +47,21 @@ IMN_INLINE BallRule<T> make_ball_rule(Vec3<T> nearest, T squared, Vec3<T> half) 
 // |r|^2 - |r*|^2 > 2 u.(r* - r) + R^2 (then |r| > R, so that the bound is not negative).
 template <typename T>
 struct FaceRule {
-    Vec3<T> nearest, half;
+    Vec3<T> nearest, extent;  // the box's h
     T near, far;  // squares
 
     IMN_INLINE bool keeps(Vec3<T> way, T squared) const {
         Vec3<T> turn = way - nearest;
-        T turned = half.x * magnitude(turn.x) + half.y * magnitude(turn.y) + half.z * magnitude(turn.z);
+        T turned = extent.x * magnitude(turn.x) + extent.y * magnitude(turn.y) + extent.z * magnitude(turn.z);
         return (squared <= far) & (squared - 2 * turned <= near);
     }
 };
 
 // `slack` is for rounding, an error of the ways.
 template <typename T>
-IMN_INLINE FaceRule<T> make_face_rule(Vec3<T> nearest, T squared, Vec3<T> half, T slack) {
-    T radius = square_root(dot(half, half)), reach = square_root(squared) + 2 * radius + slack;
-    return {nearest, half, squared + radius * radius + 4 * slack * reach, reach * reach};
+IMN_INLINE FaceRule<T> make_face_rule(Vec3<T> nearest, T squared, Vec3<T> extent, T slack) {
+    T radius = square_root(dot(extent, extent)), reach = square_root(squared) + 2 * radius + slack;
+    return {nearest, extent, squared + radius * radius + 4 * slack * reach, reach * reach};
 }
 
 }  // namespace imn

@@ -32,7 +32,9 @@ constexpr int64_t BOX[3] = {2, 2, 4};    // tiles along a box: one lane each
 constexpr int64_t BLOCK[3] = {4, 4, 4};  // tiles along a block of boxes
 
 template <typename T>
-std::unique_ptr<T[]> workspace(int64_t size) { return std::unique_ptr<T[]>(new T[size]); }  // untouched pages cost nothing
+std::unique_ptr<T[]> workspace(int64_t size) {
+    return std::unique_ptr<T[]>(new T[size]);  // not initialised: pages that stay untouched cost nothing
+}
 
 // Faces' balls, in columns padded to full lanes with copies of the last.
 template <typename T>
@@ -171,7 +173,7 @@ struct Place {
 };
 
 // Keeps the closest of the listed triangles for each voxel, the first of equals. Far from a triangle, float would lose
-// most in the way to it, so the tile's centre comes to the triangle's frame in double, and then the small steps are added.
+// most in the way to it, so the tile's centre comes to the triangle's frame in double; the small steps are added then.
 template <typename T>
 IMN_INLINE void compare(const Triangle<T>* triangles, const Frame* frames, const int32_t* list, int64_t count,
                         Vec3<double> centre, Tile<T>& tile) {
@@ -219,12 +221,12 @@ IMN_INLINE void write(Tile<T>& tile, const Place<T>& place) {
     for (int64_t i = 0; i < place.count[0]; i++)
         for (int64_t j = 0; j < place.count[1]; j++) {
             int64_t lane = i * LANES + j * SIDE, voxel = i * place.slices + j * place.rows;
-            const T* distance = tile.squared + lane;
-            if (place.count[2] == SIDE)  // known when compiled, so that a row is one vector
-                write_row(distance, tile.face + lane, place.inside + voxel, place.sdf + voxel, place.face + voxel, SIDE);
-            else
-                write_row(distance, tile.face + lane, place.inside + voxel, place.sdf + voxel, place.face + voxel,
-                          place.count[2]);
+            auto write_some = [&](int64_t size) __attribute__((always_inline)) {
+                write_row(tile.squared + lane, tile.face + lane, place.inside + voxel, place.sdf + voxel,
+                          place.face + voxel, size);
+            };
+            if (place.count[2] == SIDE) write_some(SIDE);  // known when compiled, so that a row is one vector
+            else write_some(place.count[2]);
         }
 }
 
@@ -318,8 +320,9 @@ private:
         int64_t rows = shape[2], slices = shape[1] * rows, first = SIDE * (i * slices + j * rows + k);
         auto left = [&](int a, int64_t low) { return std::min(SIDE, shape[a] - SIDE * low); };
         Vec3<double> centre = {p.tiles[0].centre[i], p.tiles[1].centre[j], p.tiles[2].centre[k]};
-        solve_tile(p.triangles.data(), p.frames.data(), list.get(), kept, centre, tile,
-                   {p.inside + first, p.sdf + first, p.face + first, slices, rows, {left(0, i), left(1, j), left(2, k)}});
+        Place<T> place = {p.inside + first, p.sdf + first, p.face + first, slices, rows,
+                          {left(0, i), left(1, j), left(2, k)}};
+        solve_tile(p.triangles.data(), p.frames.data(), list.get(), kept, centre, tile, place);
     }
 
     const Problem<T>& p;

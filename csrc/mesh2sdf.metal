@@ -41,9 +41,9 @@ kernel void solve_float(const device float* triangles, const device float* balls
 
 kernel void differentiate_float(const device float* grad, const device float* triangles, const device Integer* faces,
                                 const device int* first, const device float* slack, const device float* sdf,
-                                const device int* face, device float* result, constant Integer& batch, constant Integer& vertex_count,
-                                constant Integer& face_count, constant Integer& x, constant Integer& y,
-                                constant Integer& z, uint group [[threadgroup_position_in_grid]],
+                                const device int* face, device float* result, constant Integer& batch,
+                                constant Integer& vertex_count, constant Integer& face_count, constant Integer& x,
+                                constant Integer& y, constant Integer& z, uint group [[threadgroup_position_in_grid]],
                                 uint index [[thread_position_in_threadgroup]]) {
     imn::differentiate_run(grad, triangles, faces, first, slack, sdf, face, result, batch, vertex_count, face_count,
                            Shape{int(x), int(y), int(z)}, Thread{Integer(group), int(index)});

@@ -96,7 +96,7 @@ IMN_INLINE void add_row(const Corners<T>* corners, const T* grad, const T* sdf, 
 IMN_INSTANTIATE(float)
 IMN_INSTANTIATE(double)
 
-// Parts of the grid that are summed apart, as the mesh and the grid alone decide: the same bits on any number of threads.
+// Parts of the grid that are summed apart. The mesh and the grid alone decide, so threads do not change the bits.
 int64_t chunk_count(const Grid& grid, int64_t vertex_count) {
     return std::min(grid.shape[0] * grid.shape[1], std::clamp<int64_t>(grid.size() / (16 * vertex_count), 8, 128));
 }

@@ -9,8 +9,9 @@ namespace imn {
 
 IMN_CONSTANT int BLOCK = 16, BOX = 8, TILE = 4;  // voxels along what a group, a warp, and a warp at a time work on
 IMN_CONSTANT int WARPS = 8, GROUP = WARPS * WARP;
-IMN_CONSTANT int BLOCK_FACES = 2048, BOX_FACES = 384, TILE_FACES = 128;  // listed; where more are kept, the list above goes on
-IMN_CONSTANT int RUN = 8;                                                // voxels along Z that one thread differentiates
+IMN_CONSTANT int BLOCK_FACES = 2048, BOX_FACES = 512;  // listed; where more are kept, the list above goes on
+IMN_CONSTANT int TILE_FACES = 2 * WARP;                // listed at a time
+IMN_CONSTANT int RUN = 8;                              // voxels along Z that one thread differentiates
 IMN_CONSTANT int TRIANGLE_FIELDS = 20, BALL_FIELDS = 4;
 
 template <typename T>
@@ -43,17 +44,25 @@ IMN_INLINE void store(IMN_DEVICE T* to, Half<Real> h) {
     to[0] = T(h.width), to[1] = T(h.x), to[2] = T(h.y), to[3] = T(h.length);
 }
 
+// What one instruction loads.
 template <typename T>
-IMN_INLINE Vec3<T> load_vector(const IMN_DEVICE T* from) { return {from[0], from[1], from[2]}; }
+struct alignas(16) Quad {
+    T x, y, z, w;
+};
 
 template <typename T>
-IMN_INLINE Half<T> load_half(const IMN_DEVICE T* from) { return {from[0], from[1], from[2], from[3]}; }
+IMN_INLINE Ball<T> load_ball(const IMN_DEVICE T* balls, Integer face) {
+    Quad<T> ball = reinterpret_cast<const IMN_DEVICE Quad<T>*>(balls)[face];
+    return {{ball.x, ball.y, ball.z}, ball.w};
+}
 
 template <typename T>
 IMN_INLINE Triangle<T> load_triangle(const IMN_DEVICE T* triangles, Integer face) {
-    const IMN_DEVICE T* from = triangles + TRIANGLE_FIELDS * face;
-    return {load_vector(from), load_vector(from + 3), load_vector(from + 6), load_vector(from + 9),
-            load_half(from + 12), load_half(from + 16)};
+    const IMN_DEVICE Quad<T>* from =
+        reinterpret_cast<const IMN_DEVICE Quad<T>*>(triangles) + TRIANGLE_FIELDS / 4 * face;
+    Quad<T> a = from[0], b = from[1], c = from[2], d = from[3], e = from[4];
+    return {{a.x, a.y, a.z}, {a.w, b.x, b.y}, {b.z, b.w, c.x}, {c.y, c.z, c.w},
+            {d.x, d.y, d.z, d.w}, {e.x, e.y, e.z, e.w}};
 }
 
 // One thread a face of a batch item: its triangle, its ball, whose radius grows by `slack`, and which corner is its a.
@@ -65,7 +74,8 @@ IMN_INLINE void prepare(const IMN_DEVICE T* vertices, const IMN_DEVICE Integer* 
     if (item >= batch) return;
     Vec3<Real> corner[3];
     for (int k = 0; k < 3; k++)
-        corner[k] = to_real(load_vertex(vertices + 3 * vertex_count * item, vertex_of(faces, i % face_count, k, vertex_count)));
+        corner[k] = to_real(load_vertex(vertices + 3 * vertex_count * item,
+                                        vertex_of(faces, i % face_count, k, vertex_count)));
     int a = longest_edge(corner);
     Triangle<Real> t = make_triangle(corner[a], corner[(a + 1) % 3], corner[(a + 2) % 3],
                                      epsilon_of<Real>());
@@ -82,8 +92,8 @@ template <typename T>
 IMN_INLINE Fixed snap_vertex(Vec3<T> v, Shape shape, bool normalised, int bits) {
     Real scale[3], shift;
     for (int a = 0; a < 3; a++) {
-        Real half = Real((a == 0 ? shape.x : a == 1 ? shape.y : shape.z) - 1) / 2;
-        scale[a] = normalised ? half : Real(1);
+        Real last = Real((a == 0 ? shape.x : a == 1 ? shape.y : shape.z) - 1) / 2;
+        scale[a] = normalised ? last : Real(1);
     }
     shift = normalised ? Real(1) : Real(0);
     return {snap(Real(v.x) * scale[0] + shift * scale[0], bits), snap(Real(v.y) * scale[1] + shift * scale[1], bits),
@@ -102,7 +112,8 @@ IMN_KERNEL_INLINE void cross_face(const IMN_DEVICE T* vertices, const IMN_DEVICE
     Fixed corner[3];
     for (int k = 0; k < 3; k++)
         corner[k] = snap_vertex(load_vertex(vertices + 3 * vertex_count * item,
-                                            vertex_of(faces, i % face_count, k, vertex_count)), shape, normalised, bits);
+                                            vertex_of(faces, i % face_count, k, vertex_count)),
+                                shape, normalised, bits);
     Columns along_x = columns(corner[0].x, corner[1].x, corner[2].x, shape.x, bits);
     Columns along_y = columns(corner[0].y, corner[1].y, corner[2].y, shape.y, bits);
     Integer width = most(along_y.high - along_y.low, Integer(0)), count = (along_x.high - along_x.low) * width;
@@ -120,8 +131,9 @@ IMN_INLINE void accumulate_column(IMN_DEVICE int* changes, Integer count, Intege
     if (i >= count) return;
     int winding = 0;
     for (Integer k = 0; k < size; k++) {
-        winding += changes[i * size + k];
-        changes[i * size + k] = winding != 0;
+        int change = changes[i * size + k];
+        winding += change;
+        if (change != (winding != 0)) changes[i * size + k] = winding != 0;
     }
 }
 
@@ -146,6 +158,12 @@ struct Nearest {
     int face;
 };
 
+// The least of equally close faces, so that the order of a list does not matter.
+template <typename T>
+IMN_INLINE Nearest<T> nearer(Nearest<T> a, Nearest<T> b) {
+    return b.squared < a.squared || (b.squared == a.squared && b.face < a.face) ? b : a;
+}
+
 template <typename T>
 IMN_KERNEL_INLINE Nearest<T> warp_nearest(Nearest<T> mine) {
     T squared = warp_least(mine.squared);
@@ -160,7 +178,7 @@ IMN_KERNEL_INLINE void append(IMN_SHARED int* list, IMN_SHARED int* count, int c
 // A box of voxels [low, high), clipped, in normalised coordinates.
 template <typename T>
 struct Region {
-    Vec3<T> centre, half;
+    Vec3<T> centre, extent;
     bool empty;
 };
 
@@ -169,8 +187,10 @@ IMN_INLINE T coordinate(int twice, int size) { return T(twice - (size - 1)) / T(
 
 template <typename T>
 IMN_INLINE Region<T> region(int x, int y, int z, int side, Shape shape) {
-    int high_x = least(x + side, shape.x) - 1, high_y = least(y + side, shape.y) - 1, high_z = least(z + side, shape.z) - 1;
-    return {{coordinate<T>(x + high_x, shape.x), coordinate<T>(y + high_y, shape.y), coordinate<T>(z + high_z, shape.z)},
+    int high_x = least(x + side, shape.x) - 1, high_y = least(y + side, shape.y) - 1;
+    int high_z = least(z + side, shape.z) - 1;
+    return {{coordinate<T>(x + high_x, shape.x), coordinate<T>(y + high_y, shape.y),
+             coordinate<T>(z + high_z, shape.z)},
             {T(high_x - x) / T(shape.x - 1), T(high_y - y) / T(shape.y - 1), T(high_z - z) / T(shape.z - 1)},
             high_x < x || high_y < y || high_z < z};
 }
@@ -189,7 +209,7 @@ IMN_INLINE Nearest<T> nearest_ball(const IMN_DEVICE T* balls, Candidates from, V
     Nearest<T> best = {T(3e38), 0x7fffffff};
     for (int i = start; i < from.count; i += step) {
         int face = from.face(i);
-        Vec3<T> way = load_vector(balls + BALL_FIELDS * face) - point;
+        Vec3<T> way = load_ball(balls, face).centre - point;
         T squared = dot(way, way);
         if (squared < best.squared) best = {squared, face};
     }
@@ -197,13 +217,18 @@ IMN_INLINE Nearest<T> nearest_ball(const IMN_DEVICE T* balls, Candidates from, V
 }
 
 template <typename T>
+IMN_INLINE bool keeps(const IMN_LOCAL BallRule<T>& rule, Vec3<T> point, Ball<T> ball) {
+    Vec3<T> way = ball.centre - point;
+    return rule.keeps(ball.centre, ball.radius, dot(way, way));
+}
+
+template <typename T>
 IMN_KERNEL_INLINE void keep_balls(const IMN_DEVICE T* balls, Candidates from, Region<T> region, Nearest<T> best,
                                   int start, int step, IMN_SHARED int* list, IMN_SHARED int* count, int capacity) {
-    BallRule<T> rule = make_ball_rule(load_vector(balls + BALL_FIELDS * best.face), best.squared, region.half);
+    BallRule<T> rule = make_ball_rule(load_ball(balls, best.face).centre, best.squared, region.extent);
     for (int i = start; i < from.count; i += step) {
         int face = from.face(i);
-        Vec3<T> centre = load_vector(balls + BALL_FIELDS * face), way = centre - region.centre;
-        if (rule.keeps(centre, balls[BALL_FIELDS * face + 3], dot(way, way))) append(list, count, capacity, face);
+        if (keeps(rule, region.centre, load_ball(balls, face))) append(list, count, capacity, face);
     }
 }
 
@@ -211,24 +236,6 @@ template <typename T>
 IMN_INLINE Vec3<T> way_from(const IMN_DEVICE T* triangles, int face, Vec3<T> point) {
     Triangle<T> t = load_triangle(triangles, face);
     return from_frame(t, residual(t, to_frame(t, point)));
-}
-
-// A warp lists the faces that can be the closest somewhere in a tile.
-template <typename T>
-IMN_KERNEL_INLINE void keep_faces(const IMN_DEVICE T* triangles, Candidates from, Region<T> region, T slack, int lane,
-                                  IMN_SHARED int* list, IMN_SHARED int* count) {
-    Nearest<T> best = {T(3e38), 0x7fffffff};
-    for (int i = lane; i < from.count; i += WARP) {
-        Vec3<T> way = way_from(triangles, from.face(i), region.centre);
-        T squared = dot(way, way);
-        if (squared < best.squared) best = {squared, from.face(i)};
-    }
-    best = warp_nearest(best);
-    FaceRule<T> rule = make_face_rule(way_from(triangles, best.face, region.centre), best.squared, region.half, slack);
-    for (int i = lane; i < from.count; i += WARP) {
-        Vec3<T> way = way_from(triangles, from.face(i), region.centre);
-        if (rule.keeps(way, dot(way, way))) append(list, count, TILE_FACES, from.face(i));
-    }
 }
 
 // Where one batch item's results go; `face` holds whether each voxel is inside until its face is known.
@@ -239,33 +246,82 @@ struct Output {
     Shape shape;
 };
 
-// One lane's share of a tile's voxels: the least of equally close faces, so that the order of a list does not matter.
+// A list of faces or, where that did not fit, the list above it, of which `rule` keeps the same faces.
 template <typename T>
-IMN_INLINE void solve_voxels(const IMN_DEVICE T* triangles, Candidates from, int x, int y, int z, int lane,
-                             Output<T> out) {
-    for (int voxel = lane; voxel < TILE * TILE * TILE; voxel += WARP) {
-        int i = x + voxel / (TILE * TILE), j = y + voxel / TILE % TILE, k = z + voxel % TILE;
-        if (i >= out.shape.x || j >= out.shape.y || k >= out.shape.z) continue;
-        Vec3<T> point = {coordinate<T>(2 * i, out.shape.x), coordinate<T>(2 * j, out.shape.y),
-                         coordinate<T>(2 * k, out.shape.z)};
-        Nearest<T> best = {T(3e38), 0x7fffffff};
-        for (int n = 0; n < from.count; n++) {
+struct Sieve {
+    Candidates from;
+    bool all;  // no rule needed
+    BallRule<T> rule;
+    Vec3<T> centre;
+};
+
+template <typename T>
+IMN_INLINE bool passes(const IMN_LOCAL Sieve<T>& sieve, const IMN_DEVICE T* balls, int face) {
+    return sieve.all || keeps(sieve.rule, sieve.centre, load_ball(balls, face));
+}
+
+// A warp's tile: its two voxels a lane against the faces that can be the closest somewhere in the tile, listed a few at
+// a time.
+template <typename T>
+IMN_KERNEL_INLINE void solve_tile(const IMN_DEVICE T* triangles, const IMN_DEVICE T* balls,
+                                  const IMN_LOCAL Sieve<T>& sieve, Region<T> tile, int x, int y, int z, T slack,
+                                  int lane, IMN_SHARED int* list, IMN_SHARED int* count, Output<T> out) {
+    Candidates from = sieve.from;
+    Nearest<T> best = {T(3e38), 0x7fffffff};
+    for (int n = lane; n < from.count; n += WARP) {
+        int face = from.face(n);
+        if (!passes(sieve, balls, face)) continue;
+        Vec3<T> way = way_from(triangles, face, tile.centre);
+        best = nearer(best, Nearest<T>{dot(way, way), face});
+    }
+    best = warp_nearest(best);
+    FaceRule<T> rule = make_face_rule(way_from(triangles, best.face, tile.centre), best.squared, tile.extent, slack);
+    int i = x + lane / (TILE * TILE), j = y + lane / TILE % TILE, k = z + lane % TILE;  // and i + 2
+    Vec3<T> point[2];
+    Nearest<T> mine[2];
+    for (int v = 0; v < 2; v++) {
+        point[v] = {coordinate<T>(2 * (i + 2 * v), out.shape.x), coordinate<T>(2 * j, out.shape.y),
+                    coordinate<T>(2 * k, out.shape.z)};
+        mine[v] = {T(3e38), 0x7fffffff};
+    }
+    if (lane == 0) *count = 0;
+    warp_barrier();
+    for (int start = 0; start < from.count; start += WARP) {
+        int n = start + lane;
+        if (n < from.count) {
             int face = from.face(n);
-            Triangle<T> t = load_triangle(triangles, face);
-            T squared = squared_distance(t, to_frame(t, point));
-            if (squared < best.squared || (squared == best.squared && face < best.face)) best = {squared, face};
+            if (passes(sieve, balls, face)) {
+                Vec3<T> way = way_from(triangles, face, tile.centre);
+                if (rule.keeps(way, dot(way, way))) append(list, count, TILE_FACES, face);
+            }
         }
-        Integer at = (Integer(i) * out.shape.y + j) * out.shape.z + k;
-        T distance = square_root(best.squared);
+        warp_barrier();
+        int listed = *count;
+        warp_barrier();
+        if (listed <= TILE_FACES - WARP && start + WARP < from.count) continue;
+        for (int m = 0; m < listed; m++) {
+            Triangle<T> t = load_triangle(triangles, list[m]);
+            for (int v = 0; v < 2; v++)
+                mine[v] = nearer(mine[v], Nearest<T>{squared_distance(t, to_frame(t, point[v])), list[m]});
+        }
+        warp_barrier();
+        if (lane == 0) *count = 0;
+        warp_barrier();
+    }
+    for (int v = 0; v < 2; v++) {
+        if (i + 2 * v >= out.shape.x || j >= out.shape.y || k >= out.shape.z) continue;
+        Integer at = (Integer(i + 2 * v) * out.shape.y + j) * out.shape.z + k;
+        T distance = square_root(mine[v].squared);
         out.sdf[at] = out.face[at] != 0 ? -distance : distance;
-        out.face[at] = best.face;
+        out.face[at] = mine[v].face;
     }
 }
 
 // A warp's box: its list, then tile by tile.
 template <typename T>
-IMN_KERNEL_INLINE void solve_box(const IMN_DEVICE T* triangles, const IMN_DEVICE T* balls, Candidates block, int x, int y,
-                                 int z, T slack, int warp, int lane, IMN_SHARED Shared<T>* shared, Output<T> out) {
+IMN_KERNEL_INLINE void solve_box(const IMN_DEVICE T* triangles, const IMN_DEVICE T* balls, Candidates block, int x,
+                                 int y, int z, T slack, int warp, int lane, IMN_SHARED Shared<T>* shared,
+                                 Output<T> out) {
     Region<T> box = region<T>(x, y, z, BOX, out.shape);
     if (box.empty) return;
     Nearest<T> best = warp_nearest(nearest_ball(balls, block, box.centre, lane, WARP));
@@ -273,18 +329,15 @@ IMN_KERNEL_INLINE void solve_box(const IMN_DEVICE T* triangles, const IMN_DEVICE
     warp_barrier();
     keep_balls(balls, block, box, best, lane, WARP, shared->box[warp], &shared->box_count[warp], BOX_FACES);
     warp_barrier();
-    Candidates listed = candidates(shared->box[warp], shared->box_count[warp], BOX_FACES, block);
+    int listed = shared->box_count[warp];
+    Sieve<T> sieve = {candidates(shared->box[warp], listed, BOX_FACES, block), listed <= BOX_FACES,
+                      make_ball_rule(load_ball(balls, best.face).centre, best.squared, box.extent), box.centre};
     for (int part = 0; part < 8; part++) {
         int i = x + (part / 4) * TILE, j = y + (part / 2 % 2) * TILE, k = z + (part % 2) * TILE;
         Region<T> tile = region<T>(i, j, k, TILE, out.shape);
         if (tile.empty) continue;
-        if (lane == 0) shared->tile_count[warp] = 0;
-        warp_barrier();
-        keep_faces(triangles, listed, tile, slack, lane, shared->tile[warp], &shared->tile_count[warp]);
-        warp_barrier();
-        solve_voxels(triangles, candidates(shared->tile[warp], shared->tile_count[warp], TILE_FACES, listed), i, j, k,
-                     lane, out);
-        warp_barrier();
+        solve_tile(triangles, balls, sieve, tile, i, j, k, slack, lane, shared->tile[warp], &shared->tile_count[warp],
+                   out);
     }
 }
 
@@ -297,7 +350,8 @@ IMN_KERNEL_INLINE void solve_block(const IMN_DEVICE T* triangles, const IMN_DEVI
     int blocks = (shape.x + BLOCK - 1) / BLOCK * across_y * across_z;
     Integer item = me.group / blocks;
     int block = int(me.group % blocks), warp = me.index / WARP, lane = me.index % WARP;
-    int x = block / (across_y * across_z) * BLOCK, y = block / across_z % across_y * BLOCK, z = block % across_z * BLOCK;
+    int x = block / (across_y * across_z) * BLOCK, y = block / across_z % across_y * BLOCK;
+    int z = block % across_z * BLOCK;
     Output<T> out = {sdf + item * shape.size(), face + item * shape.size(), shape};
     if (!valid[item]) {
         for (int voxel = me.index; voxel < BLOCK * BLOCK * BLOCK; voxel += GROUP) {
@@ -316,12 +370,13 @@ IMN_KERNEL_INLINE void solve_block(const IMN_DEVICE T* triangles, const IMN_DEVI
     group_barrier();
     for (int w = 0; w < WARPS; w++) {
         Nearest<T> other = {shared->squared[w], shared->nearest[w]};
-        if (other.squared < best.squared || (other.squared == best.squared && other.face < best.face)) best = other;
+        best = nearer(best, other);
     }
     keep_balls(balls, all, whole, best, me.index, GROUP, shared->block, &shared->block_count, BLOCK_FACES);
     group_barrier();
     solve_box(triangles, balls, candidates(shared->block, shared->block_count, BLOCK_FACES, all),
-              x + (warp / 4) * BOX, y + (warp / 2 % 2) * BOX, z + (warp % 2) * BOX, slacks[item], warp, lane, shared, out);
+              x + (warp / 4) * BOX, y + (warp / 2 % 2) * BOX, z + (warp % 2) * BOX, slacks[item], warp, lane, shared,
+              out);
 }
 
 // Adds a face's sums, one vector a corner in the order of its triangle, to the result (V, 3).
@@ -352,9 +407,9 @@ IMN_INLINE void add_shares(const IMN_LOCAL Triangle<T>& t, Vec3<T> point, T sdf,
 template <typename T>
 IMN_KERNEL_INLINE void differentiate_run(const IMN_DEVICE T* grad, const IMN_DEVICE T* triangles,
                                          const IMN_DEVICE Integer* faces, const IMN_DEVICE int* first,
-                                         const IMN_DEVICE T* slack, const IMN_DEVICE T* sdf, const IMN_DEVICE int* face, IMN_DEVICE T* result,
-                                         Integer batch, Integer vertex_count, Integer face_count, Shape shape,
-                                         Thread me) {
+                                         const IMN_DEVICE T* slack, const IMN_DEVICE T* sdf,
+                                         const IMN_DEVICE int* face, IMN_DEVICE T* result, Integer batch,
+                                         Integer vertex_count, Integer face_count, Shape shape, Thread me) {
     Integer runs = (shape.z + RUN - 1) / RUN, i = me.group * GROUP + me.index;
     Integer row = i / runs, item = row / (Integer(shape.x) * shape.y);
     if (item >= batch) return;

@@ -44,9 +44,9 @@ struct Half {
     T width, x, y, length;
 };
 
-// A triangle in its own plane, as the two halves that the altitude on its longest edge ab cuts it into: a = (-left.width,
-// 0), b = (right.width, 0), c = (0, height). The axes are orthonormal, z the face normal, and have no meaning beyond x
-// for a face without area.
+// A triangle in its own plane, as the two halves that the altitude on its longest edge ab cuts it into:
+// a = (-left.width, 0), b = (right.width, 0), c = (0, height). The axes are orthonormal, z the face normal, and have no
+// meaning beyond x for a face without area.
 template <typename T>
 struct Triangle {
     Vec3<T> foot, x, y, z;
@@ -76,16 +76,17 @@ template <typename T>
 IMN_INLINE Triangle<T> make_triangle(Vec3<T> a, Vec3<T> b, Vec3<T> c, T epsilon) {
     Vec3<T> ab = b - a, ac = c - a;
     T length = square_root(dot(ab, ab));
-    Vec3<T> x = length > T(0) ? (T(1) / length) * ab : Vec3<T>{T(1), T(0), T(0)};
+    Vec3<T> x = {T(1), T(0), T(0)};
+    if (length > T(0)) x = (T(1) / length) * ab;
     T left = least(most(dot(ac, x), T(0)), length);
     Vec3<T> across = ac - left * x;
     across = across - dot(across, x) * x;
     T height = square_root(dot(across, across));
     if (!(height > epsilon * length)) {
         T xx = x.x * x.x, yy = x.y * x.y, zz = x.z * x.z;
-        across = xx <= yy && xx <= zz ? Vec3<T>{T(0), -x.z, x.y}
-                 : yy <= zz           ? Vec3<T>{x.z, T(0), -x.x}
-                                      : Vec3<T>{-x.y, x.x, T(0)};
+        if (xx <= yy && xx <= zz) across = {T(0), -x.z, x.y};
+        else if (yy <= zz) across = {x.z, T(0), -x.x};
+        else across = {-x.y, x.x, T(0)};
         height = T(0);
     }
     Vec3<T> y = (T(1) / square_root(dot(across, across))) * across;

@@ -21,7 +21,8 @@ void inside_mask(const T* vertices, const double* scale, const double* shift, in
         reach = std::max({reach, std::abs(voxel(faces[i], 0)), std::abs(voxel(faces[i], 1))});
     int bits = fraction_bits(reach);
     std::vector<Fixed> fixed(vertex_count);
-    for (int64_t v = 0; v < vertex_count; v++) fixed[v] = {snap(voxel(v, 0), bits), snap(voxel(v, 1), bits), voxel(v, 2)};
+    for (int64_t v = 0; v < vertex_count; v++)
+        fixed[v] = {snap(voxel(v, 0), bits), snap(voxel(v, 1), bits), voxel(v, 2)};
     int64_t plane = shape[1] * shape[2];
     int64_t slab = std::max<int64_t>(1, shape[0] / (4 * at::get_num_threads()));
     at::parallel_for(0, (shape[0] + slab - 1) / slab, 1, [&](int64_t begin, int64_t end) {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from implicitmeshnet.mesh import icosphere
-from implicitmeshnet.ops import _gpu, mesh2sdf, reference, voxelize
+from implicitmeshnet.ops import _gpu, _kernels, mesh2sdf, reference, voxelize
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC, SHIM = ROOT / "csrc", ROOT / "tests" / "gpu_shim"
@@ -150,6 +150,20 @@ def test_metal_source_stands_alone():
     text = _gpu.metal_source(CSRC / "mesh2sdf.metal")
     assert re.findall(r"#include (.*)", text) == ["<metal_stdlib>", "<cmath>", "<cstdint>"]  # the latter for the host
     assert text.count("struct Triangle {") == 1
+    assert text.isascii()  # torch hands it over as such
+
+
+def test_metal_that_does_not_compile_gives_way_to_the_reference(monkeypatch):
+    def refuse(source):
+        raise SyntaxError("not Metal")
+
+    monkeypatch.setattr(torch.mps, "compile_shader", refuse)
+    metal = _gpu.MetalKernels("mesh2sdf")
+    with pytest.warns(UserWarning, match=r"mesh2sdf.metal did not compile for Metal \(not Metal\)"):
+        assert not metal.usable()
+    op = _kernels._or_reference(_gpu.mesh2sdf, metal, reference.mesh2sdf)
+    vertices, faces = bumpy(1, torch.float32)
+    assert torch.equal(op(vertices, faces, [3, 4, 5])[0], reference.mesh2sdf(vertices, faces, [3, 4, 5])[0])
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import math
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -34,21 +35,27 @@ def metal_source(path: Path) -> str:
     return inline(path)
 
 
-@functools.cache
-def _metal_library(name):
-    return torch.mps.compile_shader(metal_source(CSRC / f"{name}.metal"))
-
-
 class MetalKernels:
-    """The kernels of one .metal file, on MPS tensors."""
+    """The kernels of one .metal file, on MPS tensors; compiled on first use."""
 
     def __init__(self, name):
-        self.name = name
+        self.path = CSRC / f"{name}.metal"
+
+    @functools.cached_property
+    def library(self):
+        try:
+            return torch.mps.compile_shader(metal_source(self.path))
+        except (OSError, RuntimeError, SyntaxError) as error:  # no csrc/ beside the package, or not Metal's taste
+            warnings.warn(f"implicitmeshnet: the ops run in plain PyTorch, slowly, as {self.path} did not compile for"
+                          f" Metal ({error})", stacklevel=6)
+            return None
+
+    def usable(self):
+        return self.library is not None
 
     def launch(self, kernel, groups, device, *arguments):
         if groups > 0:
-            function = getattr(_metal_library(self.name), kernel)
-            function(*arguments, threads=[groups * GROUP], group_size=[GROUP])
+            getattr(self.library, kernel)(*arguments, threads=[groups * GROUP], group_size=[GROUP])
 
 
 class CudaKernels:

@@ -39,6 +39,18 @@ def _warn_uncompiled(device):
         f"{failure}; install {compiler} and run `pip install --no-build-isolation -e .`", stacklevel=4)
 
 
+def _or_reference(gpu, kernels, reference):
+    """`gpu` over Metal kernels; the reference, with one warning, where Metal does not take their source."""
+
+    @functools.wraps(reference)
+    def op(*args):
+        if kernels.usable():
+            return gpu(kernels, *args)
+        return reference(*args)
+
+    return op
+
+
 def define(schema: str, reference, fake, gpu=None):
     """Define an op with its reference as the default kernel, and its fake kernel; returns the op.
 
@@ -55,9 +67,10 @@ def define(schema: str, reference, fake, gpu=None):
 
     library.define(schema)
     library.impl(name, default, "CompositeExplicitAutograd")
-    for key, kernels in (("CUDA", cuda_kernels), ("MPS", _metal)):
-        if gpu and kernels:
-            library.impl(name, functools.partial(gpu, kernels), key)
+    if gpu and cuda_kernels:
+        library.impl(name, functools.partial(gpu, cuda_kernels), "CUDA")
+    if gpu and _metal:
+        library.impl(name, _or_reference(gpu, _metal, reference), "MPS")
     torch.library.register_fake(f"implicitmeshnet::{name}", fake, lib=library)
     return getattr(torch.ops.implicitmeshnet, name)
 
