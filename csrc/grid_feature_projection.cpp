@@ -1,18 +1,23 @@
-// Splat, gather and the gather's gradient by the positions, on the CPU.
+// Splat, gather and their gradients by the positions, on the CPU.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <optional>
+
+#include "allocate.h"
 #include "trilinear.h"
 
 namespace {
 
 using imn::Cell;
 
-// The eight voxels around a vertex, as offsets into a volume, and their weights.
+constexpr int64_t GROUP = 16;  // channels of a channels-first volume that are read together
+
+// The eight voxels around a vertex and their weights.
 template <typename T>
 struct Corners {
-    int64_t offset[8];
+    int32_t voxel[8];
     T weight[8];
 };
 
@@ -26,110 +31,275 @@ std::vector<Cell<T>> locate(const at::Tensor& vertices, at::IntArrayRef shape) {
 }
 
 template <typename T>
-std::vector<Corners<T>> corners_of(const std::vector<Cell<T>>& cells, at::IntArrayRef strides) {
+std::vector<Corners<T>> corners_of(const std::vector<Cell<T>>& cells, at::IntArrayRef shape) {
     std::vector<Corners<T>> corners(cells.size());
     for (size_t i = 0; i < cells.size(); i++)
         for (int k = 0; k < 8; k++) {
-            corners[i].offset[k] = cells[i].offset(k, strides[2], strides[3], strides[4]);
+            corners[i].voxel[k] = int32_t(cells[i].offset(k, shape[1] * shape[2], shape[2], 1));
             corners[i].weight[k] = cells[i].weight(k);
         }
     return corners;
 }
 
-// Threads own channels of a batch item: no atomics, and the same sums in the same order on any number of threads.
 template <typename T>
-void splat_into(T* volume, at::IntArrayRef strides, const std::vector<Corners<T>>& corners, const T* features,
-                int64_t batch, int64_t channels) {
-    int64_t count = batch > 0 ? corners.size() / batch : 0, width = strides[1] == 1 ? 16 : 1;  // channels of one task
-    int64_t groups = (channels + width - 1) / width;
-    at::parallel_for(0, batch * groups, 1, [&](int64_t begin, int64_t end) {
+using Pair __attribute__((vector_size(2 * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
+
+// Adds value at a vertex's corners; with `paired`, the two along Z lie side by side.
+template <typename T>
+inline void add_corners(T* plane, const Corners<T>& corners, T value, bool paired) {
+    if (paired)
+        for (int k = 0; k < 8; k += 2) {
+            auto both = reinterpret_cast<Pair<T>*>(plane + corners.voxel[k]);
+            *both += value * Pair<T>{corners.weight[k], corners.weight[k + 1]};
+        }
+    else
+        for (int k = 0; k < 8; k++) plane[corners.voxel[k]] += value * corners.weight[k];
+}
+
+// Where a task sums: in the result itself, or beside it where that holds fewer bits.
+template <typename T, typename Out>
+struct Part {
+    std::vector<T> beside;
+    int64_t size;
+
+    explicit Part(int64_t size) : beside(std::is_same_v<T, Out> ? 0 : size), size(size) {}
+    T* zeroed(Out* out) {
+        T* sums = std::is_same_v<T, Out> ? reinterpret_cast<T*>(out) : beside.data();
+        std::fill_n(sums, size, T(0));
+        return sums;
+    }
+    void finish(Out* out) const {
+        for (size_t i = 0; i < beside.size(); i++) out[i] = static_cast<Out>(beside[i]);
+    }
+};
+
+// Channels first: a task is a channel of an item, zeroed and filled while it lies in the cache; features (B, C, V).
+template <typename T, typename Out>
+void splat_planes(Out* volume, int64_t voxels, const std::vector<Corners<T>>& corners, const T* features, int64_t batch,
+                  int64_t channels, bool paired) {
+    int64_t count = batch > 0 ? corners.size() / batch : 0;
+    at::parallel_for(0, batch * channels, 1, [&](int64_t begin, int64_t end) {
+        Part<T, Out> part(voxels);
         for (int64_t task = begin; task < end; task++) {
-            int64_t b = task / groups, first = task % groups * width, size = std::min(width, channels - first);
-            T* out = volume + b * strides[0] + first * strides[1];
-            for (int64_t v = b * count; v < (b + 1) * count; v++)
-                for (int k = 0; k < 8; k++) {
-                    T* voxel = out + corners[v].offset[k];
-                    const T* row = features + v * channels + first;
-                    T weight = corners[v].weight[k];
-                    for (int64_t c = 0; c < size; c++) voxel[c] += weight * row[c];
-                }
+            T* plane = part.zeroed(volume + task * voxels);
+            const Corners<T>* at = corners.data() + task / channels * count;
+            for (int64_t v = 0; v < count; v++) add_corners(plane, at[v], features[task * count + v], paired);
+            part.finish(volume + task * voxels);
         }
     });
 }
 
-at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features_, at::IntArrayRef shape, bool channels_last) {
-    auto vertices = vertices_.contiguous(), features = features_.contiguous();
+// Channels last: a task is a slice along X, filled by the vertices whose cell begins there or one before, in order of
+// X and index; features (B, V, C).
+template <typename T, typename Out>
+void splat_slices(Out* volume, at::IntArrayRef shape, const std::vector<Corners<T>>& corners, const T* features,
+                  int64_t batch, int64_t channels) {
+    int64_t count = batch > 0 ? corners.size() / batch : 0, plane = shape[1] * shape[2], size = plane * channels;
+    std::vector<std::vector<int64_t>> beginning(batch * shape[0]);  // vertices by the slice where their cell begins
+    for (int64_t v = 0; v < batch * count; v++)
+        beginning[v / count * shape[0] + corners[v].voxel[0] / plane].push_back(v);
+    at::parallel_for(0, batch * shape[0], 1, [&](int64_t begin, int64_t end) {
+        Part<T, Out> part(size);
+        for (int64_t task = begin; task < end; task++) {
+            T* slice = part.zeroed(volume + task * size);
+            int64_t first = task % shape[0] * plane;
+            for (int64_t before = task % shape[0] > 0 ? 1 : 0; before >= 0; before--)
+                for (int64_t v : beginning[task - before])
+                    for (int64_t k = 4 * before; k < 4 * before + 4; k++) {
+                        T* row = slice + (corners[v].voxel[k] - first) * channels;
+                        const T* from = features + v * channels;
+                        T weight = corners[v].weight[k];
+#pragma omp simd
+                        for (int64_t c = 0; c < channels; c++) row[c] += weight * from[c];
+                    }
+            part.finish(volume + task * size);
+        }
+    });
+}
+
+at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features, at::IntArrayRef shape, bool channels_last,
+                 std::optional<at::ScalarType> dtype) {
+    auto vertices = vertices_.contiguous(), values = features.to(vertices.scalar_type());
     auto format = channels_last ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::Contiguous;
-    auto volume = at::empty({features.size(0), features.size(2), shape[0], shape[1], shape[2]},
-                            features.options().memory_format(format)).zero_();
-    AT_DISPATCH_FLOATING_TYPES(features.scalar_type(), "splat", [&] {
-        auto corners = corners_of(locate<scalar_t>(vertices, shape), volume.strides());
-        splat_into(volume.mutable_data_ptr<scalar_t>(), volume.strides(), corners, features.const_data_ptr<scalar_t>(),
-                   features.size(0), features.size(2));
+    int64_t batch = features.size(0), channels = features.size(2);
+    auto volume = imn::empty_huge({batch, channels, shape[0], shape[1], shape[2]},
+                                  features.options().dtype(dtype.value_or(features.scalar_type())), format);
+    values = channels_last ? values.contiguous() : values.transpose(1, 2).contiguous();
+    AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "splat", [&] {
+        using T = scalar_t;
+        auto corners = corners_of(locate<T>(vertices, shape), shape);
+        AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "splat", [&] {
+            scalar_t* out = volume.mutable_data_ptr<scalar_t>();
+            if (channels_last)
+                splat_slices<T, scalar_t>(out, shape, corners, values.const_data_ptr<T>(), batch, channels);
+            else
+                splat_planes<T, scalar_t>(out, shape[0] * shape[1] * shape[2], corners, values.const_data_ptr<T>(),
+                                          batch, channels, shape[2] > 1);
+        });
     });
     return volume;
 }
 
-// Runs kernel(vertex, its batch item's volume) for all vertices, in parallel.
-template <typename V, typename Kernel>
-void for_each_vertex(const at::Tensor& volume, const at::Tensor& vertices, Kernel kernel) {
-    const V* values = volume.const_data_ptr<V>();
-    int64_t count = vertices.size(1);
-    at::parallel_for(0, vertices.size(0) * count, 64, [&](int64_t begin, int64_t end) {
-        for (int64_t v = begin; v < end; v++) kernel(v, values + v / count * volume.stride(0));
+// What is read around a run of vertices: interpolated values (V, C), and the features' products with each corner (V, 8).
+template <typename T>
+struct Reading {
+    T* values = nullptr;
+    int64_t values_stride = 0;
+    const T* features = nullptr;
+    int64_t features_stride = 0;
+    T* products = nullptr;
+};
+
+// Channels last: vertex by vertex, all channels of a corner side by side.
+template <typename T, typename V>
+void read_rows(const V* volume, const Corners<T>* corners, int64_t count, int64_t channels, int64_t step,
+               Reading<T> reading) {
+    for (int64_t v = 0; v < count; v++) {
+        const V* row[8];
+        for (int k = 0; k < 8; k++) row[k] = volume + corners[v].voxel[k] * step;
+        if (reading.values) {
+            T* out = reading.values + v * reading.values_stride;
+            const T* w = corners[v].weight;
+#pragma omp simd
+            for (int64_t c = 0; c < channels; c++)
+                out[c] = w[0] * T(row[0][c]) + w[1] * T(row[1][c]) + w[2] * T(row[2][c]) + w[3] * T(row[3][c]) +
+                         w[4] * T(row[4][c]) + w[5] * T(row[5][c]) + w[6] * T(row[6][c]) + w[7] * T(row[7][c]);
+        }
+        for (int k = 0; k < 8 && reading.products; k++) {
+            const T* factor = reading.features + v * reading.features_stride;
+            T sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t c = 0; c < channels; c++) sum += factor[c] * T(row[k][c]);
+            reading.products[8 * v + k] = sum;
+        }
+    }
+}
+
+// Other layouts: channel by channel, so that what is read lies close together.
+template <typename T, typename V>
+void read_planes(const V* volume, at::IntArrayRef strides, at::IntArrayRef shape, const Corners<T>* corners,
+                 int64_t count, int64_t channels, Reading<T> reading) {
+    std::vector<int64_t> offset(8 * count);
+    for (int64_t i = 0; i < 8 * count; i++) {
+        int64_t voxel = corners[i / 8].voxel[i % 8];
+        offset[i] = voxel / (shape[1] * shape[2]) * strides[2] + voxel / shape[2] % shape[1] * strides[3] +
+                    voxel % shape[2] * strides[4];
+    }
+    if (reading.products) std::fill_n(reading.products, 8 * count, T(0));
+    for (int64_t c = 0; c < channels; c++)
+        for (int64_t v = 0; v < count; v++) {
+            T sum = 0, factor = reading.products ? reading.features[v * reading.features_stride + c] : T(0);
+            for (int k = 0; k < 8; k++) {
+                T value = T(volume[c * strides[1] + offset[8 * v + k]]);
+                sum += corners[v].weight[k] * value;
+                if (reading.products) reading.products[8 * v + k] += factor * value;
+            }
+            if (reading.values) reading.values[v * reading.values_stride + c] = sum;
+        }
+}
+
+// Reads a volume (B, C, X, Y, Z) around the vertices of its items; `reading` starts at the first item's first vertex and
+// channel. Threads own vertices (channels last) or groups of channels, whose products are added in order.
+template <typename T>
+void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Reading<T> reading) {
+    int64_t batch = volume.size(0), channels = volume.size(1), count = batch > 0 ? corners.size() / batch : 0;
+    auto strides = volume.strides();
+    bool rows = strides[1] == 1 && strides[3] == volume.size(4) * strides[4] && strides[2] == volume.size(3) * strides[3];
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "read", [&] {
+        const scalar_t* values = volume.const_data_ptr<scalar_t>();
+        auto part = [&](int64_t v, int64_t channel, T* products) {
+            return Reading<T>{reading.values ? reading.values + v * reading.values_stride + channel : nullptr,
+                              reading.values_stride, reading.features + v * reading.features_stride + channel,
+                              reading.features_stride, products};
+        };
+        if (rows) {
+            at::parallel_for(0, batch * count, 64, [&](int64_t begin, int64_t end) {
+                for (int64_t v = begin; v < end; v++)
+                    read_rows(values + v / count * strides[0], &corners[v], 1, channels, strides[4],
+                              part(v, 0, reading.products ? reading.products + 8 * v : nullptr));
+            });
+            return;
+        }
+        int64_t groups = (channels + GROUP - 1) / GROUP;
+        std::vector<T> products(reading.products ? batch * groups * count * 8 : 0);
+        at::parallel_for(0, batch * groups, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t task = begin; task < end; task++) {
+                int64_t b = task / groups, first = task % groups * GROUP;
+                read_planes(values + b * strides[0] + first * strides[1], strides, volume.sizes().slice(2),
+                            corners.data() + b * count, count, std::min(GROUP, channels - first),
+                            part(b * count, first, products.empty() ? nullptr : products.data() + task * count * 8));
+            }
+        });
+        for (int64_t i = 0; i < (reading.products ? batch * count * 8 : 0); i++) {
+            T sum = 0;
+            for (int64_t g = 0; g < groups; g++)
+                sum += products[((i / (8 * count) * groups + g) * count) * 8 + i % (8 * count)];
+            reading.products[i] = sum;
+        }
     });
 }
 
-at::Tensor gather(const at::Tensor& volume, const at::Tensor& vertices_) {
+at::Tensor gather(at::TensorList volumes, const at::Tensor& vertices_) {
     auto vertices = vertices_.contiguous();
-    int64_t channels = volume.size(1), step = volume.stride(1);
-    auto result = at::zeros({vertices.size(0), vertices.size(1), channels}, vertices.options());
+    int64_t channels = 0, first = 0;
+    for (const auto& volume : volumes) channels += volume.size(1);
+    auto result = at::empty({vertices.size(0), vertices.size(1), channels}, vertices.options());
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "gather", [&] {
-        using T = scalar_t;
-        T* out = result.mutable_data_ptr<T>();
-        auto corners = corners_of(locate<T>(vertices, volume.sizes().slice(2)), volume.strides());
-        AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "gather", [&] {
-            for_each_vertex<scalar_t>(volume, vertices, [&](int64_t v, const scalar_t* values) {
-                for (int k = 0; k < 8; k++) {
-                    const scalar_t* voxel = values + corners[v].offset[k];
-                    for (int64_t c = 0; c < channels; c++)
-                        out[v * channels + c] += corners[v].weight[k] * static_cast<T>(voxel[c * step]);
-                }
-            });
-        });
+        for (const auto& volume : volumes) {
+            auto shape = volume.sizes().slice(2);
+            Reading<scalar_t> reading;
+            reading.values = result.mutable_data_ptr<scalar_t>() + first, reading.values_stride = channels;
+            read(volume, corners_of(locate<scalar_t>(vertices, shape), shape), reading);
+            first += volume.size(1);
+        }
     });
     return result;
 }
 
-at::Tensor position_gradient(const at::Tensor& volume, const at::Tensor& vertices_, const at::Tensor& features_) {
+// Adds the gradient by the positions to `result` (B, V, 3) and, where wanted, writes the interpolated values.
+template <typename T>
+void read_gradient(const at::Tensor& volume, const at::Tensor& vertices, const T* features, int64_t stride, T* values,
+                   T* result) {
+    auto shape = volume.sizes().slice(2);
+    auto cells = locate<T>(vertices, shape);
+    std::vector<T> products(8 * cells.size());
+    read(volume, corners_of(cells, shape), Reading<T>{values, stride, features, stride, products.data()});
+    at::parallel_for(0, cells.size(), 1024, [&](int64_t begin, int64_t end) {
+        for (int64_t v = begin; v < end; v++)
+            for (int axis = 0; axis < 3; axis++) result[3 * v + axis] += cells[v].slope_along(axis, &products[8 * v]);
+    });
+}
+
+at::Tensor position_gradient(at::TensorList volumes, const at::Tensor& vertices_, const at::Tensor& features_) {
     auto vertices = vertices_.contiguous(), features = features_.contiguous();
-    int64_t channels = volume.size(1), step = volume.stride(1);
-    auto result = at::empty(vertices.sizes(), vertices.options());
+    auto result = at::zeros(vertices.sizes(), vertices.options());
+    int64_t first = 0;
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "position_gradient", [&] {
-        using T = scalar_t;
-        const T* factors = features.const_data_ptr<T>();
-        T* out = result.mutable_data_ptr<T>();
-        auto cells = locate<T>(vertices, volume.sizes().slice(2));
-        auto corners = corners_of(cells, volume.strides());
-        AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "position_gradient", [&] {
-            for_each_vertex<scalar_t>(volume, vertices, [&](int64_t v, const scalar_t* values) {
-                T sums[8] = {};
-                for (int k = 0; k < 8; k++) {
-                    const scalar_t* voxel = values + corners[v].offset[k];
-                    for (int64_t c = 0; c < channels; c++)
-                        sums[k] += factors[v * channels + c] * static_cast<T>(voxel[c * step]);
-                }
-                for (int axis = 0; axis < 3; axis++) out[3 * v + axis] = cells[v].slope_along(axis, sums);
-            });
-        });
+        for (const auto& volume : volumes) {
+            read_gradient<scalar_t>(volume, vertices, features.const_data_ptr<scalar_t>() + first, features.size(2),
+                                    nullptr, result.mutable_data_ptr<scalar_t>());
+            first += volume.size(1);
+        }
     });
     return result;
+}
+
+std::tuple<at::Tensor, at::Tensor> splat_backward(const at::Tensor& grad, const at::Tensor& vertices_,
+                                                  const at::Tensor& features_) {
+    auto vertices = vertices_.contiguous(), features = features_.to(vertices.scalar_type()).contiguous();
+    auto positions = at::zeros(vertices.sizes(), vertices.options()), values = at::empty(features.sizes(), features.options());
+    AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "splat_backward", [&] {
+        read_gradient<scalar_t>(grad, vertices, features.const_data_ptr<scalar_t>(), features.size(2),
+                                values.mutable_data_ptr<scalar_t>(), positions.mutable_data_ptr<scalar_t>());
+    });
+    return {positions, values.to(features_.scalar_type())};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(implicitmeshnet, CPU, library) {
     library.impl("splat", splat);
+    library.impl("splat_backward", splat_backward);
     library.impl("gather", gather);
     library.impl("position_gradient", position_gradient);
 }

@@ -50,7 +50,7 @@ class GraphDecoder(nn.Module):
         hidden, predictions = [], []
         for levels, stage in zip(self.stage_levels, self.stages, strict=True):
             points = vertices.transpose(0, 1).reshape(batch, structures * count, 3)
-            read = torch.cat([sample_trilinear(pyramid[level], points).float() for level in levels], -1)
+            read = sample_trilinear([pyramid[level] for level in levels], points)
             read = read.view(batch, structures, count, -1).transpose(0, 1)  # (S, B, V, C)
             features, displacement = stage(torch.cat([read, vertices, *hidden], -1))
             vertices, hidden = vertices + displacement, [features]

@@ -63,9 +63,13 @@ def test_matches_the_reference(shape, channels_last):
     expected = reference.splat(positions, features, shape, channels_last)
     torch.testing.assert_close(splatted, expected)
     assert splatted.stride() == expected.stride()
-    torch.testing.assert_close(operators.gather(volume, positions), reference.gather(volume, positions))
-    arguments = volume, positions, features
+    small = sample_data((3, 2, 5), channels=7)[2]
+    volumes, both = [volume, small], torch.cat([features, features[..., :7]], -1)
+    torch.testing.assert_close(operators.gather(volumes, positions), reference.gather(volumes, positions))
+    arguments = volumes, positions, both
     torch.testing.assert_close(operators.position_gradient(*arguments), reference.position_gradient(*arguments))
+    arguments = volume, positions, features
+    torch.testing.assert_close(operators.splat_backward(*arguments), reference.splat_backward(*arguments))
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6), (1, 3, 2)])
@@ -73,6 +77,28 @@ def test_gradients_match_finite_differences(shape):
     positions, features, volume = (tensor.requires_grad_() for tensor in sample_data(shape, channels=3))
     assert torch.autograd.gradcheck(lambda p, f: splat_trilinear(p, f, shape), (positions, features))
     assert torch.autograd.gradcheck(sample_trilinear, (volume, positions))
+    small = torch.randn(2, 2, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v, w, p: sample_trilinear([v, w], p), (volume, small, positions))
+
+
+def test_several_volumes_are_read_one_after_the_other():
+    positions, _, volume = sample_data((6, 7, 8))
+    other = sample_data((3, 4, 2), channels=3)[2].float()
+    expected = torch.cat([sample_trilinear(volume, positions), sample_trilinear(other, positions)], -1)
+    assert torch.equal(sample_trilinear([volume, other], positions), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_half_precision_features_are_summed_in_full(dtype, channels_last):
+    positions, features, _ = sample_data((2, 2, 3), channels=20, dtype=torch.float32)
+    features = features.to(dtype).requires_grad_()
+    volume = splat_trilinear(positions, features, (2, 2, 3), channels_last)
+    assert volume.dtype == dtype
+    assert volume.is_contiguous(memory_format=torch.channels_last_3d) == channels_last
+    assert torch.equal(volume, splat_trilinear(positions, features.float(), (2, 2, 3), channels_last).to(dtype))
+    volume.float().square().sum().backward()
+    assert features.grad.dtype == dtype
 
 
 def test_gradient_by_clamped_coordinates_is_zero_and_one_sided_at_centres():
@@ -154,9 +180,10 @@ def test_opcheck():
     operators = torch.ops.implicitmeshnet
     for channels_last in (False, True):
         torch.library.opcheck(operators.splat.default, (positions, features, [4, 5, 6], channels_last))
-    torch.library.opcheck(operators.gather.default, (volume, positions))
-    inputs = volume.detach(), positions.detach(), features.detach()
+    torch.library.opcheck(operators.gather.default, ([volume], positions))
+    inputs = [volume.detach()], positions.detach(), features.detach()
     torch.library.opcheck(operators.position_gradient.default, inputs)
+    torch.library.opcheck(operators.splat_backward.default, (volume.detach(), *inputs[1:]))
 
 
 @pytest.mark.parametrize(("call", "error", "text"), [

@@ -8,68 +8,75 @@ from implicitmeshnet.ops._checks import as_shape, check_batched_points
 from implicitmeshnet.ops._kernels import define, register_autograd
 
 
-def _memory_format(channels_last: bool):
-    return torch.channels_last_3d if channels_last else torch.contiguous_format
+def _fake_splat(vertices, features, shape, channels_last=False, dtype=None):
+    size, layout = [features.shape[0], features.shape[2], *shape], reference.memory_format(channels_last)
+    return torch.empty(size, dtype=dtype or features.dtype, device=features.device, memory_format=layout)
 
 
-def _fake_splat(vertices, features, shape, channels_last=False):
-    size = [features.shape[0], features.shape[2], *shape]
-    return torch.empty(size, dtype=features.dtype, device=features.device, memory_format=_memory_format(channels_last))
+def _fake_splat_backward(grad, vertices, features):
+    return vertices.new_empty(vertices.shape), features.new_empty(features.shape)
 
 
-def _fake_gather(volume, vertices):
-    return vertices.new_empty(vertices.shape[0], vertices.shape[1], volume.shape[1])
+def _fake_gather(volumes, vertices):
+    return vertices.new_empty(*vertices.shape[:2], sum(volume.shape[1] for volume in volumes))
 
 
-def _fake_position_gradient(volume, vertices, features):
+def _fake_position_gradient(volumes, vertices, features):
     return vertices.new_empty(vertices.shape)
 
 
 _splat = define(
-    "splat(Tensor vertices, Tensor features, int[] shape, bool channels_last=False) -> Tensor",
+    "splat(Tensor vertices, Tensor features, int[] shape, bool channels_last=False, ScalarType? dtype=None) -> Tensor",
     reference.splat, _fake_splat)
-_gather = define("gather(Tensor volume, Tensor vertices) -> Tensor", reference.gather, _fake_gather)
+_splat_backward = define(
+    "splat_backward(Tensor grad, Tensor vertices, Tensor features) -> (Tensor, Tensor)",
+    reference.splat_backward, _fake_splat_backward)
+_gather = define("gather(Tensor[] volumes, Tensor vertices) -> Tensor", reference.gather, _fake_gather)
 _position_gradient = define(
-    "position_gradient(Tensor volume, Tensor vertices, Tensor features) -> Tensor",
+    "position_gradient(Tensor[] volumes, Tensor vertices, Tensor features) -> Tensor",
     reference.position_gradient, _fake_position_gradient)
 
 
-def _splat_setup(ctx, inputs, output):
+def _setup_splat(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:2])
 
 
-def _splat_backward(ctx, grad):
+def _differentiate_splat(ctx, grad):
     vertices, features = ctx.saved_tensors
-    grad_vertices = _position_gradient(grad, vertices, features) if ctx.needs_input_grad[0] else None
-    grad_features = _gather(grad, vertices) if ctx.needs_input_grad[1] else None
-    return grad_vertices, grad_features, None, None
+    if not ctx.needs_input_grad[0]:
+        return None, _gather([grad], vertices).to(features.dtype), None, None, None
+    return *_splat_backward(grad, vertices, features), None, None, None
 
 
-def _gather_setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+def _setup_gather(ctx, inputs, output):
+    volumes, vertices = inputs
+    ctx.save_for_backward(*volumes, vertices)
 
 
-def _gather_backward(ctx, grad):
-    volume, vertices = ctx.saved_tensors
-    grad_volume = grad_vertices = None
-    if ctx.needs_input_grad[0]:
-        channels_last = volume.is_contiguous(memory_format=torch.channels_last_3d) and not volume.is_contiguous()
-        grad_volume = _splat(vertices, grad, volume.shape[2:], channels_last).to(volume.dtype)
-    if ctx.needs_input_grad[1]:
-        grad_vertices = _position_gradient(volume, vertices, grad)
-    return grad_volume, grad_vertices
+def _differentiate_gather(ctx, grad):
+    *volumes, vertices = ctx.saved_tensors
+    parts = grad.split([volume.shape[1] for volume in volumes], -1)
+    volume_grads = [
+        _splat(vertices, part, volume.shape[2:], _is_channels_last(volume), volume.dtype) if needed else None
+        for volume, part, needed in zip(volumes, parts, ctx.needs_input_grad[0], strict=True)]
+    return volume_grads, _position_gradient(volumes, vertices, grad) if ctx.needs_input_grad[1] else None
 
 
-register_autograd("splat", _splat_backward, _splat_setup)
-register_autograd("gather", _gather_backward, _gather_setup)
+def _is_channels_last(volume):
+    return volume.is_contiguous(memory_format=torch.channels_last_3d) and not volume.is_contiguous()
 
 
-def splat_trilinear(vertices: torch.Tensor, features: torch.Tensor, shape) -> torch.Tensor:
+register_autograd("splat", _differentiate_splat, _setup_splat)
+register_autograd("gather", _differentiate_gather, _setup_gather)
+
+
+def splat_trilinear(vertices: torch.Tensor, features: torch.Tensor, shape, channels_last=False) -> torch.Tensor:
     """Spread each vertex's features over the eight voxels around it, by trilinear weights; the adjoint of sampling.
 
-    vertices (B, V, 3) float32 or float64 in normalised coordinates, features (B, V, C), shape an int or three ->
-    volume (B, C, X, Y, Z) in vertices' dtype. Positions are clamped to the cube [-1, 1]^3, so the volume's sum is the
-    features' sum.
+    vertices (B, V, 3) float32 or float64 in normalised coordinates, features (B, V, C) of any floating dtype, shape an
+    int or three -> volume (B, C, X, Y, Z) in features' dtype, summed in vertices', in the memory format
+    channels_last_3d if asked for. Positions are clamped to the cube [-1, 1]^3, so the volume's sum is the features'
+    sum.
 
     Differentiable in both. The gradient by a position is 0 along an axis where it is clamped; at a voxel centre, where
     the weights have a kink, it is that towards the higher index (at +1: the lower).
@@ -80,41 +87,51 @@ def splat_trilinear(vertices: torch.Tensor, features: torch.Tensor, shape) -> to
     if features.ndim != 3 or features.shape[:2] != vertices.shape[:2]:
         wanted = f"({vertices.shape[0]}, {vertices.shape[1]}, C) like the vertices"
         raise ValueError(f"features: wanted shape {wanted}, found {tuple(features.shape)}")
-    return _splat(vertices, features.to(vertices.dtype), as_shape(shape, 1))
+    _check_floating(features, "features")
+    return _splat(vertices, features, as_shape(shape, 1), channels_last)
 
 
-def sample_trilinear(volume: torch.Tensor, vertices: torch.Tensor) -> torch.Tensor:
-    """Trilinear interpolation of a volume at vertices; the adjoint of `splat_trilinear`.
+def _check_floating(tensor, name):
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name}: wanted a floating dtype, found {tensor.dtype}")
 
-    volume (B, C, X, Y, Z) of any floating dtype and memory format (channels_last_3d is read without a copy), vertices
-    (B, V, 3) float32 or float64 in normalised coordinates, clamped to the cube -> (B, V, C) in vertices' dtype.
 
-    Differentiable in both; the volume's gradient has its dtype and memory format. Gradients by positions and errors as
+def sample_trilinear(volume, vertices: torch.Tensor) -> torch.Tensor:
+    """Trilinear interpolation of one or more volumes at vertices; the adjoint of `splat_trilinear`.
+
+    volume (B, C, X, Y, Z) of any floating dtype and memory format (channels_last_3d is read without a copy), or a list
+    of them, of any sizes and channels; vertices (B, V, 3) float32 or float64 in normalised coordinates, clamped to the
+    cube -> (B, V, C) in vertices' dtype, the channels of a list one volume after the other.
+
+    Differentiable in all; a volume's gradient has its dtype and memory format. Gradients by positions and errors as
     in `splat_trilinear`.
     """
     check_batched_points(vertices)
-    if not volume.dtype.is_floating_point:
-        raise TypeError(f"volume: wanted a floating dtype, found {volume.dtype}")
-    if volume.ndim != 5 or len(volume) != len(vertices) or 0 in volume.shape[2:]:
-        raise ValueError(f"volume: wanted shape ({len(vertices)}, C, X, Y, Z), found {tuple(volume.shape)}")
-    return _gather(volume, vertices)
+    volumes = [volume] if isinstance(volume, torch.Tensor) else list(volume)
+    for each in volumes:
+        _check_floating(each, "volume")
+        if each.ndim != 5 or len(each) != len(vertices) or 0 in each.shape[2:]:
+            raise ValueError(f"volume: wanted shape ({len(vertices)}, C, X, Y, Z), found {tuple(each.shape)}")
+    return _gather(volumes, vertices)
 
 
 class GridFeatureProjectionTrilinear(nn.Module):
     """Splats vertex features into a volume: (vertices (B, V, 3), features (B, V, C)) -> (B, C, X, Y, Z).
 
-    volume_size is an int or three; features default to the vertices themselves. `sample` is the adjoint, for a volume
-    of any size.
+    volume_size is an int or three, channels_last the volume's memory format; features default to the vertices
+    themselves. `sample` is the adjoint, for volumes of any size.
     """
 
     sample = staticmethod(sample_trilinear)
 
-    def __init__(self, volume_size):
+    def __init__(self, volume_size, channels_last=False):
         super().__init__()
         self.volume_size = tuple(as_shape(volume_size, 1, "volume_size"))
+        self.channels_last = channels_last
 
     def forward(self, vertices, features=None):
-        return splat_trilinear(vertices, vertices if features is None else features, self.volume_size)
+        features = vertices if features is None else features
+        return splat_trilinear(vertices, features, self.volume_size, self.channels_last)
 
     def extra_repr(self):
         return f"volume_size={self.volume_size}"

@@ -217,15 +217,25 @@ def trilinear(vertices, shape):
     return flat, x * y * z, slopes
 
 
-def splat(vertices, features, shape, channels_last=False):
-    """See `implicitmeshnet.ops.splat_trilinear`; channels_last asks for the channels_last_3d memory format."""
+def memory_format(channels_last: bool):
+    return torch.channels_last_3d if channels_last else torch.contiguous_format
+
+
+def splat(vertices, features, shape, channels_last=False, dtype=None):
+    """See `implicitmeshnet.ops.splat_trilinear`; dtype is the volume's, features' own if None."""
     index, weight, _ = trilinear(vertices, shape)
-    volume = features.new_zeros(len(vertices), shape[0] * shape[1] * shape[2], features.shape[-1])  # (B, XYZ, C)
+    volume = weight.new_zeros(len(vertices), shape[0] * shape[1] * shape[2], features.shape[-1])  # (B, XYZ, C)
     for item in range(len(vertices)):
-        parts = weight[item, ..., None] * features[item, :, None]  # (V, 8, C)
+        parts = weight[item, ..., None] * features[item, :, None].to(weight.dtype)  # (V, 8, C)
         volume[item].index_add_(0, index[item].flatten(), parts.flatten(0, 1))
     volume = volume.view(len(vertices), *shape, features.shape[-1]).permute(0, 4, 1, 2, 3)
-    return volume.contiguous(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
+    return volume.to(dtype or features.dtype).contiguous(memory_format=memory_format(channels_last))
+
+
+def splat_backward(grad, vertices, features):
+    """The gradients by vertices and features of sum(splat(vertices, features) * grad)."""
+    gathered = gather([grad], vertices).to(features.dtype)
+    return position_gradient([grad], vertices, features.to(vertices.dtype)), gathered
 
 
 def _corner_values(volume, index):
@@ -236,14 +246,20 @@ def _corner_values(volume, index):
     return volume.permute(0, 2, 3, 4, 1)[batch, x, y, z]
 
 
-def gather(volume, vertices):
-    """See `implicitmeshnet.ops.sample_trilinear`."""
-    index, weight, _ = trilinear(vertices, volume.shape[2:])
-    return (_corner_values(volume, index).to(weight.dtype) * weight[..., None]).sum(2)
+def gather(volumes, vertices):
+    """See `implicitmeshnet.ops.sample_trilinear`, of a list."""
+    parts = []
+    for volume in volumes:
+        index, weight, _ = trilinear(vertices, volume.shape[2:])
+        parts.append((_corner_values(volume, index).to(weight.dtype) * weight[..., None]).sum(2))
+    return torch.cat(parts, -1)
 
 
-def position_gradient(volume, vertices, features):
-    """The gradient (B, V, 3) of sum(gather(volume, vertices) * features) by the vertices; features (B, V, C)."""
-    index, _, slope = trilinear(vertices, volume.shape[2:])
-    products = (_corner_values(volume, index).to(slope.dtype) * features[:, :, None]).sum(-1)  # (B, V, 8)
-    return (products[..., None] * slope).sum(2)
+def position_gradient(volumes, vertices, features):
+    """The gradient (B, V, 3) of sum(gather(volumes, vertices) * features) by the vertices; features (B, V, C)."""
+    total = torch.zeros_like(vertices)
+    for volume, part in zip(volumes, features.split([volume.shape[1] for volume in volumes], -1), strict=True):
+        index, _, slope = trilinear(vertices, volume.shape[2:])
+        products = (_corner_values(volume, index).to(slope.dtype) * part[:, :, None]).sum(-1)  # (B, V, 8)
+        total += (products[..., None] * slope).sum(2)
+    return total
