@@ -26,18 +26,15 @@ faces, and Warp on cuda.
 import argparse
 import mmap
 import multiprocessing
-import os
 import resource
-import statistics
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
 
 import peers
 import torch
 import trimesh
-from peers import Problem, Row
+from peers import Problem
+from timing import SYNCHRONIZE, Row, at_least, core_count, hold_threads, measure
 
 from implicitmeshnet.checkpoint import pick_device
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
@@ -47,9 +44,7 @@ from implicitmeshnet.ops import compiled, mesh2sdf, voxelize
 
 SUBDIVISIONS = {"b": 4, "c": 5}
 SAMPLE = 4096  # voxels
-TURN_MS = 100
 EXACT = 3e-6  # half sides
-SYNCHRONIZE = {"cpu": lambda: None, "cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
 
 
 def displaced_sphere(subdivisions):
@@ -95,44 +90,6 @@ def installed(names, problem, missing):
         except ImportError as error:
             missing[name.split("-")[0]] = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
     return rows
-
-
-class Result(NamedTuple):
-    """What a row took for the whole grid, how many cores were busy, and what it read from its last result."""
-
-    ms: float
-    cores: float
-    value: torch.Tensor | None
-
-    def __str__(self):
-        return f"{self.ms:>11.2f}{self.cores:>7.1f}"
-
-
-def turn(compute, synchronize):
-    """Milliseconds and processor milliseconds of each call that one turn has time for, and the last result."""
-    taken = []
-    while sum(ms for ms, _ in taken) < TURN_MS:
-        result = None  # frees the last call's
-        begin = time.perf_counter(), time.process_time()
-        result = compute()
-        synchronize()
-        taken.append(((time.perf_counter() - begin[0]) * 1e3, (time.process_time() - begin[1]) * 1e3))
-    return taken, result
-
-
-def measure(rows, rounds, synchronize):
-    """A Result of each row; all take turns in each round."""
-    taken, values = [[] for _ in rows], [None] * len(rows)
-    for _ in range(rounds):
-        for index, row in enumerate(rows):
-            calls, result = turn(row.compute, synchronize)
-            taken[index] += calls
-            values[index] = row.read(result) if row.read else None
-    results = []
-    for row, calls, value in zip(rows, taken, values, strict=True):
-        wall, processor = zip(*calls, strict=True)
-        results.append(Result(statistics.median(wall) / row.share, sum(processor) / sum(wall), value))
-    return results
 
 
 def judge(row, value, truth):
@@ -241,15 +198,6 @@ def memory_line(size):
     print(f"memory: {found[0]:.1f} bytes a voxel forward, {found[1]:.1f} forward + backward (ours, {size}^3)")
 
 
-def hold_threads(threads):
-    """For torch, for libraries loaded from here on and, through the cores that they see, for the rest."""
-    torch.set_num_threads(threads)
-    for name in ("OMP_NUM_THREADS", "IGL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-
-
 def chosen_peers(wanted, device):
     """The names that --peers means."""
     known = list(peers.ON_DEVICE[device.type])
@@ -260,21 +208,12 @@ def chosen_peers(wanted, device):
     return names
 
 
-def at_least(lowest):
-    def number(text):
-        if int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"wanted {lowest} or more, found {text}")
-        return int(text)
-    return number
-
-
 def parse_arguments():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--meshes", nargs="+", choices=list(SUBDIVISIONS), default=["b"])
     parser.add_argument("--sizes", type=at_least(2), nargs="+", default=[64, 128])
     parser.add_argument("--rounds", type=at_least(1), default=3)
-    parser.add_argument("--threads", type=at_least(1), default=cores)
+    parser.add_argument("--threads", type=at_least(1), default=core_count())
     parser.add_argument("--ghz", type=float, default=4.0, help="of the cores, for the arithmetic floor")
     parser.add_argument("--peers", nargs="+", default=["all"], metavar="NAME", help="all, none or names")
     parser.add_argument("--faces", action="store_true", help="also time ours over the number of faces")

@@ -9,13 +9,13 @@ types) is done before the clock starts; `compute` then gives the whole grid. A p
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from timing import Row
 
 from implicitmeshnet.ops import _gpu, reference
 from implicitmeshnet.ops._kernels import cuda_kernels
@@ -42,17 +42,6 @@ class Problem(NamedTuple):
     def pick(self, result):
         """A whole grid's result at the sample, (S,) float64."""
         return torch.as_tensor(result).flatten()[self.sample.to(getattr(result, "device", "cpu"))].cpu().double()
-
-
-class Row(NamedTuple):
-    """One line of a table."""
-
-    name: str
-    compute: Callable  # () -> result
-    read: Callable | None = None  # result -> what is judged: signed distances at the sample, negative inside
-    signed: bool = True
-    share: float = 1  # of the voxels that compute covers
-    note: str = ""
 
 
 def _brute_force(problem):

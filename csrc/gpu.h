@@ -19,7 +19,7 @@
 
 namespace imn {
 
-IMN_CONSTANT int WARP = 32;
+IMN_CONSTANT int WARP = 32, WARPS = 8, GROUP = WARPS * WARP;  // threads of a warp, warps and threads of a group
 
 // Where a thread stands: its group, and its place in the group.
 struct Thread {
@@ -34,6 +34,8 @@ IMN_INLINE void group_barrier() { metal::threadgroup_barrier(metal::mem_flags::m
 IMN_INLINE void warp_barrier() { metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup); }
 IMN_INLINE float warp_least(float x) { return metal::simd_min(x); }
 IMN_INLINE int warp_least(int x) { return metal::simd_min(x); }
+IMN_INLINE float warp_sum(float x) { return metal::simd_sum(x); }
+IMN_INLINE float bits_to_float(uint bits) { return as_type<float>(bits); }
 // Adds 1 and returns what was there before.
 IMN_INLINE int take_next(threadgroup int* counter) {
     return metal::atomic_fetch_add_explicit(reinterpret_cast<threadgroup metal::atomic_int*>(counter), 1,
@@ -59,6 +61,12 @@ __device__ __forceinline__ T warp_least(T x) {
     }
     return x;
 }
+template <typename T>
+__device__ __forceinline__ T warp_sum(T x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+__device__ __forceinline__ float bits_to_float(unsigned bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ int take_next(int* counter) { return atomicAdd(counter, 1); }
 template <typename T>
 __device__ __forceinline__ void add_to(T* sum, T x) { atomicAdd(sum, x); }

@@ -140,7 +140,7 @@ at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features, at::In
     return volume;
 }
 
-// What is read around a run of vertices: interpolated values (V, C), and the features' products with each corner (V, 8).
+// What is read around a run of vertices: interpolated values (V, C), and features' products with each corner (V, 8).
 template <typename T>
 struct Reading {
     T* values = nullptr;
@@ -198,13 +198,14 @@ void read_planes(const V* volume, at::IntArrayRef strides, at::IntArrayRef shape
         }
 }
 
-// Reads a volume (B, C, X, Y, Z) around the vertices of its items; `reading` starts at the first item's first vertex and
-// channel. Threads own vertices (channels last) or groups of channels, whose products are added in order.
+// Reads a volume (B, C, X, Y, Z) around the vertices of its items; `reading` starts at the first item's first vertex
+// and channel. Threads own vertices (channels last) or groups of channels, whose products are added in order.
 template <typename T>
 void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Reading<T> reading) {
     int64_t batch = volume.size(0), channels = volume.size(1), count = batch > 0 ? corners.size() / batch : 0;
     auto strides = volume.strides();
-    bool rows = strides[1] == 1 && strides[3] == volume.size(4) * strides[4] && strides[2] == volume.size(3) * strides[3];
+    bool rows = strides[1] == 1 && strides[3] == volume.size(4) * strides[4] &&
+                strides[2] == volume.size(3) * strides[3];
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "read", [&] {
         const scalar_t* values = volume.const_data_ptr<scalar_t>();
         auto part = [&](int64_t v, int64_t channel, T* products) {
@@ -287,7 +288,8 @@ at::Tensor position_gradient(at::TensorList volumes, const at::Tensor& vertices_
 std::tuple<at::Tensor, at::Tensor> splat_backward(const at::Tensor& grad, const at::Tensor& vertices_,
                                                   const at::Tensor& features_) {
     auto vertices = vertices_.contiguous(), features = features_.to(vertices.scalar_type()).contiguous();
-    auto positions = at::zeros(vertices.sizes(), vertices.options()), values = at::empty(features.sizes(), features.options());
+    auto positions = at::zeros(vertices.sizes(), vertices.options());
+    auto values = at::empty(features.sizes(), features.options());
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "splat_backward", [&] {
         read_gradient<scalar_t>(grad, vertices, features.const_data_ptr<scalar_t>(), features.size(2),
                                 values.mutable_data_ptr<scalar_t>(), positions.mutable_data_ptr<scalar_t>());

@@ -8,7 +8,6 @@
 namespace imn {
 
 IMN_CONSTANT int BLOCK = 16, BOX = 8, TILE = 4;  // voxels along what a group, a warp, and a warp at a time work on
-IMN_CONSTANT int WARPS = 8, GROUP = WARPS * WARP;
 IMN_CONSTANT int BLOCK_FACES = 2048, BOX_FACES = 512;  // listed; where more are kept, the list above goes on
 IMN_CONSTANT int TILE_FACES = 2 * WARP;                // listed at a time
 IMN_CONSTANT int RUN = 8;                              // voxels along Z that one thread differentiates

@@ -1,26 +1,24 @@
 // The trilinear cell around one normalised position, for host, CUDA and Metal alike.
 #pragma once
 
-#include <cstdint>
-
 #include "portable.h"
 
 namespace imn {
 
 template <typename T>
 struct Axis {
-    int32_t low, step;  // the cell's lower voxel and the way to its upper one, 0 on an axis of one voxel
+    int low, step;  // the cell's lower voxel and the way to its upper one, 0 on an axis of one voxel
     T fraction, slope;  // position in the cell, and its derivative by the coordinate (0 outside the cube)
 };
 
 template <typename T>
-IMN_INLINE Axis<T> locate(T coordinate, int64_t size) {
-    T half = T(size - 1) / 2;
+IMN_INLINE Axis<T> locate(T coordinate, Integer size) {
+    T middle = T(size - 1) / 2;
     T clamped = coordinate < T(-1) ? T(-1) : (coordinate > T(1) ? T(1) : coordinate);
-    T position = (clamped + 1) * half;
-    int32_t low = position >= T(0) ? int32_t(position) : 0;  // NaN lies in cell 0 and stays NaN in its fraction
-    if (low > size - 2) low = size > 1 ? int32_t(size - 2) : 0;
-    return {low, size > 1, position - T(low), coordinate >= T(-1) && coordinate <= T(1) ? half : T(0)};
+    T position = (clamped + 1) * middle;
+    int low = position >= T(0) ? int(position) : 0;  // NaN lies in cell 0 and stays NaN in its fraction
+    if (low > size - 2) low = size > 1 ? int(size - 2) : 0;
+    return {low, size > 1, position - T(low), coordinate >= T(-1) && coordinate <= T(1) ? middle : T(0)};
 }
 
 template <typename T>
@@ -28,7 +26,7 @@ struct Cell {
     Axis<T> x, y, z;
 
     // Corner bits: 4 upper along X, 2 along Y, 1 along Z.
-    IMN_INLINE int64_t offset(int corner, int64_t sx, int64_t sy, int64_t sz) const {
+    IMN_INLINE Integer offset(int corner, Integer sx, Integer sy, Integer sz) const {
         return (x.low + (corner >> 2 & x.step)) * sx + (y.low + (corner >> 1 & y.step)) * sy +
                (z.low + (corner & z.step)) * sz;
     }
@@ -37,7 +35,7 @@ struct Cell {
                (corner & 1 ? z.fraction : 1 - z.fraction);
     }
     // Derivative along one axis of the interpolation of eight corner values.
-    IMN_INLINE T slope_along(int axis, const T* values) const {
+    IMN_INLINE T slope_along(int axis, const IMN_LOCAL T* values) const {
         T sum = 0;
         for (int corner = 0; corner < 8; corner++) {
             T wx = axis == 0 ? T(1) : (corner & 4 ? x.fraction : 1 - x.fraction);
@@ -50,7 +48,7 @@ struct Cell {
 };
 
 template <typename T>
-IMN_INLINE Cell<T> locate(T x, T y, T z, int64_t nx, int64_t ny, int64_t nz) {
+IMN_INLINE Cell<T> locate(T x, T y, T z, Integer nx, Integer ny, Integer nz) {
     return {locate(x, nx), locate(y, ny), locate(z, nz)};
 }
 

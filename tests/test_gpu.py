@@ -30,24 +30,33 @@ class HostKernels(_gpu.CudaKernels):
         yield 0
 
 
-def host_source(language):
+def host_source(language, name):
     """C++ that g++ takes: CUDA as it is, Metal with its headers inlined and its kernels exported."""
     if language == "cuda":
-        return (CSRC / "mesh2sdf.cu").read_text()
-    text = _gpu.metal_source(CSRC / "mesh2sdf.metal")
+        return (CSRC / f"{name}.cu").read_text()
+    text = _gpu.metal_source(CSRC / f"{name}.metal")
     kernels = re.findall(r"^kernel void (\w+)\(", text, re.MULTILINE)
     return text + "".join(f"IMN_EXPORT({kernel}, {kernel}, {_gpu.GROUP})\n" for kernel in kernels)
 
 
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory):
-    folder, loaded = tmp_path_factory.mktemp("gpu"), {}
+def compile_for_the_host(folder, name):
+    loaded = {}
     for language in ("cuda", "metal"):
         source, target = folder / f"{language}.cpp", folder / f"{language}.so"
-        source.write_text(host_source(language))
+        source.write_text(host_source(language, name))
         subprocess.run([*HOST_COMPILER, source, "-o", target], check=True)
         loaded[language] = HostKernels(target)
     return loaded
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory):
+    return compile_for_the_host(tmp_path_factory.mktemp("mesh2sdf"), "mesh2sdf")
+
+
+@pytest.fixture(scope="session")
+def projection(tmp_path_factory):
+    return compile_for_the_host(tmp_path_factory.mktemp("projection"), "grid_feature_projection")
 
 
 def bumpy(subdivisions, dtype, batch=1):
@@ -138,18 +147,46 @@ def test_a_deterministic_backward_is_the_references(kernels):
     assert torch.equal(found, reference.mesh2sdf_backward(*arguments))
 
 
+@needs_compiler
+@pytest.mark.parametrize(("language", "dtype"), CASES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_splat_and_gather_are_the_references(projection, language, dtype, channels_last):
+    """Positions beyond the cube, on its border and on voxels, several volumes, half-precision ones among them."""
+    host, generator = projection[language], torch.Generator().manual_seed(0)
+    positions = 0.7 * torch.randn(2, 20, 3, generator=generator, dtype=dtype)
+    positions[0, :3] = torch.tensor([[-1, 0, 1], [0.5, -1, 0], [1, 1, 1]])
+    features = torch.randn(2, 20, 37, generator=generator, dtype=dtype)
+    layout = reference.memory_format(channels_last)
+    volumes = [torch.randn(2, 37, 5, 6, 1, generator=generator, dtype=dtype).contiguous(memory_format=layout),
+               torch.randn(2, 3, 4, 2, 7, generator=generator).bfloat16()]
+    both = torch.cat([features, features[..., :3]], -1)
+    for found, expected in (
+        (_gpu.splat(host, positions, features, [5, 6, 7], channels_last),
+         reference.splat(positions, features, [5, 6, 7], channels_last)),
+        (_gpu.splat(host, positions, features.half(), [5, 6, 7], channels_last, torch.bfloat16),
+         reference.splat(positions, features.half(), [5, 6, 7], channels_last, torch.bfloat16)),
+        (_gpu.gather(host, volumes, positions), reference.gather(volumes, positions)),
+        (_gpu.position_gradient(host, volumes, positions, both), reference.position_gradient(volumes, positions, both)),
+        *zip(_gpu.splat_backward(host, volumes[0], positions, features),
+             reference.splat_backward(volumes[0], positions, features), strict=True),
+    ):
+        torch.testing.assert_close(found, expected)
+        assert found.stride() == expected.stride()
+    assert _gpu.splat(host, positions[:0], features[:0], [2, 3, 4]).shape == (0, 37, 2, 3, 4)
+
+
 def test_constants_are_the_kernels():
     text = (CSRC / "mesh2sdf_gpu.h").read_text()
     assert f"BLOCK = {_gpu.BLOCK}," in text
     assert f"RUN = {_gpu.RUN};" in text
-    assert "GROUP = WARPS * WARP" in text
-    assert f"WARPS = {_gpu.GROUP // 32}," in text
+    assert f"WARPS = {_gpu.GROUP // 32}, GROUP = WARPS * WARP" in (CSRC / "gpu.h").read_text()
 
 
-def test_metal_source_stands_alone():
-    text = _gpu.metal_source(CSRC / "mesh2sdf.metal")
+@pytest.mark.parametrize("source", sorted(CSRC.glob("*.metal")), ids=lambda path: path.stem)
+def test_metal_source_stands_alone(source):
+    text = _gpu.metal_source(source)
     assert re.findall(r"#include (.*)", text) == ["<metal_stdlib>", "<cmath>", "<cstdint>"]  # the latter for the host
-    assert text.count("struct Triangle {") == 1
+    assert text.count("struct Thread {") == 1
     assert text.isascii()  # torch hands it over as such
 
 

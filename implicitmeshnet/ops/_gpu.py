@@ -156,3 +156,60 @@ def voxelize(kernels, vertices, faces, shape):
     """See `implicitmeshnet.ops.voxelize`."""
     reference.check_faces(faces, len(vertices))
     return _inside(kernels, vertices.contiguous()[None], faces.contiguous(), shape, normalised=False)[0].bool()
+
+
+def splat(kernels, vertices, features, shape, channels_last=False, dtype=None):
+    """Sums by atomic additions, in any order; in the reference's fixed one where torch is to be deterministic."""
+    dtype = dtype or features.dtype
+    if torch.are_deterministic_algorithms_enabled():
+        return reference.splat(vertices, features, shape, channels_last, dtype)
+    vertices, features = vertices.contiguous(), features.to(vertices.dtype).contiguous()
+    volume = torch.empty(
+        len(vertices), features.shape[2], *shape, dtype=vertices.dtype, device=vertices.device,
+        memory_format=reference.memory_format(channels_last)).zero_()
+    kernels.launch(f"splat{suffix(vertices)}", groups_of(features.numel()), vertices.device,
+                   vertices, features, volume, *vertices.shape[:2], *_layout(volume))
+    return volume.to(dtype)
+
+
+def _layout(volume):
+    """Channels, sizes and strides of a volume, as the kernels take them."""
+    return *volume.shape[1:], *volume.stride()
+
+
+def _readable(volume, vertices):
+    """A volume of a dtype that a kernel reads beside vertices of theirs, and what ends the kernel's name."""
+    if volume.dtype == torch.bfloat16 and vertices.dtype == torch.float32:
+        return volume, "_bfloat16"
+    return volume.to(vertices.dtype), suffix(vertices)
+
+
+def gather(kernels, volumes, vertices):
+    """See `implicitmeshnet.ops.sample_trilinear`, of a list."""
+    vertices, row, first = vertices.contiguous(), sum(volume.shape[1] for volume in volumes), 0
+    result = vertices.new_empty(*vertices.shape[:2], row)
+    for volume in volumes:
+        volume, name = _readable(volume, vertices)
+        work = vertices.shape[0] * vertices.shape[1] * volume.shape[1]
+        kernels.launch(f"gather{name}", groups_of(work), vertices.device,
+                       volume, vertices, result, *vertices.shape[:2], row, first, *_layout(volume))
+        first += volume.shape[1]
+    return result
+
+
+def position_gradient(kernels, volumes, vertices, features):
+    """The gradient (B, V, 3) of sum(gather(volumes, vertices) * features) by the vertices; features (B, V, C)."""
+    vertices, features, first = vertices.contiguous(), features.to(vertices.dtype).contiguous(), 0
+    result, row = torch.zeros_like(vertices), features.shape[2]
+    warps = GROUP // 32
+    for volume in volumes:
+        volume, name = _readable(volume, vertices)
+        kernels.launch(f"position_gradient{name}", -(-vertices.shape[0] * vertices.shape[1] // warps), vertices.device,
+                       volume, vertices, features, result, *vertices.shape[:2], row, first, *_layout(volume))
+        first += volume.shape[1]
+    return result
+
+
+def splat_backward(kernels, grad, vertices, features):
+    """The gradients by vertices and features of sum(splat(vertices, features) * grad)."""
+    return position_gradient(kernels, [grad], vertices, features), gather(kernels, [grad], vertices).to(features.dtype)

@@ -23,7 +23,7 @@ def _load(pattern, load):
 
 _compiled, _failure = _load("_C*.so", lambda path: torch.ops.load_library(str(path)) or True)
 cuda_kernels, _cuda_failure = _load("_cuda*.so", CudaKernels) if torch.version.cuda else (None, "")
-_metal = MetalKernels("mesh2sdf") if hasattr(torch._C, "_mps_compileShader") else None
+_has_metal = hasattr(torch._C, "_mps_compileShader")
 
 
 def compiled() -> bool:
@@ -43,34 +43,36 @@ def _or_reference(gpu, kernels, reference):
     """`gpu` over Metal kernels; the reference, with one warning, where Metal does not take their source."""
 
     @functools.wraps(reference)
-    def op(*args):
+    def op(*args, **kwargs):
         if kernels.usable():
-            return gpu(kernels, *args)
-        return reference(*args)
+            return gpu(kernels, *args, **kwargs)
+        return reference(*args, **kwargs)
 
     return op
 
 
-def define(schema: str, reference, fake, gpu=None):
+_metal_kernels = functools.cache(MetalKernels)
+
+
+def define(schema: str, reference, fake, gpu, source: str):
     """Define an op with its reference as the default kernel, and its fake kernel; returns the op.
 
-    gpu(kernels, *args), where there is one, runs the op with `CudaKernels` or `MetalKernels`.
+    gpu(kernels, *args) runs the op with `CudaKernels`, or with the `MetalKernels` of csrc/SOURCE.metal.
     """
     name = schema.partition("(")[0]
-    with_kernels = {"cpu", "cuda"} if gpu else {"cpu"}
 
     @functools.wraps(reference)
     def default(*args, **kwargs):
-        for device in with_kernels & {a.device.type for a in args if isinstance(a, torch.Tensor)}:
+        for device in {"cpu", "cuda"} & {a.device.type for a in args if isinstance(a, torch.Tensor)}:
             _warn_uncompiled(device)
         return reference(*args, **kwargs)
 
     library.define(schema)
     library.impl(name, default, "CompositeExplicitAutograd")
-    if gpu and cuda_kernels:
+    if cuda_kernels:
         library.impl(name, functools.partial(gpu, cuda_kernels), "CUDA")
-    if gpu and _metal:
-        library.impl(name, _or_reference(gpu, _metal, reference), "MPS")
+    if _has_metal:
+        library.impl(name, _or_reference(gpu, _metal_kernels(source), reference), "MPS")
     torch.library.register_fake(f"implicitmeshnet::{name}", fake, lib=library)
     return getattr(torch.ops.implicitmeshnet, name)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from implicitmeshnet.ops import reference
+from implicitmeshnet.ops import _gpu, reference
 from implicitmeshnet.ops._checks import as_shape, check_batched_points
 from implicitmeshnet.ops._kernels import define, register_autograd
 
@@ -27,14 +27,16 @@ def _fake_position_gradient(volumes, vertices, features):
 
 _splat = define(
     "splat(Tensor vertices, Tensor features, int[] shape, bool channels_last=False, ScalarType? dtype=None) -> Tensor",
-    reference.splat, _fake_splat)
+    reference.splat, _fake_splat, _gpu.splat, "grid_feature_projection")
 _splat_backward = define(
     "splat_backward(Tensor grad, Tensor vertices, Tensor features) -> (Tensor, Tensor)",
-    reference.splat_backward, _fake_splat_backward)
-_gather = define("gather(Tensor[] volumes, Tensor vertices) -> Tensor", reference.gather, _fake_gather)
+    reference.splat_backward, _fake_splat_backward, _gpu.splat_backward, "grid_feature_projection")
+_gather = define(
+    "gather(Tensor[] volumes, Tensor vertices) -> Tensor",
+    reference.gather, _fake_gather, _gpu.gather, "grid_feature_projection")
 _position_gradient = define(
     "position_gradient(Tensor[] volumes, Tensor vertices, Tensor features) -> Tensor",
-    reference.position_gradient, _fake_position_gradient)
+    reference.position_gradient, _fake_position_gradient, _gpu.position_gradient, "grid_feature_projection")
 
 
 def _setup_splat(ctx, inputs, output):

@@ -12,7 +12,8 @@ def _fake(vertices, faces, shape):
 
 
 _voxelize = define(
-    "voxelize(Tensor vertices, Tensor faces, int[] shape) -> Tensor", reference.voxelize, _fake, _gpu.voxelize)
+    "voxelize(Tensor vertices, Tensor faces, int[] shape) -> Tensor",
+    reference.voxelize, _fake, _gpu.voxelize, "mesh2sdf")
 
 
 def voxelize(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor:

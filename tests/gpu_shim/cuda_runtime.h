@@ -1,6 +1,8 @@
 // Enough of CUDA to run csrc/*.cu on the host, see fibers.h.
 #pragma once
 
+#include <cstring>
+
 #include "fibers.h"
 
 #define __CUDACC__
@@ -26,6 +28,12 @@ template <typename T>
 T __shfl_xor_sync(unsigned, T value, int step) {
     int other = shim::lane() ^ step;
     return shim::collective(value, [other](const double* lanes, int) { return T(lanes[other]); });
+}
+
+inline float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
 }
 
 template <typename T>

@@ -1,0 +1,80 @@
+// The kernels of splat, gather and the gradient by the positions, for CUDA and Metal alike. Volumes (B, C, X, Y, Z)
+// come in any layout, as strides; features are (B, V, C), in rows of `row` channels where these are some of more.
+#pragma once
+
+#include "gpu.h"
+#include "trilinear.h"
+
+namespace imn {
+
+typedef unsigned short Bfloat16;  // its bits
+
+template <typename T>
+IMN_KERNEL_INLINE T value_of(T x) { return x; }
+template <typename T>
+IMN_KERNEL_INLINE T value_of(Bfloat16 x) { return T(bits_to_float(unsigned(x) << 16)); }
+
+struct Layout {
+    Integer channels, x, y, z;                                 // sizes
+    Integer step_b, step_channel, step_x, step_y, step_z;      // strides
+};
+
+template <typename T>
+IMN_INLINE Cell<T> cell_of(const IMN_DEVICE T* vertices, Integer vertex, Layout layout) {
+    const IMN_DEVICE T* at = vertices + 3 * vertex;
+    return locate(at[0], at[1], at[2], layout.x, layout.y, layout.z);
+}
+
+// One thread a channel of a vertex: adds it to the volume around.
+template <typename T>
+IMN_KERNEL_INLINE void splat_channel(const IMN_DEVICE T* vertices, const IMN_DEVICE T* features, IMN_DEVICE T* volume,
+                                     Integer batch, Integer count, Layout layout, Thread me) {
+    Integer i = me.group * GROUP + me.index, vertex = i / layout.channels, channel = i % layout.channels;
+    if (vertex >= batch * count) return;
+    Cell<T> cell = cell_of(vertices, vertex, layout);
+    volume += vertex / count * layout.step_b + channel * layout.step_channel;
+    for (int corner = 0; corner < 8; corner++)
+        add_to(volume + cell.offset(corner, layout.step_x, layout.step_y, layout.step_z),
+               cell.weight(corner) * features[i]);
+}
+
+// One thread a channel of a vertex: interpolates it into result (B, V, row), from channel `first` on.
+template <typename T, typename V>
+IMN_KERNEL_INLINE void gather_channel(const IMN_DEVICE V* volume, const IMN_DEVICE T* vertices, IMN_DEVICE T* result,
+                                      Integer batch, Integer count, Integer row, Integer first, Layout layout,
+                                      Thread me) {
+    Integer i = me.group * GROUP + me.index, vertex = i / layout.channels, channel = i % layout.channels;
+    if (vertex >= batch * count) return;
+    Cell<T> cell = cell_of(vertices, vertex, layout);
+    volume += vertex / count * layout.step_b + channel * layout.step_channel;
+    T sum = 0;
+    for (int corner = 0; corner < 8; corner++)
+        sum += cell.weight(corner) *
+               value_of<T>(volume[cell.offset(corner, layout.step_x, layout.step_y, layout.step_z)]);
+    result[vertex * row + first + channel] = sum;
+}
+
+// One warp a vertex: adds to result (B, V, 3) the gradient by the position of features (B, V, row), from channel
+// `first` on, times what is interpolated there.
+template <typename T, typename V>
+IMN_KERNEL_INLINE void differentiate_vertex(const IMN_DEVICE V* volume, const IMN_DEVICE T* vertices,
+                                            const IMN_DEVICE T* features, IMN_DEVICE T* result, Integer batch,
+                                            Integer count, Integer row, Integer first, Layout layout, Thread me) {
+    Integer vertex = me.group * WARPS + me.index / WARP;
+    if (vertex >= batch * count) return;
+    int lane = me.index % WARP;
+    Cell<T> cell = cell_of(vertices, vertex, layout);
+    volume += vertex / count * layout.step_b;
+    T products[8];
+    for (int corner = 0; corner < 8; corner++) {
+        Integer offset = cell.offset(corner, layout.step_x, layout.step_y, layout.step_z);
+        T sum = 0;
+        for (Integer channel = lane; channel < layout.channels; channel += WARP)
+            sum += features[vertex * row + first + channel] *
+                   value_of<T>(volume[channel * layout.step_channel + offset]);
+        products[corner] = warp_sum(sum);
+    }
+    if (lane < 3) result[3 * vertex + lane] += cell.slope_along(lane, products);
+}
+
+}  // namespace imn
