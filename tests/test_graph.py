@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from implicitmeshnet.graph import ChebyshevConv, GraphDecoderStage, NeighbourSum
+from implicitmeshnet.graph import ChebyshevConv, GCNConv, GraphDecoderStage, NeighbourSum
 from implicitmeshnet.mesh import edges, icosphere, neighbours, vertex_areas
 
 
@@ -53,6 +53,23 @@ def test_chebyshev_convolution_is_its_equation(sphere):
     own, around = convolution.weight.chunk(2, -1)  # (S, C, C')
     wanted = features @ own[:, None] + laplacian @ features @ around[:, None] + convolution.bias
     torch.testing.assert_close(convolution(features), wanted)
+
+
+def test_gcn_convolution_is_its_equation(sphere):
+    vertices, faces = sphere
+    count = len(vertices)
+    torch.manual_seed(0)
+    convolution = GCNConv(2, 5, 4, neighbours(faces, count)).double()
+    torch.nn.init.normal_(convolution.bias)
+    features = torch.randn(2, 3, count, 5, dtype=torch.float64, requires_grad=True)
+    looped = (dense_adjacency(faces, count) + torch.eye(count)).double()
+    root = looped.sum(1).rsqrt()
+    wanted = (root[:, None] * looped * root) @ features @ convolution.weight[:, None] + convolution.bias
+    found = convolution(features)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)  # the buffers' numbers are of float32
+    leaves = features, convolution.weight
+    gradients = [torch.autograd.grad(result.square().sum(), leaves) for result in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
 def test_neighbour_sum_has_the_right_gradient(sphere):
