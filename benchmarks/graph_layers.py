@@ -8,13 +8,10 @@ the arithmetic of the linear maps alone, timed as one matrix product of their si
 `pip install torch_geometric`.
 """
 
-import argparse
-
 import torch
-from timing import SYNCHRONIZE, Row, at_least, core_count, hold_threads, measure
+from timing import SYNCHRONIZE, Row, measure, parse_arguments
 from torch import nn
 
-from implicitmeshnet.checkpoint import pick_device
 from implicitmeshnet.graph import ChebyshevConv, GCNConv, GraphDecoderStage
 from implicitmeshnet.io import InputError, run_script
 from implicitmeshnet.mesh import edges, icosphere, neighbours
@@ -132,13 +129,7 @@ def decoder_table(around, edge_index, rounds, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=at_least(1), default=3)
-    parser.add_argument("--threads", type=at_least(1), default=core_count())
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    device = pick_device(arguments.device)
-    hold_threads(arguments.threads)
+    arguments, device = parse_arguments(__doc__.splitlines()[0])
     try:
         import torch_geometric  # noqa: F401
     except ImportError as error:

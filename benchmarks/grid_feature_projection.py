@@ -11,12 +11,9 @@ for both gradients, positions and features, of a fixed random gradient in the la
 - torch_scatter is shown where installed (pip install torch_scatter).
 """
 
-import argparse
-
 import torch
-from timing import SYNCHRONIZE, Row, at_least, core_count, hold_threads, measure
+from timing import SYNCHRONIZE, Row, measure, parse_arguments
 
-from implicitmeshnet.checkpoint import pick_device
 from implicitmeshnet.coordinates import to_grid_sample
 from implicitmeshnet.io import run_script
 from implicitmeshnet.mesh import icosphere
@@ -151,13 +148,7 @@ def gather_table(layout, arguments, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=at_least(1), default=3)
-    parser.add_argument("--threads", type=at_least(1), default=core_count())
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    device = pick_device(arguments.device)
-    hold_threads(arguments.threads)
+    arguments, device = parse_arguments(__doc__.splitlines()[0])
     print(f"{device}, {arguments.threads} threads, compiled for the CPU: {compiled()}")
     for channels, size in SPLATS:
         splat_table(channels, size, arguments, device)

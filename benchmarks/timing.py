@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from implicitmeshnet.checkpoint import pick_device
+
 TURN_MS = 100
 SYNCHRONIZE = {"cpu": lambda: None, "cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
 
@@ -74,6 +76,18 @@ def hold_threads(threads):
 def core_count():
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def parse_arguments(description):
+    """What every benchmark of ops asks for (rounds, threads held, device), and the torch device."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser.add_argument("--threads", type=at_least(1), default=core_count())
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    hold_threads(arguments.threads)
+    return arguments, device
 
 
 def at_least(lowest):

@@ -152,6 +152,7 @@ inline int64_t select(const int32_t* from, const uint8_t* keep, int64_t count, i
     return kept;
 }
 
+// A triangle's frame before rounding.
 struct Frame {
     Vec3<double> foot, x, y, z;
 };
@@ -163,7 +164,7 @@ struct Tile {
     alignas(64) int32_t face[SIDE * LANES];
 };
 
-// Where a tile's results go: rows at (slice * slices + row * rows), of `size` voxels in `count` slices and rows.
+// Where a tile's results go: voxel (i, j, k) of it at i * slices + j * rows + k; count[] are within the grid.
 template <typename T>
 struct Place {
     const int8_t* inside;

@@ -89,14 +89,11 @@ IMN_INLINE void prepare(const IMN_DEVICE T* vertices, const IMN_DEVICE Integer* 
 
 template <typename T>
 IMN_INLINE Fixed snap_vertex(Vec3<T> v, Shape shape, bool normalised, int bits) {
-    Real scale[3], shift;
-    for (int a = 0; a < 3; a++) {
-        Real last = Real((a == 0 ? shape.x : a == 1 ? shape.y : shape.z) - 1) / 2;
-        scale[a] = normalised ? last : Real(1);
-    }
-    shift = normalised ? Real(1) : Real(0);
-    return {snap(Real(v.x) * scale[0] + shift * scale[0], bits), snap(Real(v.y) * scale[1] + shift * scale[1], bits),
-            Real(v.z) * scale[2] + shift * scale[2]};
+    Vec3<Real> p = to_real(v);
+    if (normalised)
+        p = {(p.x + 1) * (Real(shape.x - 1) / 2), (p.y + 1) * (Real(shape.y - 1) / 2),
+             (p.z + 1) * (Real(shape.z - 1) / 2)};
+    return {snap(p.x, bits), snap(p.y, bits), p.z};
 }
 
 // One warp a face of a batch item: adds its crossings with the grid's columns to changes (B, X, Y, Z). `reach` (B,).
