@@ -115,7 +115,7 @@ def decoder_table(around, edge_index, rounds, device):
     def theirs():
         columns = []
         for stage, x in zip(peers, inputs, strict=True):
-            parts = [one(x[s].flatten(0, 1), edge_index) for s, one in enumerate(stage)]
+            parts = [one(part.flatten(0, 1), edge_index) for one, part in zip(stage, x.unbind(), strict=True)]
             columns += [torch.stack(part).view(STRUCTURES, BATCH, count, -1) for part in zip(*parts, strict=True)]
         return torch.cat(columns, -1)
 

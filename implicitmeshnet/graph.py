@@ -10,24 +10,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from implicitmeshnet.mesh import Neighbours
+from implicitmeshnet.ops import neighbour_sum
 
 
-class NeighbourSum(torch.autograd.Function):
-    """y[v] = sum over d of weight[v, d] x[index[v, d]] for x (..., V, C); the operator must be symmetric."""
+def linear_map(features, weight, bias=None):
+    """features (S, N, V, C) times weight (S, C, K), plus bias (S, K): (S, N, V, K).
 
-    @staticmethod
-    def forward(ctx, features, index, weight):
-        ctx.save_for_backward(index, weight)
-        rows = features.reshape(-1, features.shape[-1])
-        copies = rows.shape[0] // len(index)
-        first = torch.arange(copies, device=index.device)[:, None, None] * len(index)
-        bags = (index + first).view(-1, index.shape[1])  # (copies * V, D)
-        weights = weight.to(rows.dtype).repeat(copies, 1)
-        return F.embedding_bag(bags, rows, mode="sum", per_sample_weights=weights).view(features.shape)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return NeighbourSum.apply(gradient.contiguous(), *ctx.saved_tensors), None, None
+    On a CPU a structure's product runs as a convolution with one tap, which oneDNN computes: at the network's sizes
+    twice as fast as the BLAS library behind torch.bmm on the AMD processor measured, in all three directions.
+    """
+    if features.device.type != "cpu":
+        product = torch.bmm(features.flatten(1, 2), weight).view(*features.shape[:3], -1)
+        return product if bias is None else product + bias[:, None, None]
+    biases = [None] * len(features) if bias is None else bias
+    parts = [F.conv2d(x[None].permute(0, 3, 1, 2), w.T[:, :, None, None], b).permute(0, 2, 3, 1)
+             for x, w, b in zip(features, weight, biases, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class ChebyshevConv(nn.Module):
@@ -49,9 +47,9 @@ class ChebyshevConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(structures, 1, 1, out_channels))
 
     def forward(self, features, structures=slice(None)):
-        both = torch.bmm(features.flatten(1, 2), self.weight[structures])
-        own, around = both.view(*features.shape[:3], -1).chunk(2, -1)
-        return own + NeighbourSum.apply(around.contiguous(), self.index, self.laplacian) + self.bias[structures]
+        bias = F.pad(self.bias[structures].flatten(1), (0, self.bias.shape[-1]))  # of the vertex's own half
+        both = linear_map(features, self.weight[structures], bias)
+        return neighbour_sum(both, self.index, self.laplacian, own=True)
 
 
 class GCNConv(nn.Module):
@@ -73,8 +71,8 @@ class GCNConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(structures, 1, 1, out_channels))
 
     def forward(self, features, structures=slice(None)):
-        mixed = torch.bmm(features.flatten(1, 2), self.weight[structures]).view(*features.shape[:3], -1)
-        return NeighbourSum.apply(mixed, self.index, self.adjacency) + self.bias[structures]
+        mixed = linear_map(features, self.weight[structures])
+        return neighbour_sum(mixed, self.index, self.adjacency) + self.bias[structures]
 
 
 class GraphResidualBlock(nn.Module):
@@ -87,7 +85,7 @@ class GraphResidualBlock(nn.Module):
     def forward(self, features, structures=slice(None)):
         update = features
         for convolution in self.convolutions:
-            update = convolution(F.leaky_relu(F.layer_norm(update, update.shape[-1:]), 0.01), structures)
+            update = convolution(F.leaky_relu_(F.layer_norm(update, update.shape[-1:]), 0.01), structures)
         return features + update
 
 

@@ -1,4 +1,4 @@
-"""The differentiable ops between meshes and volumes."""
+"""The differentiable ops on meshes, and between meshes and volumes."""
 
 from implicitmeshnet.ops._kernels import compiled
 from implicitmeshnet.ops.grid_feature_projection import (
@@ -7,9 +7,10 @@ from implicitmeshnet.ops.grid_feature_projection import (
     splat_trilinear,
 )
 from implicitmeshnet.ops.mesh2sdf import Mesh2SDF, mesh2sdf
+from implicitmeshnet.ops.neighbour_sum import neighbour_sum
 from implicitmeshnet.ops.voxelize import voxelize
 
 __all__ = [
-    "GridFeatureProjectionTrilinear", "Mesh2SDF", "compiled", "mesh2sdf", "sample_trilinear", "splat_trilinear",
-    "voxelize",
+    "GridFeatureProjectionTrilinear", "Mesh2SDF", "compiled", "mesh2sdf", "neighbour_sum", "sample_trilinear",
+    "splat_trilinear", "voxelize",
 ]

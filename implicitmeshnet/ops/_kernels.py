@@ -54,24 +54,26 @@ def _or_reference(gpu, kernels, reference):
 _metal_kernels = functools.cache(MetalKernels)
 
 
-def define(schema: str, reference, fake, gpu, source: str):
+def define(schema: str, reference, fake, gpu=None, source: str = ""):
     """Define an op with its reference as the default kernel, and its fake kernel; returns the op.
 
-    gpu(kernels, *args) runs the op with `CudaKernels`, or with the `MetalKernels` of csrc/SOURCE.metal.
+    gpu(kernels, *args) runs the op with `CudaKernels`, or with the `MetalKernels` of csrc/SOURCE.metal; without it
+    the reference is as fast as a GPU goes.
     """
     name = schema.partition("(")[0]
+    faster = {"cpu", "cuda"} if gpu else {"cpu"}
 
     @functools.wraps(reference)
     def default(*args, **kwargs):
-        for device in {"cpu", "cuda"} & {a.device.type for a in args if isinstance(a, torch.Tensor)}:
+        for device in faster & {a.device.type for a in args if isinstance(a, torch.Tensor)}:
             _warn_uncompiled(device)
         return reference(*args, **kwargs)
 
     library.define(schema)
     library.impl(name, default, "CompositeExplicitAutograd")
-    if cuda_kernels:
+    if gpu and cuda_kernels:
         library.impl(name, functools.partial(gpu, cuda_kernels), "CUDA")
-    if _has_metal:
+    if gpu and _has_metal:
         library.impl(name, _or_reference(gpu, _metal_kernels(source), reference), "MPS")
     torch.library.register_fake(f"implicitmeshnet::{name}", fake, lib=library)
     return getattr(torch.ops.implicitmeshnet, name)

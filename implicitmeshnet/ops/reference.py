@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 
@@ -263,3 +264,20 @@ def position_gradient(volumes, vertices, features):
         products = (_corner_values(volume, index).to(slope.dtype) * part[:, :, None]).sum(-1)  # (B, V, 8)
         total += (products[..., None] * slope).sum(2)
     return total
+
+
+def neighbour_sum(features, index, weight, own):
+    """See `implicitmeshnet.ops.neighbour_sum`."""
+    rest, around = features.chunk(2, -1) if own else (0, features)
+    rows = around.reshape(-1, around.shape[-1])
+    copies = len(rows) // len(index)
+    first = torch.arange(copies, device=index.device)[:, None, None] * len(index)
+    bags = (index + first).view(-1, index.shape[1])  # (copies * V, D)
+    weights = weight.to(rows.dtype).repeat(copies, 1)
+    return rest + F.embedding_bag(bags, rows, mode="sum", per_sample_weights=weights).view(around.shape)
+
+
+def neighbour_sum_backward(grad, index, weight, own):
+    """The gradient by the features of sum(neighbour_sum(features) * grad), the operator being symmetric."""
+    around = neighbour_sum(grad, index, weight, False)
+    return torch.cat([grad, around], -1) if own else around

@@ -1,0 +1,46 @@
+"""Weighted sums over the neighbours of each vertex of one fixed graph: schemas, fake kernels, autograd and function."""
+
+import torch
+
+from implicitmeshnet.ops import reference
+from implicitmeshnet.ops._kernels import define, register_autograd
+
+
+def _fake(features, index, weight, own):
+    return features.new_empty(*features.shape[:-1], features.shape[-1] // (2 if own else 1))
+
+
+def _fake_backward(grad, index, weight, own):
+    return grad.new_empty(*grad.shape[:-1], grad.shape[-1] * (2 if own else 1))
+
+
+_neighbour_sum = define("neighbour_sum(Tensor features, Tensor index, Tensor weight, bool own) -> Tensor",
+                        reference.neighbour_sum, _fake)
+_neighbour_sum_backward = define("neighbour_sum_backward(Tensor grad, Tensor index, Tensor weight, bool own) -> Tensor",
+                                 reference.neighbour_sum_backward, _fake_backward)
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[1:3])
+    ctx.own = inputs[3]
+
+
+def _differentiate(ctx, grad):
+    return _neighbour_sum_backward(grad, *ctx.saved_tensors, ctx.own), None, None, None
+
+
+register_autograd("neighbour_sum", _differentiate, _setup)
+
+
+def neighbour_sum(features: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, own: bool = False):
+    """y[v] = sum over d of weight[v, d] x[index[v, d]] over one graph, for features (..., V, C) -> (..., V, C).
+
+    index (V, D) int64 and weight (V, D), weight 0 where a vertex has fewer neighbours than D. The operator must be
+    symmetric: its gradient is itself. With `own`, features (..., V, 2 C) hold two halves a and b, and
+    y[v] = a[v] + sum over d of weight[v, d] b[index[v, d]] (..., V, C). float32 or float64; same bits on any number of
+    CPU threads. Differentiable once, in the features. Raises ValueError where shapes do not fit.
+    """
+    if features.ndim < 2 or features.shape[-2] != len(index) or (own and features.shape[-1] % 2):
+        wanted = f"(..., {len(index)}, {'2 C' if own else 'C'})"
+        raise ValueError(f"features: wanted shape {wanted}, found {tuple(features.shape)}")
+    return _neighbour_sum(features, index, weight, own)
