@@ -22,7 +22,7 @@ from implicitmeshnet.config import Config, load_config, save_config
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.dataset import TrainingSet, find_cases, split_cases, template_statistics
 from implicitmeshnet.figures import Structure, case_preview, training_overview
-from implicitmeshnet.io import InputError, run_script
+from implicitmeshnet.io import InputError, keep_freed_memory, run_script
 from implicitmeshnet.losses import MeshLoss
 from implicitmeshnet.metrics import dice
 from implicitmeshnet.network import ImplicitMeshNet, build_network
@@ -39,6 +39,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
     arguments, overrides = parser.parse_known_args()
     config, device = load_config(arguments.config, overrides), pick_device(arguments.device)
+    keep_freed_memory()
 
     training, validation = split_cases(
         find_cases(config.data.dir, labelled=True), config.data.validation_cases, config.training.seed

@@ -12,7 +12,7 @@ import torch
 from timing import SYNCHRONIZE, Row, measure, parse_arguments
 from torch import nn
 
-from implicitmeshnet.graph import ChebyshevConv, GCNConv, GraphDecoderStage
+from implicitmeshnet.graph import ChebyshevConv, GCNConv, GraphDecoderStage, linear_map
 from implicitmeshnet.io import InputError, run_script
 from implicitmeshnet.mesh import edges, icosphere, neighbours
 
@@ -84,8 +84,8 @@ def print_table(title, rows, rounds, device):
 
 
 def product(rows, inner, columns, device):
-    a, b = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
-    return Row("floor: the linear map", lambda: a @ b)
+    features, weight = torch.randn(1, 1, rows, inner, device=device), torch.randn(1, inner, columns, device=device)
+    return Row("floor: the linear map", lambda: linear_map(features, weight))
 
 
 def layer_table(kind, widths, around, edge_index, rounds, device):

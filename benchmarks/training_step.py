@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from implicitmeshnet.checkpoint import pick_device
 from implicitmeshnet.config import load_config
-from implicitmeshnet.io import run_script
+from implicitmeshnet.io import keep_freed_memory, run_script
 from implicitmeshnet.losses import MeshLoss, border_density, occupancy_loss, structure_masks, surface_loss
 from implicitmeshnet.network import bfloat16_is_fast, build_network
 
@@ -28,6 +28,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     arguments, overrides = parser.parse_known_args()
     config, device = load_config(arguments.config, overrides), pick_device(arguments.device)
+    keep_freed_memory()
     config.network.template = "centred"
     structures, shape = len(config.data.structures), config.data.shape
     network = build_network(config).to(device)

@@ -3,10 +3,16 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include "allocate.h"
 #include "portable.h"
 
 namespace {
+
+template <typename T>
+using Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)) = T;
+
+// Channels that are summed together, in registers; those of all vertices fit the cache.
+template <typename T>
+constexpr int64_t WIDTH = 3 * sizeof(Vector<T>) / sizeof(T);
 
 template <typename T>
 struct Graph {
@@ -15,22 +21,39 @@ struct Graph {
     const T* weight;
 };
 
-// Adds to one vertex's sum the rows of its neighbours in its own copy of the graph.
+// One block of `width` channels of one copy of the graph: sum = own (or 0) + the neighbours' rows of `around`.
 template <typename T>
-IMN_INLINE void add_row(const Graph<T>& graph, int64_t row, const T* source, int64_t stride, T* sum, int64_t channels) {
-    int64_t vertex = row % graph.count, first = row - vertex;
-    for (int64_t slot = vertex * graph.degree; slot < (vertex + 1) * graph.degree; slot++) {
-        T weight = graph.weight[slot];
-        const T* from = source + (first + graph.neighbour[slot]) * stride;
-#pragma omp simd
-        for (int64_t c = 0; c < channels; c++) sum[c] += weight * from[c];
+struct Block {
+    const T *own, *around;
+    T *sum, *copy;  // copy, unless null, takes the vertices' own rows of `around`
+    int64_t in_stride, out_stride, width;
+};
+
+template <typename T, typename Lane, int COUNT>  // COUNT Lanes, a Lane being a vector or one channel
+IMN_INLINE void add_rows(const Graph<T>& graph, const Block<T>& block, int64_t first) {
+    auto row = [first](auto* rows, int64_t at) { return reinterpret_cast<const Lane*>(rows + at + first); };
+    auto store = [first](T* rows, int64_t at, const Lane* values) {
+        for (int k = 0; k < COUNT; k++) reinterpret_cast<Lane*>(rows + at + first)[k] = values[k];
+    };
+    for (int64_t v = 0; v < graph.count; v++) {
+        Lane sum[COUNT];
+        for (int k = 0; k < COUNT; k++) sum[k] = block.own ? row(block.own, v * block.in_stride)[k] : Lane{};
+        for (int64_t slot = v * graph.degree; slot < (v + 1) * graph.degree; slot++) {
+            const Lane* from = row(block.around, graph.neighbour[slot] * block.in_stride);
+            for (int k = 0; k < COUNT; k++) sum[k] += graph.weight[slot] * from[k];
+        }
+        store(block.sum, v * block.out_stride, sum);
+        if (block.copy) store(block.copy, v * block.out_stride, row(block.around, v * block.in_stride));
     }
 }
 
 #define IMN_INSTANTIATE(T)                                                                                             \
-    IMN_CLONES void add(const Graph<T>& graph, int64_t row, const T* source, int64_t stride, T* sum,                   \
-                        int64_t channels) {                                                                            \
-        add_row(graph, row, source, stride, sum, channels);                                                            \
+    IMN_CLONES void add(const Graph<T>& graph, const Block<T>& block) {                                                \
+        constexpr int64_t lanes = WIDTH<T> / 3;                                                                        \
+        if (block.width == WIDTH<T>) return add_rows<T, Vector<T>, 3>(graph, block, 0);                                \
+        int64_t first = 0;                                                                                             \
+        for (; first + lanes <= block.width; first += lanes) add_rows<T, Vector<T>, 1>(graph, block, first);           \
+        for (; first < block.width; first++) add_rows<T, T, 1>(graph, block, first);                                   \
     }
 IMN_INSTANTIATE(float)
 IMN_INSTANTIATE(double)
@@ -43,22 +66,26 @@ at::Tensor run(const at::Tensor& from_, const at::Tensor& index_, const at::Tens
     auto from = from_.contiguous(), index = index_.contiguous();
     auto weight = weight_.to(from.scalar_type()).contiguous();
     auto sizes = from.sizes().vec();
-    int64_t width = sizes.back(), channels = own && !backward ? width / 2 : width;
-    int64_t offset = own ? channels : 0, result_width = backward ? channels + offset : channels;
-    sizes.back() = result_width;
-    auto result = imn::empty_huge(sizes, from.options());
+    int64_t width = sizes.back(), channels = own && !backward ? width / 2 : width, half = own ? channels : 0;
+    sizes.back() = backward ? channels + half : channels;
+    auto result = at::empty(sizes, from.options());
+    int64_t copies = from.numel() / std::max<int64_t>(index.size(0) * width, 1);
     AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "neighbour_sum", [&] {
+        constexpr int64_t width_of_block = WIDTH<scalar_t>;
+        int64_t blocks = (channels + width_of_block - 1) / width_of_block;
         Graph<scalar_t> graph{index.size(0), index.size(1), index.const_data_ptr<int64_t>(),
                               weight.const_data_ptr<scalar_t>()};
         auto source = from.const_data_ptr<scalar_t>();
         auto target = result.mutable_data_ptr<scalar_t>();
-        at::parallel_for(0, width > 0 ? from.numel() / width : 0, 64, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; row++) {
-                scalar_t* sum = target + row * result_width;
-                if (own) std::copy_n(source + row * width, channels, sum);
-                if (backward) sum += offset;
-                if (backward || !own) std::fill_n(sum, channels, scalar_t(0));
-                add(graph, row, source + (backward ? 0 : offset), width, sum, channels);
+        at::parallel_for(0, copies * blocks, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t task = begin; task < end; task++) {
+                int64_t first = task % blocks * width_of_block, row = task / blocks * graph.count;
+                auto in = source + row * width + first;
+                auto out = target + row * sizes.back() + first;
+                Block<scalar_t> block{nullptr, in, out, nullptr, width, sizes.back(), std::min(width_of_block, channels - first)};
+                if (own && backward) block.copy = out, block.sum = out + half;
+                if (own && !backward) block.own = in, block.around = in + half;
+                add(graph, block);
             }
         });
     });

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from implicitmeshnet.mesh import Neighbours
-from implicitmeshnet.ops import neighbour_sum
+from implicitmeshnet.ops import layer_norm_leaky_relu, neighbour_sum
 
 
 def linear_map(features, weight, bias=None):
@@ -85,7 +85,7 @@ class GraphResidualBlock(nn.Module):
     def forward(self, features, structures=slice(None)):
         update = features
         for convolution in self.convolutions:
-            update = convolution(F.leaky_relu_(F.layer_norm(update, update.shape[-1:]), 0.01), structures)
+            update = convolution(layer_norm_leaky_relu(update), structures)
         return features + update
 
 
@@ -114,5 +114,5 @@ class GraphDecoderStage(nn.Module):
         hidden = self.input(features, structures)
         for block in self.blocks:
             hidden = block(hidden, structures)
-        normed = F.layer_norm(hidden, hidden.shape[-1:])
+        normed = layer_norm_leaky_relu(hidden, slope=1)
         return hidden, self.displacement_factor * self.output(normed, structures)

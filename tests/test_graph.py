@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from implicitmeshnet.graph import ChebyshevConv, GCNConv, GraphDecoderStage, NeighbourSum
+from implicitmeshnet.graph import ChebyshevConv, GCNConv, GraphDecoderStage
 from implicitmeshnet.mesh import edges, icosphere, neighbours, vertex_areas
+from implicitmeshnet.ops import layer_norm_leaky_relu, neighbour_sum, reference
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +73,69 @@ def test_gcn_convolution_is_its_equation(sphere):
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
-def test_neighbour_sum_has_the_right_gradient(sphere):
+def graph_and_features(sphere, channels, dtype):
     vertices, faces = sphere
     around = neighbours(faces, len(vertices))
-    features = torch.randn(2, len(vertices), 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: NeighbourSum.apply(x, around.index, around.weight), features)
+    generator = torch.Generator().manual_seed(channels)
+    return around, torch.randn(2, 3, len(vertices), channels, dtype=dtype, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [2, 34, 96, 102, 130])
+@pytest.mark.parametrize("own", [False, True])
+def test_neighbour_sum_matches_its_reference(sphere, channels, dtype, own):
+    around, features = graph_and_features(sphere, channels, dtype)
+    weight = torch.rand(around.weight.shape, generator=torch.Generator().manual_seed(0))
+    wanted = reference.neighbour_sum(features, around.index, weight, own)
+    torch.testing.assert_close(neighbour_sum(features, around.index, weight, own), wanted)
+    grad = features[..., :wanted.shape[-1]]  # not contiguous
+    torch.testing.assert_close(torch.ops.implicitmeshnet.neighbour_sum_backward(grad, around.index, weight, own),
+                               reference.neighbour_sum_backward(grad, around.index, weight, own))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_neighbour_sum_has_the_right_gradient(sphere, own):
+    around, features = graph_and_features(sphere, 4, torch.float64)
+    features.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: neighbour_sum(x, around.index, around.weight, own), features)
+    torch.library.opcheck(torch.ops.implicitmeshnet.neighbour_sum.default,
+                          (features, around.index, around.weight, own))
+
+
+def test_neighbour_sum_refuses_another_graph(sphere):
+    around, features = graph_and_features(sphere, 3, torch.float32)
+    with pytest.raises(ValueError, match=r"features: wanted shape \(\.\.\., 42, 2 C\), found \(2, 3, 42, 3\)"):
+        neighbour_sum(features, around.index, around.weight, own=True)
+    with pytest.raises(ValueError, match=r"features: wanted shape \(\.\.\., 42, C\), found \(2, 3, 41, 3\)"):
+        neighbour_sum(features[:, :, 1:], around.index, around.weight)
+
+
+@pytest.mark.parametrize("slope", [0.01, 1.0])
+@pytest.mark.parametrize("channels", [1, 5, 96])
+def test_layer_norm_leaky_relu_is_torchs(slope, channels):
+    features = torch.randn(2, 7, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = torch.nn.functional.leaky_relu(torch.nn.functional.layer_norm(features, (channels,)), slope)
+    torch.testing.assert_close(layer_norm_leaky_relu(features, slope), wanted)
+    torch.testing.assert_close(layer_norm_leaky_relu(features.float(), slope), wanted.float())
+    features.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: layer_norm_leaky_relu(x, slope), features)
+    torch.library.opcheck(torch.ops.implicitmeshnet.layer_norm_leaky_relu.default, (features, slope))
+    arguments = torch.randn_like(features), features.detach(), slope
+    torch.testing.assert_close(torch.ops.implicitmeshnet.layer_norm_leaky_relu_backward(*arguments),
+                               reference.layer_norm_leaky_relu_backward(*arguments))
+
+
+def test_ops_have_the_same_bits_on_any_number_of_threads(sphere):
+    around, features = graph_and_features(sphere, 34, torch.float32)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            normed = layer_norm_leaky_relu(features)
+            results.append(neighbour_sum(normed, around.index, around.weight, own=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_structures_do_not_mix_and_an_untrained_stage_stands_still(sphere):

@@ -33,6 +33,20 @@ def test_splat_keeps_the_mass(shape):
     torch.testing.assert_close(volume.sum((2, 3, 4)), features.sum(1))
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_float32_keeps_mass_and_adjointness_to_a_millionth(channels_last):
+    generator = torch.Generator().manual_seed(1)
+    positions = torch.randn(2, 2562, 3, generator=generator).mul(0.5)
+    features = torch.randn(2, 2562, 16, generator=generator)
+    volume = torch.randn(2, 16, 33, 32, 35, generator=generator)
+    splatted = splat_trilinear(positions, features, volume.shape[2:], channels_last).double()
+    mass = splatted.sum((2, 3, 4)) - features.double().sum(1)
+    assert (mass.abs() / features.abs().double().sum(1)).max() < 1e-6
+    products = features.double() * sample_trilinear(volume, positions).double()
+    difference = (splatted * volume.double()).sum() - products.sum()
+    assert difference.abs() / products.abs().sum() < 1e-6
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gather_is_grid_sample(shape, dtype):

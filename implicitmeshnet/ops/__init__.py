@@ -6,11 +6,12 @@ from implicitmeshnet.ops.grid_feature_projection import (
     sample_trilinear,
     splat_trilinear,
 )
+from implicitmeshnet.ops.layer_norm import layer_norm_leaky_relu
 from implicitmeshnet.ops.mesh2sdf import Mesh2SDF, mesh2sdf
 from implicitmeshnet.ops.neighbour_sum import neighbour_sum
 from implicitmeshnet.ops.voxelize import voxelize
 
 __all__ = [
-    "GridFeatureProjectionTrilinear", "Mesh2SDF", "compiled", "mesh2sdf", "neighbour_sum", "sample_trilinear",
-    "splat_trilinear", "voxelize",
+    "GridFeatureProjectionTrilinear", "Mesh2SDF", "compiled", "layer_norm_leaky_relu", "mesh2sdf", "neighbour_sum",
+    "sample_trilinear", "splat_trilinear", "voxelize",
 ]

@@ -281,3 +281,16 @@ def neighbour_sum_backward(grad, index, weight, own):
     """The gradient by the features of sum(neighbour_sum(features) * grad), the operator being symmetric."""
     around = neighbour_sum(grad, index, weight, False)
     return torch.cat([grad, around], -1) if own else around
+
+
+def layer_norm_leaky_relu(features, slope):
+    """See `implicitmeshnet.ops.layer_norm_leaky_relu`."""
+    return F.leaky_relu(F.layer_norm(features, features.shape[-1:]), slope)
+
+
+def layer_norm_leaky_relu_backward(grad, features, slope):
+    """The gradient by the features of sum(layer_norm_leaky_relu(features) * grad)."""
+    normed = F.layer_norm(features, features.shape[-1:])
+    scale = (features.var(-1, correction=0, keepdim=True) + 1e-5).rsqrt()
+    grad = torch.where(normed > 0, grad, slope * grad)
+    return scale * (grad - grad.mean(-1, keepdim=True) - normed * (grad * normed).mean(-1, keepdim=True))
