@@ -1,7 +1,7 @@
 """Dataclasses <-> JSON + command-line overrides: the only home of a default.
 
-A config is one JSON object of sections (`data`, `network`, `loss`, `training`) and a `snapshot`. A key left out takes
-the default below; an unknown key is an error. Relative paths in a JSON file are relative to the repository's root,
+A config is one JSON object of sections and a `snapshot`: a `Config` for ImplicitMeshNet, a `DrnConfig` for the
+DeepRepresentationNetwork. A key left out takes the default below; an unknown key is an error. Relative paths in a JSON file are relative to the repository's root,
 relative paths in command-line overrides to the current folder.
 """
 
@@ -58,6 +58,10 @@ class NetworkConfig:
 
 @dataclass
 class LossConfig:
+    route: str = "exact"
+    """How a mesh becomes a signed distance: 'exact' by Mesh2SDF, 'deep' by the DeepRepresentationNetwork."""
+    drn_config: str | None = None
+    """The pretrained DeepRepresentationNetwork of the deep route: its JSON config, which names its snapshot."""
     occupancy: float = 1.0
     temperature: float = 100.0
     """T of occupancy = sigmoid(-T * SDF), per unit of normalised length."""
@@ -79,6 +83,8 @@ class TrainingConfig:
     learning_rate: float = 1e-4
     learning_rate_end: float = 1e-5
     """Cosine decay to this at the last epoch."""
+    drn_learning_rate: float = 3e-5
+    """Of the DeepRepresentationNetwork, which the deep route trains on in turns; constant."""
     weight_decay: float = 1e-6
     augmentation: bool = True
     validate_every: int = 10
@@ -96,11 +102,73 @@ class Config:
     """Trained weights for evaluation; null means best.pt beside the config file."""
 
 
-PATH_KEYS = ("data.dir", "training.run_dir", "snapshot")
+@dataclass
+class DrnNetworkConfig:
+    shape: tuple[int, int, int] = (128, 128, 128)
+    """Voxels of the distance volume, each a multiple of 2^(stages - 1) that leaves at least 2 at the coarsest."""
+    channels: tuple[int, ...] = (128, 128, 128, 128)
+    """Widths of the voxel decoder's stages, coarse to fine, each a multiple of 16."""
+    blocks: int = 1
+    """Residual blocks of each stage."""
+    graph_channels: int = 128
+    graph_blocks: int = 2
+    dropout: float = 0.1
+    template_subdivisions: int = 4
 
 
-def load_config(path, overrides=()) -> Config:
-    """Read a JSON config and apply `--section.key=value` overrides (values in JSON, bare words as strings).
+@dataclass
+class ShapesConfig:
+    """Random deformations of a sphere, lengths in normalised units (half sides of the cube); uniform in +- a value
+    or in a range, normal where a standard deviation is named."""
+
+    radius: tuple[float, float] = (0.2, 0.8)
+    ellipsoids: float = 0.5
+    """Share of shapes that start from a bent ellipsoid anywhere in the cube, as a structure's template may."""
+    semi_axis: tuple[float, float] = (0.1, 0.7)
+    bend: float = 0.8
+    """Shift of an ellipsoid's pole across its axis, in squared semi-axes per unit length."""
+    translation: float = 0.2
+    rotation_rad: float = 0.2
+    scale: float = 0.2
+    shear: float = 0.1
+    control_points: int = 16
+    radial: float = 0.1
+    """Standard deviation of the control points' sinusoidal radial displacement, relative to the radius."""
+    grid: float = 0.08
+    """Standard deviation of the displacements on a 4 x 4 x 4 grid."""
+    noise: float = 0.005
+    """Standard deviation of each vertex's own displacement."""
+
+
+@dataclass
+class DrnTrainingConfig:
+    run_dir: str = "runs/drn"
+    epochs: int = 1000
+    shapes: int = 70
+    """Fresh shapes in each epoch."""
+    batch_size: int = 2
+    learning_rate: float = 1e-3
+    learning_rate_end: float = 1e-5
+    weight_decay: float = 1e-6
+    validation_shapes: int = 32
+    validate_every: int = 10
+    seed: int = 0
+
+
+@dataclass
+class DrnConfig:
+    network: DrnNetworkConfig = field(default_factory=DrnNetworkConfig)
+    shapes: ShapesConfig = field(default_factory=ShapesConfig)
+    training: DrnTrainingConfig = field(default_factory=DrnTrainingConfig)
+    snapshot: str | None = None
+    """Pretrained weights; null means best.pt beside the config file."""
+
+
+PATH_KEYS = ("data.dir", "training.run_dir", "loss.drn_config", "snapshot")
+
+
+def load_config(path, overrides=(), kind=Config):
+    """Read a JSON config of a kind (Config or DrnConfig) and apply `--section.key=value` overrides (values in JSON, bare words as strings).
 
     Raises InputError for a missing or malformed file, an unknown key, or a value of the wrong type or range.
     """
@@ -115,13 +183,13 @@ def load_config(path, overrides=()) -> Config:
         raise InputError(f"{path}: wanted one JSON object, found {type(tree).__name__}")
     for override in overrides:
         _apply_override(tree, override)
-    config = _convert(tree, Config, "", str(path))
+    config = _convert(tree, kind, "", str(path))
     validate(config)
     _map_paths(config, lambda name: str(REPOSITORY / name))
     return config
 
 
-def save_config(config: Config, path):
+def save_config(config, path):
     """Write the config as JSON, paths inside the repository relative to its root; through a temporary file."""
     config = copy.deepcopy(config)
     _map_paths(config, lambda name: name.removeprefix(f"{REPOSITORY}/"))
@@ -139,23 +207,32 @@ def _unique_keys(pairs):
     return tree
 
 
-def _map_paths(config: Config, function):
+def _map_paths(config, function):
     for key in PATH_KEYS:
         section, _, name = key.rpartition(".")
-        holder = getattr(config, section) if section else config
-        if getattr(holder, name) is not None:
+        holder = getattr(config, section, None) if section else config
+        if getattr(holder, name, None) is not None:
             setattr(holder, name, function(getattr(holder, name)))
 
 
-def validate(config: Config):
+def validate(config):
     """Raise InputError where a value is outside its range or two values do not fit together."""
+    checks = _drn_checks(config) if isinstance(config, DrnConfig) else _checks(config)
+    for key, holds, wanted in [*checks, *_training_checks(config.training)]:
+        if not holds:
+            section, name = key.split(".")
+            raise InputError(f"{key}: wanted {wanted}, found {getattr(getattr(config, section), name)}")
+
+
+def _checks(config: Config):
+    """(key, whether it holds, what is wanted) of everything but the optimiser's settings."""
     data, network, loss, training = config.data, config.network, config.loss, config.training
     levels = len(network.encoder_channels)
     divisor = 2 ** max(levels - 1, 0)
     names = [f"e{i}" for i in range(levels)] + [f"d{i}" for i in range(levels - 1)]
     read = [name for stage in network.stage_levels for name in stage]
     values = [value for group in data.structures.values() for value in group]
-    checks = [
+    return [
         ("data.structures", bool(values) and all(data.structures.values()), "at least one label value a structure"),
         ("data.structures", len(set(values)) == len(values), "distinct label values"),
         ("data.structures", all(0 < value < 2**15 for value in values), "label values from 1 to 32767"),
@@ -180,22 +257,54 @@ def validate(config: Config):
         ("network.stage_channels", len(network.stage_channels) == len(network.stage_levels) > 0
          and min(network.stage_channels, default=0) > 0, "one positive width for each entry of stage_levels"),
         ("network.displacement_factor", network.displacement_factor > 0, "a positive number"),
+        ("loss.route", loss.route in ("exact", "deep"), "'exact' or 'deep'"),
+        ("loss.drn_config", loss.route == "exact" or loss.drn_config is not None,
+         "the config of a pretrained DeepRepresentationNetwork for the deep route"),
         ("loss.temperature", loss.temperature > 0, "a positive number"),
         ("loss.laplacian_epochs", loss.laplacian_epochs >= 1, "at least 1"),
         *((f"loss.{name}", getattr(loss, name) >= 0, "a number of at least 0")
           for name in ("occupancy", "segmentation", "surface", "laplacian_start", "laplacian_end")),
+        ("training.repeats", 1 <= training.repeats < 2**31, "at least 1 and less than 2^31"),
+        ("training.drn_learning_rate", 0 <= training.drn_learning_rate <= 1, "0 to 1"),
+    ]
+
+
+def _drn_checks(config: DrnConfig):
+    """The same for the DeepRepresentationNetwork."""
+    network, shapes, training = config.network, config.shapes, config.training
+    divisor = 2 ** max(len(network.channels) - 1, 0)
+    return [
+        ("network.channels", bool(network.channels) and all(n > 0 and n % 16 == 0 for n in network.channels),
+         "at least one width, each a multiple of 16"),
+        ("network.shape", all(2 * divisor <= n < 4096 and n % divisor == 0 for n in network.shape),
+         f"multiples of {divisor} from {2 * divisor} to 4095 for {len(network.channels)} stages"),
+        ("network.blocks", 1 <= network.blocks <= 100, "1 to 100"),
+        ("network.graph_channels", 1 <= network.graph_channels < 2**16, "a positive width"),
+        ("network.graph_blocks", 0 <= network.graph_blocks <= 100, "0 to 100"),
+        ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
+        ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
+        *((f"shapes.{name}", 0 < getattr(shapes, name)[0] <= getattr(shapes, name)[1] <= 1,
+           "two rising numbers from above 0 to 1") for name in ("radius", "semi_axis")),
+        ("shapes.ellipsoids", 0 <= shapes.ellipsoids <= 1, "a share from 0 to 1"),
+        ("shapes.control_points", 1 <= shapes.control_points < 2**16, "at least 1"),
+        *((f"shapes.{name}", 0 <= getattr(shapes, name) < limit, f"a number from 0 to below {limit}")
+          for name, limit in (("bend", 10), ("translation", 1), ("rotation_rad", 10), ("scale", 1), ("shear", 1),
+                              ("radial", 1), ("grid", 1), ("noise", 1))),
         *((f"training.{name}", 1 <= getattr(training, name) < 2**31, "at least 1 and less than 2^31")
-          for name in ("epochs", "repeats", "batch_size", "validate_every")),
+          for name in ("shapes", "validation_shapes")),
+    ]
+
+
+def _training_checks(training):
+    return [
+        *((f"training.{name}", 1 <= getattr(training, name) < 2**31, "at least 1 and less than 2^31")
+          for name in ("epochs", "batch_size", "validate_every")),
         ("training.seed", 0 <= training.seed < 2**32, "0 to 2^32 - 1"),
         ("training.learning_rate", 0 < training.learning_rate <= 1, "a positive number of at most 1"),
         ("training.learning_rate_end", 0 <= training.learning_rate_end <= training.learning_rate,
          "a number from 0 to learning_rate"),
         ("training.weight_decay", 0 <= training.weight_decay <= 1, "0 to 1"),
     ]
-    for key, holds, wanted in checks:
-        if not holds:
-            section, name = key.split(".")
-            raise InputError(f"{key}: wanted {wanted}, found {getattr(getattr(config, section), name)}")
 
 
 def _apply_override(tree: dict, override: str):

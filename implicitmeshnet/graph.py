@@ -78,14 +78,15 @@ class GCNConv(nn.Module):
 class GraphResidualBlock(nn.Module):
     """x + conv(act(norm(conv(act(norm(x)))))), layer norm over the channels of each vertex; (S, N, V, C) -> same."""
 
-    def __init__(self, structures: int, channels: int, neighbours: Neighbours):
+    def __init__(self, structures: int, channels: int, neighbours: Neighbours, kind=ChebyshevConv, dropout=0.0):
         super().__init__()
-        self.convolutions = nn.ModuleList(ChebyshevConv(structures, channels, channels, neighbours) for _ in range(2))
+        self.convolutions = nn.ModuleList(kind(structures, channels, channels, neighbours) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, features, structures=slice(None)):
         update = features
         for convolution in self.convolutions:
-            update = convolution(layer_norm_leaky_relu(update), structures)
+            update = convolution(self.dropout(layer_norm_leaky_relu(update)), structures)
         return features + update
 
 

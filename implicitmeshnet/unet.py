@@ -3,7 +3,22 @@
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """nn.InstanceNorm3d with weights, item by item through the batch norm kernel, which keeps channels_last_3d.
+
+    torch's own converts each volume to channels first, and so costs a UNet on a CPU a third of its time.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, affine=True)
+
+    def forward(self, volume):
+        return torch.cat([F.batch_norm(item, None, None, self.weight, self.bias, training=True, eps=self.eps)
+                          for item in volume.split(1)])
 
 
 class ResidualBlock(nn.Module):
@@ -13,11 +28,11 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv3d(in_channels, out_channels, 3, stride, 1, bias=False),
-            nn.InstanceNorm3d(out_channels, affine=True),
+            InstanceNorm3d(out_channels),
             nn.LeakyReLU(0.01, inplace=True),
             nn.Dropout3d(dropout),
             nn.Conv3d(out_channels, out_channels, 3, 1, 1, bias=False),
-            nn.InstanceNorm3d(out_channels, affine=True),
+            InstanceNorm3d(out_channels),
         )
         self.skip = nn.Conv3d(in_channels, out_channels, 1, stride, bias=False)
         self.activation = nn.LeakyReLU(0.01, inplace=True)
