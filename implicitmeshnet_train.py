@@ -7,28 +7,34 @@ validation, half precision), last.pt (everything, to resume), preview.png, overv
 """
 
 import argparse
-import math
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from implicitmeshnet.augment import augment
-from implicitmeshnet.checkpoint import load_checkpoint, pick_device, save_checkpoint, save_snapshot
-from implicitmeshnet.config import Config, load_config, save_config
+from implicitmeshnet.checkpoint import load_drn, pick_device, save_checkpoint, save_snapshot
+from implicitmeshnet.config import Config, load_config
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.dataset import TrainingSet, find_cases, split_cases, template_statistics
 from implicitmeshnet.figures import Structure, case_preview, training_overview
-from implicitmeshnet.io import InputError, keep_freed_memory, run_script
+from implicitmeshnet.io import keep_freed_memory, run_script
 from implicitmeshnet.losses import MeshLoss
 from implicitmeshnet.metrics import dice
 from implicitmeshnet.network import ImplicitMeshNet, build_network
 from implicitmeshnet.ops import voxelize
-
-GRADIENT_NORM = 1.0
+from implicitmeshnet.training import (
+    DeepRoute,
+    best_dice,
+    claim_run_dir,
+    learning_rate,
+    log,
+    mean_dice,
+    open_writer,
+    resume,
+    take_step,
+)
 
 
 def main():
@@ -41,6 +47,7 @@ def main():
     config, device = load_config(arguments.config, overrides), pick_device(arguments.device)
     keep_freed_memory()
 
+    deep = load_deep_route(config, device)
     training, validation = split_cases(
         find_cases(config.data.dir, labelled=True), config.data.validation_cases, config.training.seed
     )
@@ -55,28 +62,30 @@ def main():
 
     torch.manual_seed(config.training.seed)
     network = build_network(config).to(device)
-    criterion = MeshLoss(network.decoder.faces, network.decoder.template.shape[1], config.loss).to(device)
+    vertex_count = network.decoder.template.shape[1]
+    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, deep and deep.distance).to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), config.training.learning_rate, weight_decay=config.training.weight_decay
     )
-    history = resume(run_dir / "last.pt", network, optimizer, device)
+    parts = {"network": network, "optimizer": optimizer}
+    if deep:
+        parts |= {"drn": deep.drn, "drn_optimizer": deep.optimizer}
+    history = resume(run_dir / "last.pt", parts, device)
     writer = open_writer(run_dir, len(history))
     for epoch in range(len(history), config.training.epochs):
         start = time.perf_counter()
-        record = {"epoch": epoch + 1, **train_epoch(network, criterion, optimizer, training, config, epoch, device)}
+        losses = train_epoch(network, criterion, optimizer, training, config, epoch, device, deep)
+        record = {"epoch": epoch + 1, **losses}
         last = epoch + 1 == config.training.epochs
         if last or (epoch + 1) % config.training.validate_every == 0:
-            best = max((mean_dice(row) for row in history if "dice" in row), default=-1.0)
             record["dice"] = validate(network, validation, config, device)
-            if mean_dice(record) > best:
+            if mean_dice(record) > best_dice(history):
                 save_snapshot(run_dir / "best.pt", network)
                 preview(network, validation[0], config, device, run_dir / "preview.png", writer, epoch + 1)
         history.append(record | {"seconds": time.perf_counter() - start})
         log(writer, record)
-        save_checkpoint(
-            run_dir / "last.pt",
-            {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "history": history},
-        )
+        states = {name: part.state_dict() for name, part in parts.items()}
+        save_checkpoint(run_dir / "last.pt", states | {"history": history})
         if "dice" in record:
             training_overview(run_dir / "overview.png", history)
     writer.close()
@@ -85,54 +94,15 @@ def main():
     print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best['epoch']}: {scores}")
 
 
-def claim_run_dir(run_dir: Path, config: Config, source: Path):
-    """Write the config into a run folder, where a new run must find none and an old one its own config."""
-    path, best = run_dir / "config.json", run_dir / "best.pt"
-    if (run_dir / "last.pt").exists():
-        found, wanted = asdict(load_config(path)), asdict(config)
-        for section in ("data", "network", "loss", "training"):
-            for key, value in wanted[section].items():
-                if found[section][key] != value and key != "run_dir":  # a run folder may have moved
-                    raise InputError(
-                        f"training.run_dir: {run_dir} holds a run with {section}.{key} = {found[section][key]}, wanted"
-                        f" {value}; choose another folder, or delete this one to start anew"
-                    )
-        return
-    if best.exists() or source.resolve() == path.resolve():
-        raise InputError(
-            f"training.run_dir: wanted a new folder or a run to resume, found {best if best.exists() else path} without"
-            " last.pt; choose another folder, or move that file away"
-        )
-    config.snapshot = None
-    save_config(config, path)
+def load_deep_route(config: Config, device) -> DeepRoute | None:
+    """The pretrained distance network of `route: deep`, with an optimiser of its own; None for `route: exact`."""
+    if config.loss.route == "exact":
+        return None
+    drn = load_drn(config.loss.drn_config, config.network.template_subdivisions, device)
+    return DeepRoute(drn, config.training.drn_learning_rate, config.training.weight_decay)
 
 
-def resume(path: Path, network, optimizer, device) -> list[dict]:
-    """Load the last checkpoint where there is one; the history of finished epochs."""
-    if not path.exists():
-        return []
-    state = load_checkpoint(path, device)
-    try:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = list(state["history"])
-    except (KeyError, TypeError, IndexError, ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{path}: wanted a checkpoint of this network's training, found another") from error
-    best = path.with_name("best.pt")
-    if any("dice" in row for row in history) and not best.exists():
-        raise InputError(f"{best}: wanted the best epoch's weights beside last.pt, found no such file; put it back")
-    print(f"{path}: resuming after epoch {len(history)}")
-    return history
-
-
-def open_writer(run_dir: Path, epochs: int) -> SummaryWriter:
-    try:
-        return SummaryWriter(run_dir, purge_step=epochs)
-    except OSError as error:
-        raise InputError(f"{run_dir}: cannot be written ({error.strerror})") from error
-
-
-def train_epoch(network, criterion, optimizer, samples, config: Config, epoch: int, device) -> dict[str, float]:
+def train_epoch(network, criterion, optimizer, samples, config: Config, epoch: int, device, deep=None):
     """`repeats` passes over the samples in random order, all randomness from the seed and the epoch; mean losses."""
     settings = config.training
     seed = settings.seed * 100_003 + epoch
@@ -147,26 +117,16 @@ def train_epoch(network, criterion, optimizer, samples, config: Config, epoch: i
         now = epoch + step / len(batches)
         optimizer.param_groups[0]["lr"] = learning_rate(settings, now)
         image, label = draw_batch([samples[int(case)] for case in batch], config, generator, device)
-        total, losses = criterion(network(image), label, now)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
-        if not torch.isfinite(norm):
-            raise InputError(
-                f"training diverged in epoch {epoch + 1}: wanted finite gradients, found {norm.item()}; a learning_rate"
-                f" below {settings.learning_rate:g} or smaller loss weights may help"
-            )
-        optimizer.step()
-        for name, value in {"total": total, **vars(losses)}.items():
+        prediction = network(image)
+        total, losses = criterion(prediction, label, now)
+        take_step(total, network, optimizer, epoch)
+        record = {"total": total, **vars(losses)}
+        if deep:
+            record["drn"] = deep.step(prediction.vertices.detach().flatten(0, 1), epoch)
+        for name, value in record.items():
             sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
         progress.set_postfix(total=f"{total.item():.3f}")
     return sums
-
-
-def learning_rate(settings, epoch: float) -> float:
-    """Cosine decay from learning_rate to learning_rate_end over all epochs."""
-    span = settings.learning_rate - settings.learning_rate_end
-    return settings.learning_rate_end + span * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
 
 
 def draw_batch(samples, config: Config, generator, device):
@@ -211,19 +171,6 @@ def preview(network, sample, config: Config, device, path: Path, writer, epoch: 
     ]
     spacing_mm = (config.data.spacing_mm,) * 3
     writer.add_figure("preview", case_preview(path, sample.image.numpy(), spacing_mm, structures), epoch)
-
-
-def mean_dice(record) -> float:
-    return sum(record["dice"].values()) / len(record["dice"])
-
-
-def log(writer, record):
-    for name, value in record.items():
-        if name == "dice":
-            for structure, score in value.items():
-                writer.add_scalar(f"dice/{structure}", score, record["epoch"])
-        elif name != "epoch":
-            writer.add_scalar(f"loss/{name}", value, record["epoch"])
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def main():
     parts = {
         "UNet": lambda: sum(volume.float().mean() for volume in unet()[0]),
         "graph decoder": lambda: sum(stage.square().sum() for stage in network.decoder(pyramid)),
-        "occupancy loss (Mesh2SDF)": lambda: occupancy_loss(leaf(template), faces, masks, config.loss.temperature),
+        "occupancy loss (Mesh2SDF)": lambda: occupancy_loss(leaf(template), criterion.distance, masks,
+                                                           config.loss.temperature),
         "surface loss": lambda: surface_loss(leaf(template), faces, border),
         "whole step": lambda: criterion(network(image), label, 0.0)[0],
     }

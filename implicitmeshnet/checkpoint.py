@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from implicitmeshnet.config import Config
+from implicitmeshnet.config import Config, DrnConfig, load_config
+from implicitmeshnet.drn import DeepRepresentationNetwork
 from implicitmeshnet.io import InputError, atomic_path
 from implicitmeshnet.network import ImplicitMeshNet, build_network
 
@@ -29,14 +30,14 @@ def load_checkpoint(path, device="cpu") -> dict:
         raise InputError(f"{path}: wanted a checkpoint of tensors, found an unreadable file") from error
 
 
-def save_snapshot(path, network: ImplicitMeshNet):
+def save_snapshot(path, network):
     """Write the weights alone, floating-point tensors in half precision."""
     state = network.state_dict()
     halved = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     save_checkpoint(path, {"network": halved})
 
 
-def snapshot_path(config: Config, config_path) -> Path:
+def snapshot_path(config, config_path) -> Path:
     """The weights that a config names: its `snapshot`, or best.pt beside the config file."""
     return Path(config.snapshot) if config.snapshot else Path(config_path).with_name("best.pt")
 
@@ -51,8 +52,26 @@ def load_network(config: Config, path, device="cpu") -> ImplicitMeshNet:
                 f"network.{key}: wanted three numbers for each of {structures} structures, found {rows}; take the"
                 " config that training writes beside its snapshot"
             )
+    return _with_weights(build_network(config), path).to(device)
+
+
+def load_drn(config_path, template_subdivisions: int, device="cpu") -> DeepRepresentationNetwork:
+    """A pretrained DeepRepresentationNetwork for a template of so many subdivisions, in evaluation mode.
+
+    Raises InputError for a config or weights that are missing or do not fit.
+    """
+    config = load_config(config_path, kind=DrnConfig)
+    found = config.network.template_subdivisions
+    if found != template_subdivisions:
+        raise InputError(f"{config_path}: wanted network.template_subdivisions {template_subdivisions}, as the meshes"
+                         f" have, found {found}")
+    network = DeepRepresentationNetwork(config.network)
+    return _with_weights(network, snapshot_path(config, config_path)).to(device)
+
+
+def _with_weights(network, path):
+    """The network with a snapshot's weights, in evaluation mode; InputError where the two do not fit."""
     state = load_checkpoint(path)
-    network = build_network(config)
     wanted, found = network.state_dict(), state.get("network") if isinstance(state, dict) else None
     if not isinstance(found, dict):
         raise InputError(f"{path}: wanted a snapshot with the entry 'network', found none")
@@ -63,7 +82,7 @@ def load_network(config: Config, path, device="cpu") -> ImplicitMeshNet:
     if not all(torch.isfinite(value).all() for value in found.values()):
         raise InputError(f"{path}: wanted finite weights, found NaN or infinity")
     network.load_state_dict(found)
-    return network.eval().to(device)
+    return network.eval()
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,8 +1,8 @@
 """Dataclasses <-> JSON + command-line overrides: the only home of a default.
 
 A config is one JSON object of sections and a `snapshot`: a `Config` for ImplicitMeshNet, a `DrnConfig` for the
-DeepRepresentationNetwork. A key left out takes the default below; an unknown key is an error. Relative paths in a JSON file are relative to the repository's root,
-relative paths in command-line overrides to the current folder.
+DeepRepresentationNetwork. A key left out takes the default below; an unknown key is an error. Relative paths in a
+JSON file are relative to the repository's root, relative paths in command-line overrides to the current folder.
 """
 
 import copy
@@ -168,8 +168,9 @@ PATH_KEYS = ("data.dir", "training.run_dir", "loss.drn_config", "snapshot")
 
 
 def load_config(path, overrides=(), kind=Config):
-    """Read a JSON config of a kind (Config or DrnConfig) and apply `--section.key=value` overrides (values in JSON, bare words as strings).
+    """Read a JSON config of a kind (Config or DrnConfig) and apply `--section.key=value` overrides.
 
+    Their values are JSON, bare words strings.
     Raises InputError for a missing or malformed file, an unknown key, or a value of the wrong type or range.
     """
     path = Path(path)

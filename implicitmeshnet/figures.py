@@ -100,6 +100,24 @@ def training_overview(path, history: list[dict]) -> Figure:
     return _save(figure, path)
 
 
+def distance_preview(path, predicted, target) -> Figure:
+    """A predicted and a true SDF (X, Y, Z) on three central slices, zero levels drawn; PNG where path is not None."""
+    figure = Figure(figsize=(9.6, 6.6), dpi=100, layout="constrained")
+    axes, limit = figure.subplots(2, 3), float(np.abs(target).max())
+    for row, (name, volume) in enumerate((("predicted", predicted), ("true", target))):
+        for normal in range(3):
+            panel, middle = axes[row, normal], volume.shape[normal] // 2
+            image = panel.imshow(volume.take(middle, normal).T, cmap="RdBu", vmin=-limit, vmax=limit, origin="lower")
+            for field, style in ((target, "dashed"), (predicted, "solid")):
+                plane = field.take(middle, normal)
+                if plane.min() < 0 < plane.max():
+                    panel.contour(plane.T, [0], colors="black", linestyles=[style], linewidths=1)
+            panel.set_title(f"{name}, across axis {normal}", fontsize=9)
+            panel.set_axis_off()
+    figure.colorbar(image, ax=axes, shrink=0.8, label="SDF, half sides of the cube; zero levels: solid predicted")
+    return _save(figure, path)
+
+
 def _focus(shape, spacing_mm, structures):
     """The voxel at the structures' centre, and the middle (3,) and half the side, in mm, of the square view there."""
     masks = [mask for structure in structures for mask in (structure.mask, structure.reference) if mask is not None]

@@ -19,13 +19,13 @@ def structure_masks(label: torch.Tensor, structures: int) -> torch.Tensor:
     return (label[:, None] == index.view(1, -1, 1, 1, 1)).float()
 
 
-def occupancy_loss(vertices, faces, masks, temperature: float):
+def occupancy_loss(vertices, distance, masks, temperature: float):
     """Cross-entropy of sigmoid(-T * SDF) against the masks, on logits so that saturated voxels keep their gradient.
 
-    vertices (B, S, V, 3) normalised, faces (F, 3), masks (B, S, X, Y, Z) -> scalar, mean over all voxels.
+    vertices (B, S, V, 3) normalised, masks (B, S, X, Y, Z) -> scalar, mean over all voxels. The route is `distance`:
+    vertices (B * S, V, 3) and a shape -> SDF (B * S, X, Y, Z).
     """
-    shape = masks.shape[2:]
-    sdf = mesh2sdf(vertices.flatten(0, 1), faces, list(shape))  # (B * S, X, Y, Z)
+    sdf = distance(vertices.flatten(0, 1), list(masks.shape[2:]))
     return F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1))
 
 
@@ -86,11 +86,15 @@ class Losses:
 
 
 class MeshLoss(nn.Module):
-    """The weighted sum of all losses for one template triangulation, faces (F, 3)."""
+    """The weighted sum of all losses for one template triangulation, faces (F, 3).
 
-    def __init__(self, faces: torch.Tensor, vertex_count: int, config: LossConfig):
+    `distance` is the route from meshes to their SDF, see `occupancy_loss`; by default Mesh2SDF.
+    """
+
+    def __init__(self, faces: torch.Tensor, vertex_count: int, config: LossConfig, distance=None):
         super().__init__()
         self.config = config
+        self.distance = distance or (lambda vertices, shape: mesh2sdf(vertices, self.faces, shape))
         self.register_buffer("faces", faces)
         around = neighbours(faces.cpu(), vertex_count)
         self.register_buffer("index", around.index)
@@ -102,7 +106,7 @@ class MeshLoss(nn.Module):
         masks = structure_masks(label, prediction.vertices.shape[1])
         stages, border = prediction.stages, border_density(masks)
         losses = Losses(
-            occupancy=occupancy_loss(prediction.vertices, self.faces, masks, config.temperature),
+            occupancy=occupancy_loss(prediction.vertices, self.distance, masks, config.temperature),
             surface=torch.stack([surface_loss(stage, self.faces, border) for stage in stages]).mean(),
             laplacian=torch.stack([laplacian_loss(stage, around) for stage in stages]).mean(),
             segmentation=F.cross_entropy(prediction.segmentation, label.long()),

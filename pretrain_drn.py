@@ -1,0 +1,106 @@
+"""Pretrain the DeepRepresentationNetwork on random shapes against Mesh2SDF. The same command resumes a run.
+
+    python pretrain_drn.py --config=configs_implicitmeshnet/drn_small.json [--section.key=value ...]
+
+Writes into training.run_dir: config.json, best.pt (weights of the best validation, half precision), last.pt
+(everything, to resume), preview.png (predicted and true distances), overview.png and TensorBoard events.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from implicitmeshnet.checkpoint import pick_device, save_checkpoint, save_snapshot
+from implicitmeshnet.config import DrnConfig, load_config
+from implicitmeshnet.drn import DeepRepresentationNetwork, drn_loss, sdf_quality
+from implicitmeshnet.figures import distance_preview, training_overview
+from implicitmeshnet.io import keep_freed_memory, run_script
+from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.shapes import random_shapes
+from implicitmeshnet.training import best_dice, claim_run_dir, learning_rate, log, open_writer, resume, take_step
+
+WARMUP_STEPS = 50
+VALIDATION_SEED = 2**32  # beyond every training seed
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="--section.key=value overrides the config"
+    )
+    parser.add_argument("--config", required=True, help="JSON config, see configs_implicitmeshnet/")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
+    arguments, overrides = parser.parse_known_args()
+    config, device = load_config(arguments.config, overrides, DrnConfig), pick_device(arguments.device)
+    keep_freed_memory()
+    settings, run_dir = config.training, Path(config.training.run_dir)
+    claim_run_dir(run_dir, config, Path(arguments.config))
+
+    torch.manual_seed(settings.seed)
+    drn = DeepRepresentationNetwork(config.network).to(device)
+    sphere, _ = icosphere(config.network.template_subdivisions)
+    validation = random_shapes(sphere, settings.validation_shapes, config.shapes,
+                               torch.Generator().manual_seed(VALIDATION_SEED))
+    optimizer = torch.optim.AdamW(drn.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    history = resume(run_dir / "last.pt", {"network": drn, "optimizer": optimizer}, device)
+    writer = open_writer(run_dir, len(history))
+    for epoch in range(len(history), settings.epochs):
+        start = time.perf_counter()
+        record = {"epoch": epoch + 1, "loss": train_epoch(drn, optimizer, sphere, config, epoch, device)}
+        if epoch + 1 == settings.epochs or (epoch + 1) % settings.validate_every == 0:
+            quality, predicted, target = validate(drn, validation, settings.batch_size, device)
+            record |= {"error_voxels": quality["error_voxels"], "sign": quality["sign"],
+                       "dice": {"zero level": quality["dice"]}}
+            if quality["dice"] > best_dice(history):
+                save_snapshot(run_dir / "best.pt", drn)
+                figure = distance_preview(run_dir / "preview.png", predicted, target)
+                writer.add_figure("preview", figure, epoch + 1)
+        history.append(record | {"seconds": time.perf_counter() - start})
+        log(writer, record)
+        states = {"network": drn.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        save_checkpoint(run_dir / "last.pt", states)
+        if "dice" in record:
+            training_overview(run_dir / "overview.png", history)
+    writer.close()
+    best = max((row for row in history if "dice" in row), key=lambda row: row["dice"]["zero level"])
+    print(f"{run_dir}: {len(history)} epochs, best validation at epoch {best['epoch']}: Dice of the zero level"
+          f" {best['dice']['zero level']:.4f}, sign {best['sign']:.4f}, error near the surface"
+          f" {best['error_voxels']:.3f} voxels")
+
+
+def train_epoch(drn, optimizer, sphere, config: DrnConfig, epoch: int, device) -> float:
+    """Steps over fresh shapes, all randomness from the seed and the epoch; the mean loss."""
+    settings = config.training
+    seed = settings.seed * 100_003 + epoch
+    torch.manual_seed(seed)  # dropout
+    generator = torch.Generator().manual_seed(seed)
+    steps, total = max(settings.shapes // settings.batch_size, 1), 0.0
+    drn.train()
+    progress = tqdm(range(steps), desc=f"epoch {epoch + 1}/{settings.epochs}", leave=False)
+    for step in progress:
+        warm = min(1.0, (epoch * steps + step + 1) / WARMUP_STEPS)
+        optimizer.param_groups[0]["lr"] = warm * learning_rate(settings, epoch + step / steps)
+        shapes = random_shapes(sphere, settings.batch_size, config.shapes, generator).to(device)
+        loss, *_ = drn_loss(drn, shapes)
+        take_step(loss, drn, optimizer, epoch)
+        total += loss.item()
+        progress.set_postfix(loss=f"{loss.item():.5f}")
+    return total / steps
+
+
+@torch.no_grad()
+def validate(drn, shapes, batch_size: int, device):
+    """Mean quality over fixed shapes (B, V, 3), and the first one's predicted and true SDF (X, Y, Z)."""
+    drn.eval()
+    rows, first = [], None
+    for batch in shapes.split(batch_size):
+        _, predictions, target = drn_loss(drn, batch.to(device))
+        rows += [sdf_quality(predictions[-1][item : item + 1], target[item : item + 1]) for item in range(len(batch))]
+        first = first or (predictions[-1][0].cpu().numpy(), target[0].cpu().numpy())
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}, *first
+
+
+if __name__ == "__main__":
+    run_script(main)
