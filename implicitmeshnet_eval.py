@@ -26,6 +26,7 @@ from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, write_mesh
 from implicitmeshnet.figures import Structure, case_preview
 from implicitmeshnet.io import InputError, atomic_path, run_script
 from implicitmeshnet.metrics import dice, self_intersecting_faces, surface_distances, volume_ml
+from implicitmeshnet.repair import untangle
 from implicitmeshnet.volume import Grid, read_grid, read_labels, write_volume
 
 
@@ -95,8 +96,9 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     with torch.inference_mode():
         prediction = network(sample.image[None, None].to(device))
     normalised = prediction.vertices[0].cpu().double().numpy()  # (S, V, 3)
-    vertices = transform(sample.grid.world_from_normalised, normalised)  # mm
     faces = network.decoder.faces.cpu().numpy()
+    predicted = transform(sample.grid.world_from_normalised, normalised)  # mm
+    vertices = [untangle(structure, faces) for structure in predicted]
     values = [config.data.structures[name][0] for name in names]
     labelmap = meshes_to_labelmap([(structure, faces) for structure in vertices], values, grid)
     segmentation = segmentation_on_grid(prediction.segmentation[0], sample.grid, values, grid)
@@ -109,10 +111,11 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     preview(out / f"{case.name}_preview.png", sample, names, vertices, faces)
     rows = []
     if reference is not None:
-        for name, structure in zip(names, vertices, strict=True):
+        for name, structure, raw in zip(names, vertices, predicted, strict=True):
             rows.append({"case": case.name, "structure": name}
                         | compare(labelmap, segmentation, reference, config.data.structures[name], grid)
                         | {"self_intersecting_faces": int(self_intersecting_faces(structure, faces).sum()),
+                           "before_repair": int(self_intersecting_faces(raw, faces).sum()),
                            "faces": len(faces), "seconds": seconds})
     return rows
 

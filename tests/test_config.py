@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from implicitmeshnet.config import REPOSITORY, Config, load_config, save_config, validate
+from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, load_config, save_config, validate
 from implicitmeshnet.io import InputError, atomic_path
+
+DRN = REPOSITORY / "configs_implicitmeshnet/drn.json"
 
 
 def write(tmp_path, tree):
@@ -88,10 +90,46 @@ def test_the_shipped_configs_load_and_hold_repository_relative_paths_only():
     shipped = sorted((REPOSITORY / "configs_implicitmeshnet").glob("*.json"))
     assert shipped
     for path in shipped:
-        validate(load_config(path))
+        validate(load_config(path, kind=DrnConfig if path.stem.startswith("drn") else Config))
         tree = json.loads(path.read_text())
-        for name in (tree["data"]["dir"], tree["training"]["run_dir"], tree.get("snapshot") or ""):
-            assert not Path(name).is_absolute()
+        names = tree.get("data", {}).get("dir"), tree["training"]["run_dir"], tree.get("snapshot")
+        assert not any(Path(name or "").is_absolute() for name in names)
+
+
+@pytest.mark.parametrize(("stem", "structure"), [("2025-03-31_13-45-41", "LV"), ("2025-03-30_10-03-29", "LA")])
+def test_the_papers_configs_differ_from_the_defaults_in_nothing_but_names(stem, structure):
+    config = load_config(REPOSITORY / f"configs_implicitmeshnet/{stem}.json")
+    assert list(config.data.structures) == [structure]
+    assert config.loss.route == "deep"
+    assert config.loss.drn_config == f"{load_config(DRN, kind=DrnConfig).training.run_dir}/config.json"
+    assert config.network.template == "centred"
+    config.data.structures, config.data.dir = Config().data.structures, Config().data.dir
+    config.loss.route, config.loss.drn_config, config.network.template = "exact", None, "mean"
+    config.training.run_dir = Config().training.run_dir
+    assert (config.data, config.network, config.loss, config.training) == (
+        Config().data, Config().network, Config().loss, Config().training)
+
+
+@pytest.mark.parametrize(("override", "sentence"), [
+    ("--network.shape=[64, 60, 64]", r"network\.shape: wanted multiples of 8 from 16 to 4095 for 4 stages"),
+    ("--network.channels=[32, 20]", r"network\.channels: wanted at least one width, each a multiple of 16"),
+    ("--network.channels=[]", r"network\.channels: wanted at least one"),
+    ("--network.stages=3", r"unknown key network\.stages"),
+    ("--shapes.radius=[0.8, 0.2]", r"shapes\.radius: wanted two rising numbers"),
+    ("--shapes.noise=-1", r"shapes\.noise: wanted a number from 0"),
+    ("--training.batch_size=0", r"training\.batch_size: wanted at least 1"),
+    ("--data.dir=a", r"unknown key data"),
+])
+def test_a_drn_config_that_does_not_fit_is_refused(override, sentence):
+    with pytest.raises(InputError, match=sentence):
+        load_config(DRN, [override], DrnConfig)
+
+
+def test_the_deep_route_wants_a_network(tmp_path):
+    with pytest.raises(InputError, match=r"loss\.drn_config: wanted the config of a pretrained"):
+        load_config(write(tmp_path, {"loss": {"route": "deep"}}))
+    with pytest.raises(InputError, match=r"loss\.route: wanted 'exact' or 'deep', found fast"):
+        load_config(write(tmp_path, {"loss": {"route": "fast"}}))
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

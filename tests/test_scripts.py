@@ -13,6 +13,7 @@ import torch
 
 import implicitmeshnet_eval
 import implicitmeshnet_train
+import pretrain_drn
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.export import read_mesh
 from implicitmeshnet.metrics import euler_characteristic, is_closed
@@ -106,6 +107,94 @@ def test_a_run_folder_without_its_best_or_its_last_checkpoint_is_refused_and_lef
     with pytest.raises(ValueError, match=r"found .*best\.pt without last\.pt"):
         call(implicitmeshnet_train, monkeypatch, *arguments)
     assert (tmp_path / "run/config.json").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder):
+    """A DeepRepresentationNetwork for the folder's template, pretrained for a moment."""
+    config = {
+        "network": {"shape": [16, 16, 16], "channels": [16, 16], "graph_channels": 4, "template_subdivisions": 1},
+        "training": {"run_dir": str(folder / "drn"), "epochs": 3, "shapes": 8, "validation_shapes": 3,
+                     "validate_every": 1},
+    }
+    (folder / "drn.json").write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        call(pretrain_drn, monkeypatch, f"--config={folder / 'drn.json'}", "--device=cpu")
+    return folder
+
+
+def test_pretraining_writes_its_config_weights_and_pictures(pretrained):
+    names = {path.name for path in (pretrained / "drn").iterdir()}
+    assert {"config.json", "best.pt", "last.pt", "preview.png", "overview.png"} <= names
+    history = torch.load(pretrained / "drn/last.pt", weights_only=True)["history"]
+    assert len(history) == 3
+    assert set(history[-1]) == {"epoch", "loss", "error_voxels", "sign", "dice", "seconds"}
+
+
+def test_an_interrupted_pretraining_resumes_to_the_same_weights(pretrained, monkeypatch):
+    original, epochs = pretrain_drn.train_epoch, []
+
+    def interrupted(*arguments):
+        epochs.append(arguments[4])
+        if epochs == [0, 1]:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(pretrain_drn, "train_epoch", interrupted)
+    arguments = f"--config={pretrained / 'drn.json'}", f"--training.run_dir={pretrained / 'drn_again'}", "--device=cpu"
+    with pytest.raises(KeyboardInterrupt):
+        call(pretrain_drn, monkeypatch, *arguments)
+    call(pretrain_drn, monkeypatch, *arguments)
+    assert epochs == [0, 1, 1, 2]
+    states = [torch.load(pretrained / name / "last.pt", weights_only=True)["network"] for name in ("drn", "drn_again")]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def deep(folder, run, *more):
+    return (f"--config={folder / 'config.json'}", "--loss.route=deep", f"--training.run_dir={folder / run}",
+            "--training.epochs=2", "--device=cpu", *(more or [f"--loss.drn_config={folder / 'drn/config.json'}"]))
+
+
+def test_the_deep_route_trains_both_networks_and_resumes_both(pretrained, monkeypatch):
+    call(implicitmeshnet_train, monkeypatch, *deep(pretrained, "deep"))
+    state = torch.load(pretrained / "deep/last.pt", weights_only=True)
+    assert {"network", "optimizer", "drn", "drn_optimizer", "history"} <= set(state)
+    assert all(row["drn"] > 0 for row in state["history"])
+    start = torch.load(pretrained / "drn/best.pt", weights_only=True)["network"]
+    assert any(not torch.equal(value, start[name].float()) for name, value in state["drn"].items())
+
+    original, epochs = implicitmeshnet_train.train_epoch, []
+
+    def interrupted(*arguments):
+        epochs.append(arguments[5])
+        if epochs == [0, 1]:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(implicitmeshnet_train, "train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        call(implicitmeshnet_train, monkeypatch, *deep(pretrained, "deep_again"))
+    call(implicitmeshnet_train, monkeypatch, *deep(pretrained, "deep_again"))
+    again = torch.load(pretrained / "deep_again/last.pt", weights_only=True)
+    for part in ("network", "drn"):
+        assert all(torch.equal(value, again[part][name]) for name, value in state[part].items())
+
+
+def test_a_drn_that_does_not_fit_is_refused_before_anything_is_written(pretrained, monkeypatch):
+    for name, change, sentence in (
+        ("none", None, r"none\.json: cannot be read as a config"),
+        ("finer", {"template_subdivisions": 2}, r"template_subdivisions 1, as the meshes have, found 2"),
+        ("wider", {"channels": [32, 16]}, r"best\.pt: does not fit the config"),
+    ):
+        if change:
+            tree = json.loads((pretrained / "drn/config.json").read_text())
+            tree["network"] |= change
+            tree["snapshot"] = str(pretrained / "drn/best.pt")
+            (pretrained / f"{name}.json").write_text(json.dumps(tree))
+        with pytest.raises(ValueError, match=sentence):
+            call(implicitmeshnet_train, monkeypatch,
+                 *deep(pretrained, "refused", f"--loss.drn_config={pretrained / name}.json"))
+        assert not (pretrained / "refused").exists()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,126 @@
+"""Trains variants of one config, several seeds each, evaluates them on the same cases and prints one table.
+
+    python benchmarks/ablations.py --config=configs_implicitmeshnet/phantom_lv_la.json --test_dir=data/phantom/test \\
+        --variants exact deep exact_longer --seeds 3 --epochs 12 --out=runs/ablations
+
+Runs one after the other, a process each; a run that is done is not repeated, one that was cut off goes on.
+`exact_longer` takes as many epochs as fit the wall time of `deep` with the same seed. Metrics are means over the
+cases, averaged over structures, +- the standard deviation over seeds; crossing is the share of faces that cross another
+before the repair; memory is the training process's peak with the libraries.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from implicitmeshnet.checkpoint import load_checkpoint
+from implicitmeshnet.config import REPOSITORY, load_config
+from implicitmeshnet.io import InputError, atomic_path, run_script
+
+DEEP = ["--loss.route=deep", f"--loss.drn_config={REPOSITORY / 'configs_implicitmeshnet/drn_small.json'}"]
+VARIANTS = {
+    "exact": [],
+    "deep": DEEP,
+    "exact_longer": [],
+    "no_segmentation": ["--loss.segmentation=0"],
+    "no_surface": ["--loss.surface=0"],
+    "deep_no_surface": [*DEEP, "--loss.surface=0"],
+    "laplacian_constant": ["--loss.laplacian_start=100", "--loss.laplacian_end=100"],
+    "no_augmentation": ["--training.augmentation=false"],
+    "vertices_162": ["--network.template_subdivisions=2"],
+    "vertices_2562": ["--network.template_subdivisions=4"],
+}
+METRICS = ("dice", "assd_mm", "hd95_mm", "crossing_percent", "seconds_per_step", "minutes", "peak_mib")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--test_dir", required=True, help="labelled cases to evaluate on")
+    parser.add_argument("--validation_split", action="store_true", help="only the cases that the training holds out")
+    parser.add_argument("--variants", nargs="+", default=["exact", "deep", "exact_longer"], choices=VARIANTS)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--out", default="runs/ablations")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    for seed in range(arguments.seeds):
+        for variant in arguments.variants:
+            run(variant, seed, arguments)
+            print_table(arguments)
+
+
+def folder(variant: str, seed: int, arguments) -> Path:
+    return Path(arguments.out) / f"{variant}_{seed}"
+
+
+def run(variant: str, seed: int, arguments):
+    """Train and evaluate one variant with one seed; leaves result.json in its folder."""
+    path, epochs = folder(variant, seed, arguments), arguments.epochs
+    if (path / "result.json").exists():
+        return
+    if variant == "exact_longer":
+        minutes = [json.loads((folder(name, seed, arguments) / "result.json").read_text())["minutes"]
+                   for name in ("deep", "exact")]
+        epochs = round(epochs * minutes[0] / minutes[1])
+    laplacian = ["--loss.laplacian_epochs=" + str(max(epochs * 5 // 6, 1))]
+    peak = call("implicitmeshnet_train.py", f"--config={arguments.config}", f"--device={arguments.device}",
+                f"--training.run_dir={path}", f"--training.seed={seed}", f"--training.epochs={epochs}",
+                f"--training.validate_every={epochs}", *laplacian, *VARIANTS[variant])
+    split = ["--validation_split"] if arguments.validation_split else []
+    call("implicitmeshnet_eval.py", f"--implicitmeshnet_config={path / 'config.json'}", *split,
+         f"--test_dir_in={arguments.test_dir}", f"--test_dir_out={path / 'test'}", f"--device={arguments.device}")
+    with (path / "test/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if float(row["label_volume_ml"]) > 0]
+    result = {name: statistics.mean(float(row[name]) for row in rows) for name in METRICS[:3]}
+    result["crossing_percent"] = 100 * statistics.mean(int(row["before_repair"]) / int(row["faces"]) for row in rows)
+    history = load_checkpoint(path / "last.pt")["history"]
+    seconds = statistics.median(row["seconds"] for row in history)
+    result |= {"seconds_per_step": seconds / steps_of_epoch(path), "minutes": seconds * epochs / 60, "peak_mib": peak}
+    for structure in sorted({row["structure"] for row in rows}):
+        result[f"dice {structure}"] = statistics.mean(float(r["dice"]) for r in rows if r["structure"] == structure)
+    with atomic_path(path / "result.json") as temporary:
+        temporary.write_text(json.dumps(result))
+
+
+def steps_of_epoch(path: Path) -> int:
+    from implicitmeshnet.dataset import find_cases, split_cases
+    config = load_config(path / "config.json")
+    cases, _ = split_cases(find_cases(config.data.dir, labelled=True), config.data.validation_cases, 0)
+    return -(-len(cases) * config.training.repeats // config.training.batch_size)
+
+
+def call(script: str, *arguments) -> float:
+    """Run one of the repository's scripts; its peak memory in MiB. InputError where it fails."""
+    process = subprocess.Popen([sys.executable, str(REPOSITORY / script), *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise InputError(f"{script}: wanted a run without error, found exit status {os.waitstatus_to_exitcode(status)}")
+    return usage.ru_maxrss / 1024
+
+
+def print_table(arguments):
+    """Every variant that has results, a row each."""
+    print(f"\n{'variant':<20}{'seeds':>6}" + "".join(f"{name:>18}" for name in METRICS))
+    for variant in VARIANTS:
+        files = [folder(variant, seed, arguments) / "result.json" for seed in range(arguments.seeds)]
+        results = [json.loads(file.read_text()) for file in files if file.exists()]
+        if results:
+            names = [*METRICS, *(name for name in results[0] if name.startswith("dice "))]
+            cells = {name: spread([result[name] for result in results]) for name in names}
+            others = ", ".join(f"{name} {cells[name]}" for name in names[len(METRICS):])
+            print(f"{variant:<20}{len(results):>6}" + "".join(f"{cells[name]:>18}" for name in METRICS), others,
+                  flush=True)
+
+
+def spread(values) -> str:
+    return f"{statistics.mean(values):.4g}" + (f" +- {statistics.stdev(values):.2g}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    run_script(main)

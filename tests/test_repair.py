@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.metrics import self_intersecting_faces
+from implicitmeshnet.repair import untangle
+
+
+@pytest.fixture(scope="module")
+def sphere():
+    vertices, faces = icosphere(3)
+    return 20 * vertices.double().numpy(), faces.numpy()
+
+
+def test_a_clean_mesh_stays_as_it_is(sphere):
+    vertices, faces = sphere
+    assert np.array_equal(untangle(vertices, faces), vertices)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_folded_patch_is_smoothed_and_the_rest_stays(sphere, seed):
+    vertices, faces = sphere
+    rng = np.random.default_rng(seed)
+    centre = vertices[rng.integers(len(vertices))]
+    patch = np.linalg.norm(vertices - centre, axis=1) < 6
+    folded = vertices.copy()
+    folded[patch] += rng.normal(0, 2.5, (patch.sum(), 3))
+    before = self_intersecting_faces(folded, faces)
+    assert before.sum() > 3
+    repaired = untangle(folded, faces)
+    assert not self_intersecting_faces(repaired, faces).any()
+    assert np.array_equal(repaired[np.linalg.norm(vertices - centre, axis=1) > 16],
+                          folded[np.linalg.norm(vertices - centre, axis=1) > 16])
+    assert np.linalg.norm(repaired - vertices, axis=1).max() < 7
+
+
+def test_what_cannot_be_mended_is_not_made_worse(sphere):
+    vertices, faces = sphere
+    torn = vertices.copy()
+    torn[vertices[:, 2] > 10] -= [5, 0, 25]  # a cap pushed through the other side
+    before = self_intersecting_faces(torn, faces).sum()
+    assert before > 0
+    assert self_intersecting_faces(untangle(torn, faces), faces).sum() <= before
