@@ -1,0 +1,106 @@
+"""How well and how fast a pretrained DeepRepresentationNetwork measures distances; prints a table.
+
+    python benchmarks/drn_quality.py --config=configs_implicitmeshnet/drn_small.json [--phantoms=data/phantom/test]
+
+Held-out shapes: spheres with the paper's deformations, and the bent ellipsoids of ours. Phantom structures: template
+spheres pulled onto each label by descent through the exact distance. Error within 3 voxels of the surface, share of
+voxels on the right side, Dice of the zero level; medians of the time per mesh beside Mesh2SDF.
+"""
+
+import argparse
+from dataclasses import replace
+
+import torch
+from timing import SYNCHRONIZE, Row, hold_threads, measure
+
+from implicitmeshnet.checkpoint import load_drn, pick_device
+from implicitmeshnet.config import DataConfig, DrnConfig, LossConfig, load_config
+from implicitmeshnet.dataset import TrainingSet, find_cases, template_statistics
+from implicitmeshnet.drn import sdf_quality
+from implicitmeshnet.io import keep_freed_memory, run_script
+from implicitmeshnet.losses import laplacian_loss, occupancy_loss, structure_masks
+from implicitmeshnet.mesh import icosphere, neighbours
+from implicitmeshnet.ops import mesh2sdf
+from implicitmeshnet.phantom import LABELS
+from implicitmeshnet.shapes import random_shapes
+
+HELD_OUT_SEED = 2**33
+SHAPES = 64
+CASES = 3
+STEPS = 150
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--phantoms", help="folder of labelled phantoms")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    config, device = load_config(arguments.config, kind=DrnConfig), pick_device(arguments.device)
+    hold_threads(arguments.threads)
+    keep_freed_memory()
+    subdivisions = config.network.template_subdivisions
+    drn = load_drn(arguments.config, subdivisions, device)
+    sphere, faces = icosphere(subdivisions)
+    print(f"{device}, {arguments.threads} threads, {config.network.shape}, {len(sphere)} vertices,"
+          f" {sum(p.numel() for p in drn.parameters())} weights")
+    print(f"{'meshes':<28}{'count':>7}{'error voxels':>14}{'sign':>9}{'Dice':>9}")
+    for name, share in (("held-out spheres", 0.0), ("held-out bent ellipsoids", 1.0)):
+        generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+        judge(name, drn, random_shapes(sphere, SHAPES, replace(config.shapes, ellipsoids=share), generator), device)
+    if arguments.phantoms:
+        meshes = phantom_meshes(arguments.phantoms, config.network.shape, sphere, faces, device)
+        for name, vertices in zip(LABELS, meshes, strict=True):
+            judge(f"phantom {name}", drn, vertices, device)
+    vertices = random_shapes(sphere, 1, config.shapes, torch.Generator().manual_seed(0)).to(device)
+    rows = times("DeepRepresentationNetwork", lambda v: drn(v)[-1], vertices)
+    rows += times("Mesh2SDF", lambda v: mesh2sdf(v, drn.faces, list(config.network.shape)), vertices)
+    print(f"\n{'time per mesh, ms':<28}{'forward':>10}{'+ backward':>12}")
+    results = measure(rows, 7, SYNCHRONIZE[device.type])
+    for index in (0, 2):
+        print(f"{rows[index].name:<28}{results[index].ms:>10.1f}{results[index + 1].ms:>12.1f}")
+
+
+@torch.no_grad()
+def judge(name: str, drn, meshes, device):
+    """One row: mean quality over meshes (B, V, 3)."""
+    rows = []
+    for vertices in meshes.split(1):
+        target = mesh2sdf(vertices.to(device), drn.faces, list(drn.shape))
+        rows.append(sdf_quality(drn(vertices.to(device))[-1], target))
+    means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    print(f"{name:<28}{len(rows):>7}{means['error_voxels']:>14.3f}{means['sign']:>9.4f}{means['dice']:>9.4f}")
+
+
+def phantom_meshes(folder: str, shape, sphere, faces, device):
+    """Meshes (S, cases, V, 3) of the phantoms' structures, fitted to their labels in a box of 128 mm."""
+    data = DataConfig(structures={name: [value] for name, value in LABELS.items()}, shape=shape,
+                      spacing_mm=128 / max(shape))
+    samples = TrainingSet(find_cases(folder, labelled=True)[:CASES], data)
+    centres, radii = (torch.tensor(value, dtype=torch.float32)
+                      for value in template_statistics(samples, list(LABELS), shape))
+    template = (centres[:, None] + radii[:, None] * sphere).to(device)  # (S, V, 3)
+    around, faces, meshes = neighbours(faces, len(sphere)), faces.to(device), []
+    temperature = LossConfig().temperature
+    for sample in samples:
+        masks = structure_masks(sample.label[None].to(device), len(LABELS))
+        vertices = template.clone().requires_grad_()
+        optimizer = torch.optim.Adam([vertices], 0.01)
+        for _ in range(STEPS):
+            loss = occupancy_loss(vertices[None], lambda v, grid: mesh2sdf(v, faces, grid), masks, temperature)
+            optimizer.zero_grad()
+            (loss + 100 * laplacian_loss(vertices, around)).backward()
+            optimizer.step()
+        meshes.append(vertices.detach())
+    return torch.stack(meshes, 1)
+
+
+def times(name: str, function, vertices):
+    leaf = vertices.clone().requires_grad_()
+    return [Row(name, lambda: function(vertices)),
+            Row(name, lambda: torch.autograd.grad(function(leaf).sum(), leaf))]
+
+
+if __name__ == "__main__":
+    run_script(main)
