@@ -20,6 +20,7 @@ from pathlib import Path
 
 from implicitmeshnet.checkpoint import load_checkpoint
 from implicitmeshnet.config import REPOSITORY, load_config
+from implicitmeshnet.dataset import find_cases, split_cases
 from implicitmeshnet.io import InputError, atomic_path, run_script
 
 DEEP = ["--loss.route=deep", f"--loss.drn_config={REPOSITORY / 'configs_implicitmeshnet/drn_small.json'}"]
@@ -89,7 +90,6 @@ def run(variant: str, seed: int, arguments):
 
 
 def steps_of_epoch(path: Path) -> int:
-    from implicitmeshnet.dataset import find_cases, split_cases
     config = load_config(path / "config.json")
     cases, _ = split_cases(find_cases(config.data.dir, labelled=True), config.data.validation_cases, 0)
     return -(-len(cases) * config.training.repeats // config.training.batch_size)
