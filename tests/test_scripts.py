@@ -52,6 +52,20 @@ def call(script, monkeypatch, *arguments):
     script.main()
 
 
+def interrupt_second_epoch(monkeypatch, script, argument: int) -> list[int]:
+    """Let the script's first attempt at epoch 1 fail; the epochs that it tries from now on, argument by position."""
+    original, epochs = script.train_epoch, []
+
+    def interrupted(*arguments):
+        epochs.append(arguments[argument])
+        if epochs == [0, 1]:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(script, "train_epoch", interrupted)
+    return epochs
+
+
 @pytest.fixture(scope="module")
 def trained(folder):
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -68,15 +82,7 @@ def test_training_writes_what_evaluation_and_a_person_need(trained):
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(trained, monkeypatch):
-    original, epochs = implicitmeshnet_train.train_epoch, []
-
-    def interrupted(*arguments):
-        epochs.append(arguments[5])
-        if epochs == [0, 1]:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(implicitmeshnet_train, "train_epoch", interrupted)
+    epochs = interrupt_second_epoch(monkeypatch, implicitmeshnet_train, 5)
     arguments = [f"--config={trained / 'config.json'}", f"--training.run_dir={trained / 'again'}", "--device=cpu"]
     with pytest.raises(KeyboardInterrupt):
         call(implicitmeshnet_train, monkeypatch, *arguments)
@@ -132,15 +138,7 @@ def test_pretraining_writes_its_config_weights_and_pictures(pretrained):
 
 
 def test_an_interrupted_pretraining_resumes_to_the_same_weights(pretrained, monkeypatch):
-    original, epochs = pretrain_drn.train_epoch, []
-
-    def interrupted(*arguments):
-        epochs.append(arguments[4])
-        if epochs == [0, 1]:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(pretrain_drn, "train_epoch", interrupted)
+    epochs = interrupt_second_epoch(monkeypatch, pretrain_drn, 4)
     arguments = f"--config={pretrained / 'drn.json'}", f"--training.run_dir={pretrained / 'drn_again'}", "--device=cpu"
     with pytest.raises(KeyboardInterrupt):
         call(pretrain_drn, monkeypatch, *arguments)
@@ -163,15 +161,7 @@ def test_the_deep_route_trains_both_networks_and_resumes_both(pretrained, monkey
     start = torch.load(pretrained / "drn/best.pt", weights_only=True)["network"]
     assert any(not torch.equal(value, start[name].float()) for name, value in state["drn"].items())
 
-    original, epochs = implicitmeshnet_train.train_epoch, []
-
-    def interrupted(*arguments):
-        epochs.append(arguments[5])
-        if epochs == [0, 1]:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(implicitmeshnet_train, "train_epoch", interrupted)
+    interrupt_second_epoch(monkeypatch, implicitmeshnet_train, 5)
     with pytest.raises(KeyboardInterrupt):
         call(implicitmeshnet_train, monkeypatch, *deep(pretrained, "deep_again"))
     call(implicitmeshnet_train, monkeypatch, *deep(pretrained, "deep_again"))
