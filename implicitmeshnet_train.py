@@ -6,7 +6,6 @@ Writes into training.run_dir: config.json (what evaluation needs, template inclu
 validation, half precision), last.pt (everything, to resume), preview.png, overview.png and TensorBoard events.
 """
 
-import argparse
 import time
 from pathlib import Path
 
@@ -14,12 +13,12 @@ import torch
 from tqdm import tqdm
 
 from implicitmeshnet.augment import augment
-from implicitmeshnet.checkpoint import load_drn, pick_device, save_checkpoint, save_snapshot
-from implicitmeshnet.config import Config, load_config
+from implicitmeshnet.checkpoint import load_drn, save_snapshot
+from implicitmeshnet.config import Config
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.dataset import TrainingSet, find_cases, split_cases, template_statistics
-from implicitmeshnet.figures import Structure, case_preview, training_overview
-from implicitmeshnet.io import keep_freed_memory, run_script
+from implicitmeshnet.figures import Structure, case_preview
+from implicitmeshnet.io import run_script
 from implicitmeshnet.losses import MeshLoss
 from implicitmeshnet.metrics import dice
 from implicitmeshnet.network import ImplicitMeshNet, build_network
@@ -27,26 +26,20 @@ from implicitmeshnet.ops import voxelize
 from implicitmeshnet.training import (
     DeepRoute,
     best_dice,
+    best_epoch,
     claim_run_dir,
+    end_epoch,
     learning_rate,
-    log,
     mean_dice,
     open_writer,
+    parse_arguments,
     resume,
     take_step,
 )
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog="--section.key=value overrides the config"
-    )
-    parser.add_argument("--config", required=True, help="JSON config, see configs_implicitmeshnet/")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
-    arguments, overrides = parser.parse_known_args()
-    config, device = load_config(arguments.config, overrides), pick_device(arguments.device)
-    keep_freed_memory()
-
+    config, source, device = parse_arguments(__doc__.splitlines()[0], Config)
     deep = load_deep_route(config, device)
     training, validation = split_cases(
         find_cases(config.data.dir, labelled=True), config.data.validation_cases, config.training.seed
@@ -58,12 +51,12 @@ def main():
         config.network.template_centres = tuple(map(tuple, centres.tolist()))
         config.network.template_radii = tuple(map(tuple, radii.tolist()))
     run_dir = Path(config.training.run_dir)
-    claim_run_dir(run_dir, config, Path(arguments.config))
+    claim_run_dir(run_dir, config, source)
 
     torch.manual_seed(config.training.seed)
     network = build_network(config).to(device)
     vertex_count = network.decoder.template.shape[1]
-    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, deep and deep.distance).to(device)
+    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, deep.distance if deep else None).to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), config.training.learning_rate, weight_decay=config.training.weight_decay
     )
@@ -82,14 +75,9 @@ def main():
             if mean_dice(record) > best_dice(history):
                 save_snapshot(run_dir / "best.pt", network)
                 preview(network, validation[0], config, device, run_dir / "preview.png", writer, epoch + 1)
-        history.append(record | {"seconds": time.perf_counter() - start})
-        log(writer, record)
-        states = {name: part.state_dict() for name, part in parts.items()}
-        save_checkpoint(run_dir / "last.pt", states | {"history": history})
-        if "dice" in record:
-            training_overview(run_dir / "overview.png", history)
+        end_epoch(run_dir, parts, history, record | {"seconds": time.perf_counter() - start}, writer)
     writer.close()
-    best = max((row for row in history if "dice" in row), key=mean_dice)
+    best = best_epoch(history)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in best["dice"].items())
     print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best['epoch']}: {scores}")
 

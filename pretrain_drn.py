@@ -6,37 +6,39 @@ Writes into training.run_dir: config.json, best.pt (weights of the best validati
 (everything, to resume), preview.png (predicted and true distances), overview.png and TensorBoard events.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from implicitmeshnet.checkpoint import pick_device, save_checkpoint, save_snapshot
-from implicitmeshnet.config import DrnConfig, load_config
+from implicitmeshnet.checkpoint import save_snapshot
+from implicitmeshnet.config import DrnConfig
 from implicitmeshnet.drn import DeepRepresentationNetwork, drn_loss, sdf_quality
-from implicitmeshnet.figures import distance_preview, training_overview
-from implicitmeshnet.io import keep_freed_memory, run_script
+from implicitmeshnet.figures import distance_preview
+from implicitmeshnet.io import run_script
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.shapes import random_shapes
-from implicitmeshnet.training import best_dice, claim_run_dir, learning_rate, log, open_writer, resume, take_step
+from implicitmeshnet.training import (
+    best_dice,
+    best_epoch,
+    claim_run_dir,
+    end_epoch,
+    learning_rate,
+    open_writer,
+    parse_arguments,
+    resume,
+    take_step,
+)
 
 WARMUP_STEPS = 50
 VALIDATION_SEED = 2**32  # beyond every training seed
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog="--section.key=value overrides the config"
-    )
-    parser.add_argument("--config", required=True, help="JSON config, see configs_implicitmeshnet/")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
-    arguments, overrides = parser.parse_known_args()
-    config, device = load_config(arguments.config, overrides, DrnConfig), pick_device(arguments.device)
-    keep_freed_memory()
+    config, source, device = parse_arguments(__doc__.splitlines()[0], DrnConfig)
     settings, run_dir = config.training, Path(config.training.run_dir)
-    claim_run_dir(run_dir, config, Path(arguments.config))
+    claim_run_dir(run_dir, config, source)
 
     torch.manual_seed(settings.seed)
     drn = DeepRepresentationNetwork(config.network).to(device)
@@ -44,7 +46,8 @@ def main():
     validation = random_shapes(sphere, settings.validation_shapes, config.shapes,
                                torch.Generator().manual_seed(VALIDATION_SEED))
     optimizer = torch.optim.AdamW(drn.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    history = resume(run_dir / "last.pt", {"network": drn, "optimizer": optimizer}, device)
+    parts = {"network": drn, "optimizer": optimizer}
+    history = resume(run_dir / "last.pt", parts, device)
     writer = open_writer(run_dir, len(history))
     for epoch in range(len(history), settings.epochs):
         start = time.perf_counter()
@@ -57,14 +60,9 @@ def main():
                 save_snapshot(run_dir / "best.pt", drn)
                 figure = distance_preview(run_dir / "preview.png", predicted, target)
                 writer.add_figure("preview", figure, epoch + 1)
-        history.append(record | {"seconds": time.perf_counter() - start})
-        log(writer, record)
-        states = {"network": drn.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-        save_checkpoint(run_dir / "last.pt", states)
-        if "dice" in record:
-            training_overview(run_dir / "overview.png", history)
+        end_epoch(run_dir, parts, history, record | {"seconds": time.perf_counter() - start}, writer)
     writer.close()
-    best = max((row for row in history if "dice" in row), key=lambda row: row["dice"]["zero level"])
+    best = best_epoch(history)
     print(f"{run_dir}: {len(history)} epochs, best validation at epoch {best['epoch']}: Dice of the zero level"
           f" {best['dice']['zero level']:.4f}, sign {best['sign']:.4f}, error near the surface"
           f" {best['error_voxels']:.3f} voxels")

@@ -66,6 +66,8 @@ def run(variant: str, seed: int, arguments):
     if (path / "result.json").exists():
         return
     if variant == "exact_longer":
+        if not all((folder(name, seed, arguments) / "result.json").exists() for name in ("deep", "exact")):
+            raise InputError("--variants: wanted deep and exact before exact_longer, found no results of theirs")
         minutes = [json.loads((folder(name, seed, arguments) / "result.json").read_text())["minutes"]
                    for name in ("deep", "exact")]
         epochs = round(epochs * minutes[0] / minutes[1])

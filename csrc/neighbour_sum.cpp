@@ -10,9 +10,12 @@ namespace {
 template <typename T>
 using Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)) = T;
 
+template <typename T>
+constexpr int64_t LANES = sizeof(Vector<T>) / sizeof(T);
+
 // Channels that are summed together, in registers; those of all vertices fit the cache.
 template <typename T>
-constexpr int64_t WIDTH = 3 * sizeof(Vector<T>) / sizeof(T);
+constexpr int64_t WIDTH = 3 * LANES<T>;
 
 template <typename T>
 struct Graph {
@@ -49,10 +52,9 @@ IMN_INLINE void add_rows(const Graph<T>& graph, const Block<T>& block, int64_t f
 
 #define IMN_INSTANTIATE(T)                                                                                             \
     IMN_CLONES void add(const Graph<T>& graph, const Block<T>& block) {                                                \
-        constexpr int64_t lanes = WIDTH<T> / 3;                                                                        \
         if (block.width == WIDTH<T>) return add_rows<T, Vector<T>, 3>(graph, block, 0);                                \
         int64_t first = 0;                                                                                             \
-        for (; first + lanes <= block.width; first += lanes) add_rows<T, Vector<T>, 1>(graph, block, first);           \
+        for (; first + LANES<T> <= block.width; first += LANES<T>) add_rows<T, Vector<T>, 1>(graph, block, first);     \
         for (; first < block.width; first++) add_rows<T, T, 1>(graph, block, first);                                   \
     }
 IMN_INSTANTIATE(float)
@@ -65,24 +67,30 @@ template <bool backward>
 at::Tensor run(const at::Tensor& from_, const at::Tensor& index_, const at::Tensor& weight_, bool own) {
     auto from = from_.contiguous(), index = index_.contiguous();
     auto weight = weight_.to(from.scalar_type()).contiguous();
+    for (int64_t slot = 0; slot < index.numel(); slot++) {
+        int64_t neighbour = index.const_data_ptr<int64_t>()[slot];
+        TORCH_CHECK_INDEX(0 <= neighbour && neighbour < index.size(0), "index: wanted vertices from 0 to ",
+                          index.size(0) - 1, ", found ", neighbour);
+    }
     auto sizes = from.sizes().vec();
     int64_t width = sizes.back(), channels = own && !backward ? width / 2 : width, half = own ? channels : 0;
     sizes.back() = backward ? channels + half : channels;
     auto result = at::empty(sizes, from.options());
     int64_t copies = from.numel() / std::max<int64_t>(index.size(0) * width, 1);
     AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "neighbour_sum", [&] {
-        constexpr int64_t width_of_block = WIDTH<scalar_t>;
-        int64_t blocks = (channels + width_of_block - 1) / width_of_block;
+        constexpr int64_t most = WIDTH<scalar_t>;
+        int64_t blocks = (channels + most - 1) / most;
         Graph<scalar_t> graph{index.size(0), index.size(1), index.const_data_ptr<int64_t>(),
                               weight.const_data_ptr<scalar_t>()};
         auto source = from.const_data_ptr<scalar_t>();
         auto target = result.mutable_data_ptr<scalar_t>();
         at::parallel_for(0, copies * blocks, 1, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++) {
-                int64_t first = task % blocks * width_of_block, row = task / blocks * graph.count;
+                int64_t first = task % blocks * most, row = task / blocks * graph.count;
                 auto in = source + row * width + first;
                 auto out = target + row * sizes.back() + first;
-                Block<scalar_t> block{nullptr, in, out, nullptr, width, sizes.back(), std::min(width_of_block, channels - first)};
+                auto count = std::min(most, channels - first);
+                Block<scalar_t> block{nullptr, in, out, nullptr, width, sizes.back(), count};
                 if (own && backward) block.copy = out, block.sum = out + half;
                 if (own && !backward) block.own = in, block.around = in + half;
                 add(graph, block);

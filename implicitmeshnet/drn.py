@@ -19,11 +19,13 @@ GROUPS = 16
 DIAGONAL = math.sqrt(12)
 """Of the normalised cube: no distance is longer."""
 NEAR_VOXELS = 3.0
+"""How far from the surface `sdf_quality` looks at errors."""
 NEAR_WEIGHT = 30.0
 """Of the loss within about two voxels of the surface: without it, far voxels, which no mesh loss reads, rule."""
 
 
 def group_norm(channels: int) -> nn.Module:
+    """Group norm in 16 groups; of 16 channels it is instance norm, whose kernel goes back 20 times faster on a CPU."""
     return InstanceNorm3d(channels) if channels == GROUPS else nn.GroupNorm(GROUPS, channels)
 
 
@@ -42,7 +44,7 @@ class VoxelBlock(nn.Module):
 
 
 class DeepRepresentationNetwork(nn.Module):
-    """A mesh of the template's triangulation -> its signed distance on a voxel grid, negative inside.
+    """A mesh of the template's triangulation -> its signed distance on a voxel grid, negative inside (Laves 2025).
 
     A residual GCN reads each vertex; its features, weighted by the vertex's share of the surface, are splatted into
     grids from coarse to fine, so that a grid holds an integral over the surface, whatever the triangulation. A

@@ -1,6 +1,7 @@
 """What the trainings share: the run folder that a run claims and resumes from, learning rates, steps and logs; and the
 deep route, which trains both networks in turns."""
 
+import argparse
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -8,12 +9,24 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from implicitmeshnet.checkpoint import load_checkpoint
+from implicitmeshnet.checkpoint import load_checkpoint, pick_device, save_checkpoint
 from implicitmeshnet.config import load_config, save_config
 from implicitmeshnet.drn import DeepRepresentationNetwork, drn_loss
-from implicitmeshnet.io import InputError
+from implicitmeshnet.figures import training_overview
+from implicitmeshnet.io import InputError, keep_freed_memory
 
 GRADIENT_NORM = 1.0
+
+
+def parse_arguments(description: str, kind):
+    """What a training is called with: its config of a kind, the file that holds it, and the torch device."""
+    parser = argparse.ArgumentParser(description=description, epilog="--section.key=value overrides the config")
+    parser.add_argument("--config", required=True, help="JSON config, see configs_implicitmeshnet/")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
+    arguments, overrides = parser.parse_known_args()
+    keep_freed_memory()
+    config = load_config(arguments.config, overrides, kind)
+    return config, Path(arguments.config), pick_device(arguments.device)
 
 
 def claim_run_dir(run_dir: Path, config, source: Path):
@@ -113,6 +126,21 @@ def mean_dice(record) -> float:
 def best_dice(history) -> float:
     """The best mean Dice of the epochs so far that were validated, or -1."""
     return max((mean_dice(row) for row in history if "dice" in row), default=-1.0)
+
+
+def end_epoch(run_dir: Path, parts: dict, history: list[dict], record: dict, writer):
+    """Append an epoch's record to the history, log it, and save last.pt; overview.png where it was validated."""
+    history.append(record)
+    log(writer, record)
+    states = {name: part.state_dict() for name, part in parts.items()}
+    save_checkpoint(run_dir / "last.pt", states | {"history": history})
+    if "dice" in record:
+        training_overview(run_dir / "overview.png", history)
+
+
+def best_epoch(history) -> dict:
+    """The record of the validated epoch with the best mean Dice."""
+    return max((row for row in history if "dice" in row), key=mean_dice)
 
 
 def log(writer, record):

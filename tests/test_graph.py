@@ -3,7 +3,7 @@ import torch
 
 from implicitmeshnet.graph import ChebyshevConv, GCNConv, GraphDecoderStage
 from implicitmeshnet.mesh import edges, icosphere, neighbours, vertex_areas
-from implicitmeshnet.ops import layer_norm_leaky_relu, neighbour_sum, reference
+from implicitmeshnet.ops import compiled, layer_norm_leaky_relu, neighbour_sum, reference
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,11 @@ def test_neighbour_sum_has_the_right_gradient(sphere, own):
 
 def test_neighbour_sum_refuses_another_graph(sphere):
     around, features = graph_and_features(sphere, 3, torch.float32)
+    with pytest.raises(ValueError, match=r"weight: wanted shape \(42, 6\), as index has, found \(42, 5\)"):
+        neighbour_sum(features, around.index, around.weight[:, 1:])
+    if compiled():
+        with pytest.raises(IndexError, match="index: wanted vertices from 0 to 41, found 42"):
+            neighbour_sum(features, around.index + 1, around.weight)
     with pytest.raises(ValueError, match=r"features: wanted shape \(\.\.\., 42, 2 C\), found \(2, 3, 42, 3\)"):
         neighbour_sum(features, around.index, around.weight, own=True)
     with pytest.raises(ValueError, match=r"features: wanted shape \(\.\.\., 42, C\), found \(2, 3, 41, 3\)"):

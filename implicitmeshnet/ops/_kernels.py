@@ -58,7 +58,7 @@ def define(schema: str, reference, fake, gpu=None, source: str = ""):
     """Define an op with its reference as the default kernel, and its fake kernel; returns the op.
 
     gpu(kernels, *args) runs the op with `CudaKernels`, or with the `MetalKernels` of csrc/SOURCE.metal; without it
-    the reference is as fast as a GPU goes.
+    GPUs run the reference, and no warning says so.
     """
     name = schema.partition("(")[0]
     faster = {"cpu", "cuda"} if gpu else {"cpu"}

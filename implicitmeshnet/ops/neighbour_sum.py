@@ -38,8 +38,11 @@ def neighbour_sum(features: torch.Tensor, index: torch.Tensor, weight: torch.Ten
     index (V, D) int64 and weight (V, D), weight 0 where a vertex has fewer neighbours than D. The operator must be
     symmetric: its gradient is itself. With `own`, features (..., V, 2 C) hold two halves a and b, and
     y[v] = a[v] + sum over d of weight[v, d] b[index[v, d]] (..., V, C). float32 or float64; same bits on any number of
-    CPU threads. Differentiable once, in the features. Raises ValueError where shapes do not fit.
+    CPU threads. Differentiable once, in the features. Raises ValueError where shapes do not fit, IndexError on a CPU
+    for an index that is no vertex.
     """
+    if weight.shape != index.shape:
+        raise ValueError(f"weight: wanted shape {tuple(index.shape)}, as index has, found {tuple(weight.shape)}")
     if features.ndim < 2 or features.shape[-2] != len(index) or (own and features.shape[-1] % 2):
         wanted = f"(..., {len(index)}, {'2 C' if own else 'C'})"
         raise ValueError(f"features: wanted shape {wanted}, found {tuple(features.shape)}")
