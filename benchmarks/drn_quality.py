@@ -2,9 +2,9 @@
 
     python benchmarks/drn_quality.py --config=configs_implicitmeshnet/drn_small.json [--phantoms=data/phantom/test]
 
-Held-out shapes: spheres with the paper's deformations, and the bent ellipsoids of ours. Phantom structures: template
-spheres pulled onto each label by descent through the exact distance. Error within 3 voxels of the surface, share of
-voxels on the right side, Dice of the zero level; medians of the time per mesh beside Mesh2SDF.
+Held-out shapes: spheres with the paper's deformations; bent ellipsoids, tubes and cups of ours. Phantom structures:
+template spheres pulled onto each label by descent through the exact distance. Error within 3 voxels of the surface,
+share of voxels on the right side, Dice of the zero level; medians of the time per mesh beside Mesh2SDF.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from implicitmeshnet.shapes import random_shapes
 
 HELD_OUT_SEED = 2**33
 SHAPES = 64
+KINDS = ("ellipsoids", "tubes", "cups")
 CASES = 3
 STEPS = 150
 
@@ -46,9 +47,10 @@ def main():
     print(f"{device}, {arguments.threads} threads, {config.network.shape}, {len(sphere)} vertices,"
           f" {sum(p.numel() for p in drn.parameters())} weights")
     print(f"{'meshes':<28}{'count':>7}{'error voxels':>14}{'sign':>9}{'Dice':>9}")
-    for name, share in (("held-out spheres", 0.0), ("held-out bent ellipsoids", 1.0)):
+    for kind in ("spheres", *KINDS):
+        shapes = replace(config.shapes, **{name: float(name == kind) for name in KINDS})
         generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-        judge(name, drn, random_shapes(sphere, SHAPES, replace(config.shapes, ellipsoids=share), generator), device)
+        judge(f"held-out {kind}", drn, random_shapes(sphere, SHAPES, shapes, generator), device)
     if arguments.phantoms:
         meshes = phantom_meshes(arguments.phantoms, config.network.shape, sphere, faces, device)
         for name, vertices in zip(LABELS, meshes, strict=True):

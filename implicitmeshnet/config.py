@@ -8,6 +8,7 @@ JSON file are relative to the repository's root, relative paths in command-line 
 import copy
 import dataclasses
 import json
+import math
 import re
 import types
 import typing
@@ -105,11 +106,15 @@ class Config:
 @dataclass
 class DrnNetworkConfig:
     shape: tuple[int, int, int] = (128, 128, 128)
-    """Voxels of the distance volume, each a multiple of 2^(stages - 1) that leaves at least 2 at the coarsest."""
+    """Voxels of the distance volume, each a multiple of the coarsest stage's cells that leaves at least 2 of them."""
     channels: tuple[int, ...] = (128, 128, 128, 128)
-    """Widths of the voxel decoder's stages, coarse to fine, each a multiple of 16."""
-    blocks: int = 1
+    """Widths of the voxel decoder's stages, coarse to fine, each a multiple of groups."""
+    blocks: tuple[int, ...] = (1, 1, 1, 1)
     """Residual blocks of each stage."""
+    groups: int = 16
+    """Of the group norms."""
+    subvoxels: int = 1
+    """Voxels along a side of the finest stage's cells: 2 spares seven eighths of its convolutions."""
     graph_channels: int = 128
     graph_blocks: int = 2
     dropout: float = 0.1
@@ -122,11 +127,25 @@ class ShapesConfig:
     or in a range, normal where a standard deviation is named."""
 
     radius: tuple[float, float] = (0.2, 0.8)
-    ellipsoids: float = 0.5
+    ellipsoids: float = 0.35
     """Share of shapes that start from a bent ellipsoid anywhere in the cube, as a structure's template may."""
     semi_axis: tuple[float, float] = (0.1, 0.7)
     bend: float = 0.8
     """Shift of an ellipsoid's pole across its axis, in squared semi-axes per unit length."""
+    tubes: float = 0.25
+    """Share of shapes that start from a tube bent to an arc, as vessels are."""
+    tube_radius: tuple[float, float] = (0.08, 0.25)
+    tube_length: tuple[float, float] = (0.6, 2.0)
+    """Of the centreline."""
+    tube_angle_rad: float = 3.5
+    """The most that the centreline turns from end to end."""
+    cups: float = 0.15
+    """Share of shapes that start from a cup, a thick bowl, as the left ventricle's myocardium is."""
+    cup_radius: tuple[float, float] = (0.35, 0.8)
+    cup_wall: tuple[float, float] = (0.2, 0.5)
+    """Thickness relative to the radius."""
+    cup_rim_rad: tuple[float, float] = (-0.3, 0.7)
+    """Latitude of the rim, 0 at the bowl's equator."""
     translation: float = 0.2
     rotation_rad: float = 0.2
     scale: float = 0.2
@@ -273,20 +292,31 @@ def _checks(config: Config):
 def _drn_checks(config: DrnConfig):
     """The same for the DeepRepresentationNetwork."""
     network, shapes, training = config.network, config.shapes, config.training
-    divisor = 2 ** max(len(network.channels) - 1, 0)
+    groups, divisor = max(network.groups, 1), max(network.subvoxels, 1) * 2 ** max(len(network.channels) - 1, 0)
     return [
-        ("network.channels", bool(network.channels) and all(n > 0 and n % 16 == 0 for n in network.channels),
-         "at least one width, each a multiple of 16"),
+        ("network.groups", 1 <= network.groups < 2**16, "at least 1"),
+        ("network.subvoxels", 1 <= network.subvoxels <= 8, "1 to 8"),
+        ("network.channels", bool(network.channels) and all(n > 0 and n % groups == 0 for n in network.channels),
+         f"at least one width, each a multiple of network.groups, {groups}"),
+        ("network.blocks", len(network.blocks) == len(network.channels) and all(1 <= n <= 100 for n in network.blocks),
+         f"1 to 100 for each of {len(network.channels)} stages"),
         ("network.shape", all(2 * divisor <= n < 4096 and n % divisor == 0 for n in network.shape),
          f"multiples of {divisor} from {2 * divisor} to 4095 for {len(network.channels)} stages"),
-        ("network.blocks", 1 <= network.blocks <= 100, "1 to 100"),
         ("network.graph_channels", 1 <= network.graph_channels < 2**16, "a positive width"),
         ("network.graph_blocks", 0 <= network.graph_blocks <= 100, "0 to 100"),
         ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
         ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
         *((f"shapes.{name}", 0 < getattr(shapes, name)[0] <= getattr(shapes, name)[1] <= 1,
-           "two rising numbers from above 0 to 1") for name in ("radius", "semi_axis")),
-        ("shapes.ellipsoids", 0 <= shapes.ellipsoids <= 1, "a share from 0 to 1"),
+           "two rising numbers from above 0 to 1") for name in ("radius", "semi_axis", "tube_radius", "cup_radius")),
+        *((f"shapes.{name}", 0 <= getattr(shapes, name) <= 1, "a share from 0 to 1")
+          for name in ("ellipsoids", "tubes", "cups")),
+        ("shapes.ellipsoids", shapes.ellipsoids + shapes.tubes + shapes.cups <= 1 + 1e-9,
+         "shares of ellipsoids, tubes and cups that sum to at most 1"),
+        ("shapes.tube_length", 0 < shapes.tube_length[0] <= shapes.tube_length[1] <= 10, "two rising numbers to 10"),
+        ("shapes.tube_angle_rad", 0 <= shapes.tube_angle_rad < 2 * math.pi, "a number from 0 to below 2 pi"),
+        ("shapes.cup_wall", 0 < shapes.cup_wall[0] <= shapes.cup_wall[1] < 1, "two rising numbers in (0, 1)"),
+        ("shapes.cup_rim_rad", -1.5 <= shapes.cup_rim_rad[0] <= shapes.cup_rim_rad[1] <= 1.5,
+         "two rising numbers from -1.5 to 1.5"),
         ("shapes.control_points", 1 <= shapes.control_points < 2**16, "at least 1"),
         *((f"shapes.{name}", 0 <= getattr(shapes, name) < limit, f"a number from 0 to below {limit}")
           for name, limit in (("bend", 10), ("translation", 1), ("rotation_rad", 10), ("scale", 1), ("shear", 1),

@@ -1,42 +1,45 @@
 """DeepRepresentationNetwork: the deep signed distance transform of a mesh, and what it is trained and judged by."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from implicitmeshnet.config import DrnNetworkConfig
+from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.graph import GCNConv, GraphResidualBlock
-from implicitmeshnet.mesh import icosphere, neighbours, vertex_normals
+from implicitmeshnet.mesh import face_normals, icosphere, neighbours, vertex_normals
 from implicitmeshnet.network import bfloat16_is_fast
 from implicitmeshnet.ops import mesh2sdf, splat_trilinear
 from implicitmeshnet.unet import InstanceNorm3d
 
-GROUPS = 16
-"""Of the group norms."""
 DIAGONAL = math.sqrt(12)
 """Of the normalised cube: no distance is longer."""
 NEAR_VOXELS = 3.0
 """How far from the surface `sdf_quality` looks at errors."""
 NEAR_WEIGHT = 30.0
 """Of the loss within about two voxels of the surface: without it, far voxels, which no mesh loss reads, rule."""
+THIN = 0.05
+"""Surface area in a cell, in faces of a cell, below which the plane that stands for it fades."""
 
 
-def group_norm(channels: int) -> nn.Module:
-    """Group norm in 16 groups; of 16 channels it is instance norm, whose kernel goes back 20 times faster on a CPU."""
-    return InstanceNorm3d(channels) if channels == GROUPS else nn.GroupNorm(GROUPS, channels)
+def group_norm(groups: int, channels: int) -> nn.Module:
+    """Group norm; with a group for each channel it is instance norm, whose kernel goes back 20 times faster on CPUs."""
+    return InstanceNorm3d(channels) if channels == groups else nn.GroupNorm(groups, channels)
 
 
 class VoxelBlock(nn.Module):
     """x + conv(act(norm(conv(act(norm(x)))))) with group norm and SiLU; (B, C, X, Y, Z) -> same."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
         self.body = nn.Sequential(*(
             layer for _ in range(2)
-            for layer in (group_norm(channels), nn.SiLU(), nn.Conv3d(channels, channels, 3, padding=1))))
+            for layer in (group_norm(groups, channels), nn.SiLU(), nn.Conv3d(channels, channels, 3, padding=1))))
         nn.init.zeros_(self.body[-1].weight)
 
     def forward(self, volume):
@@ -46,9 +49,11 @@ class VoxelBlock(nn.Module):
 class DeepRepresentationNetwork(nn.Module):
     """A mesh of the template's triangulation -> its signed distance on a voxel grid, negative inside (Laves 2025).
 
-    A residual GCN reads each vertex; its features, weighted by the vertex's share of the surface, are splatted into
-    grids from coarse to fine, so that a grid holds an integral over the surface, whatever the triangulation. A
-    convolutional stage per grid adds to the upsampled distance of the stage before.
+    A residual GCN reads each vertex; its features, interpolated to three points of each face and weighted by their
+    share of the surface, are splatted into grids from coarse to fine, so that a grid holds an integral over the
+    surface, whatever the triangulation. A convolutional stage per grid corrects the upsampled distance of the stage
+    before. A stage's cells are blocks of voxels, each stage's half as wide as those of the stage before; the last
+    stage yields a value for each voxel of its cells (sub-voxel convolution, Shi et al. 2016).
     """
 
     def __init__(self, config: DrnNetworkConfig):
@@ -56,79 +61,169 @@ class DeepRepresentationNetwork(nn.Module):
         vertices, faces = icosphere(config.template_subdivisions)
         self.register_buffer("faces", faces, persistent=False)
         self.shape = config.shape
+        self.values = [1] * (len(config.channels) - 1) + [config.subvoxels]
+        """That each stage yields along a side of its cells."""
         around, width = neighbours(faces, len(vertices)), config.graph_channels
         self.input = GCNConv(1, 8, width, around)
         self.graph = nn.ModuleList(GraphResidualBlock(1, width, around, GCNConv, config.dropout)
                                    for _ in range(config.graph_blocks))
         self.project = nn.ModuleList(nn.Linear(8 + width, channels) for channels in config.channels)
+        self.planes = nn.ModuleList(nn.Linear(6, channels) for channels in config.channels)
         self.carry = nn.ModuleList(nn.Conv3d(before, after, 1) for before, after in pairwise(config.channels))
-        self.stages = nn.ModuleList(nn.Sequential(*(VoxelBlock(channels) for _ in range(config.blocks)))
-                                    for channels in config.channels)
-        self.heads = nn.ModuleList(nn.Linear(channels, 1) for channels in config.channels)
-        for head in self.heads[1:]:
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(VoxelBlock(channels, config.groups) for _ in range(blocks)))
+            for channels, blocks in zip(config.channels, config.blocks, strict=True))
+        self.heads = nn.ModuleList(nn.Linear(channels, values**3 + 1)  # the last: how far to trust the plane, a logit
+                                   for channels, values in zip(config.channels, self.values, strict=True))
+        for head in self.heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         self.stages.to(memory_format=torch.channels_last_3d)
 
     @property
-    def shapes(self):
-        """The grids of the stages, coarse to fine."""
-        return [tuple(n >> level for n in self.shape) for level in reversed(range(len(self.stages)))]
+    def cells(self) -> list[int]:
+        """Voxels along a side of a cell in each stage, coarse to fine."""
+        return [self.values[-1] << level for level in reversed(range(len(self.values)))]
 
     def forward(self, vertices) -> list[torch.Tensor]:
-        """vertices (B, V, 3) normalised -> signed distances (B, X, Y, Z) in normalised units, coarse to fine."""
+        """vertices (B, V, 3) normalised -> signed distances in normalised units, coarse to fine.
+
+        The last is (B, X, Y, Z) at the voxels of `shape`; those before hold a mean over each cell.
+        """
         device = vertices.device.type
-        with torch.autocast(device, enabled=False):
-            areas, features = self._encode(vertices.float())
         sdf, volume, results = None, None, []
-        for stage, shape in enumerate(self.shapes):
-            voxels = voxel_length(shape) ** -2  # voxel faces in a unit of normalised area
-            splatted = splat_trilinear(vertices, voxels * areas * self.project[stage](features), shape,
-                                       channels_last=True)
+        with torch.autocast(device, enabled=False):
+            features, surface = self._encode(vertices.float()), sample_faces(vertices.float(), self.faces)
+        for stage, (cell, values) in enumerate(zip(self.cells, self.values, strict=True)):
+            with torch.autocast(device, enabled=False):
+                projected = interpolate_faces(self.project[stage](features), self.faces)
+                mixed, planes, guess = self._splat(cell, values, surface, projected)
+                before = torch.zeros_like(guess) if sdf is None else _fold(_upsample(sdf, 2 * values), values)
+                length = cell * voxel_length(self.shape)
+                read = torch.cat([planes, (before.mean(-1, keepdim=True) / length).clamp(-4, 4)], -1)
+                mixed = mixed + self.planes[stage](read).movedim(-1, 1)
             with torch.autocast(device, torch.bfloat16, enabled=bfloat16_is_fast(device)):
                 if volume is not None:
-                    splatted = splatted + _resize(self.carry[stage - 1](volume), shape)
-                volume = self.stages[stage](splatted)
-            with torch.autocast(device, enabled=False):
-                step = self.heads[stage](volume.movedim(1, -1).float())[..., 0]
-                sdf = step if sdf is None else _resize(sdf[:, None], shape)[:, 0] + step
+                    mixed = mixed + _upsample(self.carry[stage - 1](volume), 2)
+                volume = self.stages[stage](mixed)
+            with torch.autocast(device, enabled=False):  # from here on (B, X, Y, Z, values of a cell)
+                head = self.heads[stage](volume.movedim(1, -1).float())
+                trust = planes[..., -1:] * head[..., -1:].sigmoid()
+                sdf = _unfold(before + trust * (guess - before) + length * head[..., :-1], values)
             results.append(sdf)
         return results
 
     def distance(self, vertices, shape):
         """vertices (B, V, 3) -> SDF (B, X, Y, Z) on a grid of any shape over the same cube."""
-        return _resize(self(vertices)[-1][:, None], tuple(shape))[:, 0]
+        sdf = self(vertices)[-1]
+        if tuple(shape) == tuple(self.shape):
+            return sdf
+        return F.interpolate(sdf[:, None], tuple(shape), mode="trilinear", align_corners=True)[:, 0]
 
     def _encode(self, vertices):
-        """Each vertex's area (B, V, 1) and features (B, V, C): its place, normal and plane, and what the GCN makes."""
-        weighted = vertex_normals(vertices, self.faces)
-        areas = torch.linalg.vector_norm(weighted, dim=-1, keepdim=True).clamp(min=1e-12)
-        normals = weighted / areas
+        """Each vertex's features (B, V, C): its place, normal and plane, and what the GCN makes of them."""
+        normals = F.normalize(vertex_normals(vertices, self.faces), dim=-1)
         plane = (normals * vertices).sum(-1, keepdim=True)
         geometry = torch.cat([vertices, normals, plane, torch.ones_like(plane)], -1)
         hidden = self.input(geometry[None])
         for block in self.graph:
             hidden = block(hidden)
-        return areas, torch.cat([geometry, hidden[0]], -1)
+        return torch.cat([geometry, hidden[0]], -1)
+
+    def _splat(self, cell: int, values: int, surface, features):
+        """What the cells of one stage hold of the surface: features (B, C, X, Y, Z), an integral; the plane that stands
+        for it, (B, X, Y, Z, 5): height over it in cells, normal, share; and the distances from that plane at each of
+        values^3 points of a cell, (B, X, Y, Z, values^3).
+
+        The plane is the area-weighted mean of the tangent planes around: a first guess that no stage has to learn.
+        """
+        shape, length = [n // cell for n in self.shape], cell * voxel_length(self.shape)
+        from_cells = _normalised_from_cells(self.shape, cell)
+        places = transform(np.linalg.inv(from_cells), surface.points)
+        areas = surface.areas / length**2  # in faces of a cell
+        offset = (surface.normals * surface.points).sum(-1, keepdim=True)
+        tangent = areas * torch.cat([surface.normals, offset, torch.ones_like(areas)], -1)
+        mixed = splat_trilinear(places, areas * features, shape, channels_last=True)
+        normal, offset, area = splat_trilinear(places, tangent, shape, channels_last=True).movedim(1, -1).split(
+            [3, 1, 1], -1)
+        normal, offset = normal / area.clamp(min=THIN), offset / area.clamp(min=THIN)
+        axes = [torch.linspace(-1, 1, n, device=areas.device) for n in shape]
+        centres = transform(from_cells, torch.stack(torch.meshgrid(*axes, indexing="ij"), -1))  # (X, Y, Z, 3)
+        height = (normal * centres).sum(-1, keepdim=True) - offset
+        steps = 2 * (torch.arange(values, device=areas.device) - (values - 1) / 2) * (cell / values)
+        points = torch.cartesian_prod(steps, steps, steps).view(-1, 3) / (torch.tensor(self.shape).to(steps) - 1)
+        planes = torch.cat([height / length, normal, area / (area + THIN)], -1)
+        return mixed, planes, height + normal @ points.T
 
 
-def _resize(volume, shape):
-    return F.interpolate(volume, shape, mode="trilinear", align_corners=True)
+@dataclass(frozen=True)
+class SurfacePoints:
+    """A mesh's surface as points that stand for equal shares of their faces, in a batch."""
+
+    points: torch.Tensor  # (B, P, 3)
+    normals: torch.Tensor  # (B, P, 3), of unit length
+    areas: torch.Tensor  # (B, P, 1)
+
+
+def sample_faces(vertices, faces) -> SurfacePoints:
+    """Three points of each face, which integrate quadratic functions exactly: P = 3 F."""
+    normals = face_normals(vertices, faces).repeat_interleave(3, 1)  # twice as long as the faces' areas
+    lengths = torch.linalg.vector_norm(normals, dim=-1, keepdim=True).clamp(min=1e-12)
+    return SurfacePoints(interpolate_faces(vertices, faces), normals / lengths, lengths / 6)
+
+
+def interpolate_faces(values, faces):
+    """Values of the vertices (B, V, C) at the points of `sample_faces`: (B, 3 F, C)."""
+    corners = values.index_select(1, faces.flatten()).unflatten(1, (-1, 3))
+    return (corners / 2 + corners.sum(2, keepdim=True) / 6).flatten(1, 2)
+
+
+def _normalised_from_cells(shape, cell: int) -> np.ndarray:
+    """The (4, 4) matrix from normalised coordinates of the grid of cells to those of the grid of voxels.
+
+    Cell c holds the voxels from cell * c on, `cell` of them along each axis.
+    """
+    shape = np.asarray(shape)
+    voxel_from_cell = np.diag([cell, cell, cell, 1.0])
+    voxel_from_cell[:3, 3] = (cell - 1) / 2
+    return np.linalg.inv(voxel_from_normalised(shape)) @ voxel_from_cell @ voxel_from_normalised(shape // cell)
+
+
+def _upsample(volume, factor: int):
+    """(B, C, X, Y, Z) or (B, X, Y, Z), `factor` times as many cells along each axis, over the same voxels."""
+    if volume.ndim == 4:
+        return _upsample(volume[:, None], factor)[:, 0]
+    return F.interpolate(volume, scale_factor=factor, mode="trilinear")
+
+
+def _fold(volume, side: int):
+    """Voxels (B, s X, s Y, s Z) -> the s^3 values of each cell (B, X, Y, Z, s^3)."""
+    x, y, z = (n // side for n in volume.shape[1:])
+    return volume.view(-1, x, side, y, side, z, side).permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, x, y, z, side**3)
+
+
+def _unfold(values, side: int):
+    """The s^3 values of each cell (B, X, Y, Z, s^3) -> voxels (B, s X, s Y, s Z)."""
+    batch, x, y, z, _ = values.shape
+    return values.view(batch, x, y, z, side, side, side).permute(0, 1, 4, 2, 5, 3, 6).reshape(
+        batch, side * x, side * y, side * z)
 
 
 def drn_loss(drn: DeepRepresentationNetwork, vertices) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     """Deep supervision by the exact distance: the loss, the predictions of all stages and the finest's target.
 
-    vertices (B, V, 3). Squared errors weighted by ((sqrt(12) - |sdf|) / sqrt(12))^2, as the paper's, and by a bell of
-    two voxels about the surface, ours: mean over voxels and stages.
+    vertices (B, V, 3). A stage before the last is held to the mean over each of its cells. Squared errors weighted by
+    ((sqrt(12) - |sdf|) / sqrt(12))^2, as the paper's, and by a bell of two cells about the surface, ours: mean over
+    cells and stages.
     """
     predictions, losses = drn(vertices), []
+    target = mesh2sdf(vertices.detach(), drn.faces, list(drn.shape))
     for prediction in predictions:
-        target = mesh2sdf(vertices.detach(), drn.faces, list(prediction.shape[1:]))
-        weight = ((DIAGONAL - target.abs()) / DIAGONAL).square()
-        near = torch.exp(-(target / (2 * voxel_length(target.shape[1:]))).square())
-        weight = weight + NEAR_WEIGHT * near
-        losses.append((weight * (prediction - target).square()).mean())
+        cell = drn.shape[0] // prediction.shape[1]
+        truth = F.avg_pool3d(target[:, None], cell)[:, 0]
+        near = torch.exp(-(truth / (2 * cell * voxel_length(drn.shape))).square())
+        weight = ((DIAGONAL - truth.abs()) / DIAGONAL).square() + NEAR_WEIGHT * near
+        losses.append((weight * (prediction - truth).square()).mean())
     return torch.stack(losses).mean(), predictions, target
 
 

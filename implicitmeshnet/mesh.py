@@ -49,18 +49,18 @@ def neighbours(faces: torch.Tensor, vertex_count: int) -> Neighbours:
 
 def vertex_areas(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
     """A third of the area of the faces around each vertex: (..., V, 3) and (F, 3) -> (..., V), squared units of V."""
-    third = torch.linalg.vector_norm(_face_normals(vertices, faces), dim=-1) / 6  # (..., F)
+    third = torch.linalg.vector_norm(face_normals(vertices, faces), dim=-1) / 6  # (..., F)
     areas = torch.zeros_like(vertices[..., 0])
     return areas.index_add(-1, faces.flatten(), third.repeat_interleave(3, -1))
 
 
 def vertex_normals(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
     """Outward normals of the vertices, as long as their share of the area: (..., V, 3) and (F, 3) -> (..., V, 3)."""
-    third = _face_normals(vertices, faces) / 6  # (..., F, 3)
+    third = face_normals(vertices, faces) / 6  # (..., F, 3)
     return torch.zeros_like(vertices).index_add(-2, faces.flatten(), third.repeat_interleave(3, -2))
 
 
-def _face_normals(vertices, faces):
+def face_normals(vertices, faces):
     """Outward normals (..., F, 3), twice as long as the faces' areas."""
     a, b, c = (vertices[..., faces[:, corner], :] for corner in range(3))
     return torch.linalg.cross(b - a, c - a)

@@ -112,7 +112,12 @@ def test_the_papers_configs_differ_from_the_defaults_in_nothing_but_names(stem, 
 
 @pytest.mark.parametrize(("override", "sentence"), [
     ("--network.shape=[64, 60, 64]", r"network\.shape: wanted multiples of 8 from 16 to 4095 for 4 stages"),
-    ("--network.channels=[32, 20]", r"network\.channels: wanted at least one width, each a multiple of 16"),
+    ("--network.channels=[32, 32, 32, 20]", r"network\.channels: wanted .* a multiple of network\.groups, 16"),
+    ("--network.blocks=[1, 1]", r"network\.blocks: wanted 1 to 100 for each of 4 stages"),
+    ("--network.subvoxels=0", r"network\.subvoxels: wanted 1 to 8"),
+    ("--network.groups=0", r"network\.groups: wanted at least 1"),
+    ("--shapes.tubes=0.9", r"shapes\.ellipsoids: wanted shares of ellipsoids, tubes and cups that sum to at most 1"),
+    ("--shapes.cup_wall=[0.2, 1.0]", r"shapes\.cup_wall: wanted two rising numbers in"),
     ("--network.channels=[]", r"network\.channels: wanted at least one"),
     ("--network.stages=3", r"unknown key network\.stages"),
     ("--shapes.radius=[0.8, 0.2]", r"shapes\.radius: wanted two rising numbers"),

@@ -75,7 +75,7 @@ def test_the_shipped_drn_measures_unseen_spheres_to_half_a_voxel():
     config = load_config(path, kind=DrnConfig)
     drn = load_drn(path, config.network.template_subdivisions)
     sphere, _ = icosphere(config.network.template_subdivisions)
-    spheres = replace(config.shapes, ellipsoids=0.0)
+    spheres = replace(config.shapes, ellipsoids=0.0, tubes=0.0, cups=0.0)
     shapes = random_shapes(sphere, 6, spheres, torch.Generator().manual_seed(2**34))
     quality = sdf_quality(drn(shapes)[-1], mesh2sdf(shapes, drn.faces, list(drn.shape)))
     assert quality["error_voxels"] < 0.5
