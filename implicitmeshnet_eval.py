@@ -8,7 +8,6 @@ Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structu
 """
 
 import argparse
-import csv
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from implicitmeshnet.coordinates import to_grid_sample, transform
 from implicitmeshnet.dataset import find_cases, prepare_case, split_cases
 from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, write_mesh
 from implicitmeshnet.figures import Structure, case_preview
-from implicitmeshnet.io import InputError, atomic_path, run_script
-from implicitmeshnet.metrics import dice, self_intersecting_faces, surface_distances, volume_ml
+from implicitmeshnet.io import InputError, run_script, write_table
+from implicitmeshnet.metrics import dice, mean_and_deviation, self_intersecting_faces, surface_distances, volume_ml
 from implicitmeshnet.repair import untangle
 from implicitmeshnet.volume import Grid, read_grid, read_labels, write_volume
 
@@ -56,7 +55,7 @@ def main():
         except InputError as error:
             failures.append(str(error))
     if rows:
-        write_metrics(out / "metrics.csv", rows)
+        write_table(out / "metrics.csv", rows)
         print_summary(rows, list(config.data.structures))
     print(f"{len(cases) - len(failures)} of {len(cases)} cases written to {out}")
     if failures:
@@ -160,30 +159,15 @@ def segmentation_on_grid(logits, network_grid: Grid, values: list[int], grid: Gr
     return labelmap
 
 
-def write_metrics(path: Path, rows: list[dict]):
-    with atomic_path(path) as temporary, temporary.open(
-        "w", newline="", encoding="utf-8", errors="surrogateescape"
-    ) as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-                         for row in rows)
-
-
 def print_summary(rows: list[dict], structures: list[str]):
     """Mean and standard deviation per structure over the cases in which it is labelled."""
     print(f"{'structure':<16}{'cases':>6}{'Dice':>17}{'ASSD_mm':>20}{'HD95_mm':>20}{'crossing %':>13}{'UNet Dice':>17}")
     for name in structures:
         chosen = [row for row in rows if row["structure"] == name and row["label_volume_ml"] > 0]
-        cells = [spread([row[key] for row in chosen]) for key in ("dice", "assd_mm", "hd95_mm", "unet_dice")]
+        cells = [mean_and_deviation([row[key] for row in chosen])
+                 for key in ("dice", "assd_mm", "hd95_mm", "unet_dice")]
         crossing = 100 * np.mean([row["self_intersecting_faces"] / row["faces"] for row in chosen or rows])
         print(f"{name:<16}{len(chosen):>6}{cells[0]:>17}{cells[1]:>20}{cells[2]:>20}{crossing:>13.3f}{cells[3]:>17}")
-
-
-def spread(values) -> str:
-    if not np.isfinite(values).all():
-        return f"{np.mean(values):.3f}"  # a labelled structure without any voxel of the mesh
-    return f"{np.mean(values):.3f} +- {np.std(values):.3f}" if len(values) else "-"
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def prepare_case(case: Case, config: DataConfig, margin: int = 0) -> Sample:
     if case.label is not None:
         labels = read_labels(case.label)
         check_labels(case, labels, config)
-        _check_same_grid(case, image.grid, labels.grid)
+        check_same_grid(case.label, image.grid, labels.grid)
         labels = canonical(Volume(labels.data, image.grid))
         label = torch.from_numpy(resample_labels(labels, padded, list(config.structures.values())))
     image = canonical(image)  # first, so that the same voxels make the percentiles in any orientation
@@ -159,13 +159,14 @@ def check_labels(case: Case, labels: Volume, config: DataConfig):
         raise InputError(f"{case.label}: wanted some of the label values {', '.join(map(str, wanted))}, found {found}")
 
 
-def _check_same_grid(case: Case, image: Grid, label: Grid):
-    if label.shape != image.shape:
-        raise InputError(f"{case.label}: wanted the image's shape {image.shape}, found {label.shape}")
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape) - 1.0)
-    apart = np.abs(transform(np.linalg.inv(image.affine) @ label.affine, corners) - corners).max()
+def check_same_grid(path, wanted: Grid, found: Grid, owner: str = "the image"):
+    """Raise InputError where a file's grid is not its owner's, by shape or by more than a hundredth of a voxel."""
+    if found.shape != wanted.shape:
+        raise InputError(f"{path}: wanted {owner}'s shape {wanted.shape}, found {found.shape}")
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(wanted.shape) - 1.0)
+    apart = np.abs(transform(np.linalg.inv(wanted.affine) @ found.affine, corners) - corners).max()
     if apart > AFFINE_TOLERANCE:
-        raise InputError(f"{case.label}: wanted the image's affine, found one that lies {apart:.3g} voxels off")
+        raise InputError(f"{path}: wanted {owner}'s affine, found one that lies {apart:.3g} voxels off")
 
 
 def _pad(grid: Grid, margin: int) -> Grid:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import trimesh
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, find_objects
 
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.io import InputError, atomic_path
@@ -74,13 +74,26 @@ def mesh_to_mask(vertices_mm, faces, grid: Grid) -> np.ndarray:
 def meshes_to_labelmap(meshes, values, grid: Grid) -> np.ndarray:
     """Label map int16 (X, Y, Z) of several meshes, each (vertices_mm (V, 3), faces (F, 3)) with its value.
 
-    A voxel inside several meshes goes to the one in which it lies deepest, by the distance in mm to the nearest voxel
-    outside (the image's edge counts as outside); ties go to the mesh that comes first.
+    A voxel inside several meshes goes to the one in which it lies deepest, as in `masks_to_labelmap`.
     """
+    return _deepest_wins([_voxelize_in_box(vertices_mm, faces, grid) for vertices_mm, faces in meshes], values, grid)
+
+
+def masks_to_labelmap(masks, values, grid: Grid) -> np.ndarray:
+    """Label map int16 (X, Y, Z) of several masks, each bool (X, Y, Z) with its value.
+
+    A voxel in several masks goes to the one in which it lies deepest, by the distance in mm to the nearest voxel
+    outside (the image's edge counts as outside); ties go to the mask that comes first.
+    """
+    boxes = [(find_objects(mask.view(np.uint8)) or [(slice(0, 0),) * 3])[0] for mask in masks]
+    return _deepest_wins([(box, mask[box]) for box, mask in zip(boxes, masks, strict=True)], values, grid)
+
+
+def _deepest_wins(parts, values, grid: Grid) -> np.ndarray:
+    """The label map of masks, each given in a box of the grid: slices, and the bool array there."""
     labelmap = np.zeros(grid.shape, dtype=np.int16)
     deepest_mm = np.zeros(grid.shape, dtype=np.float32)
-    for (vertices_mm, faces), value in zip(meshes, values, strict=True):
-        box, inside = _voxelize_in_box(vertices_mm, faces, grid)
+    for (box, inside), value in zip(parts, values, strict=True):
         depth_mm = distance_transform_edt(np.pad(inside, 1), sampling=grid.spacing_mm)[1:-1, 1:-1, 1:-1]
         wins = depth_mm.astype(np.float32) > deepest_mm[box]
         labelmap[box][wins] = value

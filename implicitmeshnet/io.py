@@ -1,5 +1,6 @@
 """What every script shares: one-sentence errors with exit status 2, and files that appear whole or not at all."""
 
+import csv
 import ctypes
 import os
 import sys
@@ -62,3 +63,14 @@ def atomic_path(path):
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_table(path, rows: list[dict]):
+    """Write rows of one set of keys as CSV with a header, floats with six digits; through a temporary file."""
+    with atomic_path(path) as temporary, temporary.open(
+        "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+                         for row in rows)

@@ -40,6 +40,13 @@ def surface_distances(prediction, reference, spacing_mm) -> dict[str, float]:
     }
 
 
+def mean_and_deviation(values) -> str:
+    """Numbers as text, mean +- standard deviation; the mean alone where one is infinite (a mask without any voxel)."""
+    if not len(values):
+        return "-"
+    return f"{np.mean(values):.3f}" + (f" +- {np.std(values):.3f}" if np.isfinite(values).all() else "")
+
+
 def volume_ml(mask, spacing_mm) -> float:
     """Volume of a boolean mask (X, Y, Z) in millilitres, spacing_mm (3,)."""
     return float(np.count_nonzero(mask) * np.prod(spacing_mm) / 1000)

@@ -152,6 +152,20 @@ def resample_labels(volume: Volume, target: Grid, values: list[list[int]]) -> np
     return np.where(inside & (largest > 1 - total), label, np.uint8(0))
 
 
+def resample_nearest(volume: Volume, spacing_mm: float) -> Volume:
+    """The volume with isotropic voxels along its own axes, over the same field of view to half a voxel, by nearest
+    neighbour; its axes must be at right angles to keep the spacing's meaning."""
+    affine, indices = volume.grid.affine.copy(), []
+    for axis, (size, spacing) in enumerate(zip(volume.data.shape, volume.grid.spacing_mm, strict=True)):
+        step, count = spacing_mm / spacing, max(1, round(size * spacing / spacing_mm))
+        first = (size - 1) / 2 - step * (count - 1) / 2  # in voxels of the volume
+        indices.append(np.floor((first + step * np.arange(count)).round(6) + 0.5).clip(0, size - 1).astype(int))
+        affine[:3, 3] += first * volume.grid.affine[:3, axis]
+        affine[:3, axis] *= step
+    data = np.ascontiguousarray(volume.data[np.ix_(*indices)])
+    return Volume(data, Grid(tuple(data.shape), affine))
+
+
 def normalise_intensity(data: np.ndarray, config: DataConfig) -> np.ndarray:
     """Map voxel values to [-1, 1], float32, clipped: the config's window in HU, or the volume's own percentiles.
 

@@ -1,0 +1,264 @@
+"""Evaluated label maps -> an MM-WHS submission, and its Dice by the challenge's scorer under wine.
+
+    python mmwhs_create_submission.py --input_dir_lv=test_out_lv --input_dir_la=test_out_la test_out
+    python mmwhs_create_submission.py --input_dir=test_out_wh test_out [--encrypted_gt_dir=... | --gt_dir=...]
+
+Reads <case>_mesh_labelmap.nii.gz, as implicitmeshnet_eval.py leaves them. Writes per case <case>_label.nii.gz on the
+image's own grid and <case>_label_1mm.nii.gz, int16 with the challenge's values; with a ground truth scores.csv, a row
+per case and structure, and summary.csv. A case that was scored as it is now is not scored again without --rescore.
+"""
+
+import argparse
+import csv
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from implicitmeshnet.dataset import check_same_grid
+from implicitmeshnet.export import masks_to_labelmap
+from implicitmeshnet.io import InputError, run_script, write_table
+from implicitmeshnet.metrics import dice, mean_and_deviation, surface_distances
+from implicitmeshnet.volume import Volume, read_grid, read_labels, resample_nearest, write_volume
+
+VALUES = {"LV": (500,), "Myo": (205,), "RV": (600,), "LA": (420, 421), "RA": (550,), "AO": (820,), "PA": (850,)}
+"""MM-WHS label values, the first the one to write, in the order of the scorer's columns."""
+COLUMNS = (*VALUES, "whole heart")
+ENDING = "_mesh_labelmap.nii.gz"
+SPACING_MM = 1.0
+SCORER = "zxhCardWhsEvaluate.exe"
+SECONDS = 1800  # that the scorer may take for a case
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output_dir", help="folder for the submission, made where missing")
+    parser.add_argument("--input_dir", help="results of a whole-heart network")
+    parser.add_argument("--input_dir_lv", help="results of a left ventricle's network, with --input_dir_la")
+    parser.add_argument("--input_dir_la", help="results of a left atrium's network, with --input_dir_lv")
+    parser.add_argument("--encrypted_gt_dir", help=f"the challenge's folder with nii/ and {SCORER}: score through wine")
+    parser.add_argument("--gt_dir", help="folder of plain <case>_label.nii.gz: score without wine")
+    parser.add_argument("--rescore", action="store_true", help="score again what was scored already")
+    arguments = parser.parse_args()
+    sources = input_folders(arguments)
+    cases = match_cases(sources)
+    truths = find_truths(arguments, list(cases))
+    out = Path(arguments.output_dir)
+    if out.resolve() in (folder.resolve() for folder in sources):
+        raise InputError(f"output_dir: wanted another folder than the inputs, found {out}")
+    structures = [name for name in VALUES if any(name in names for names in sources.values())]
+
+    rows = [] if arguments.rescore or not truths else read_scores(out / "scores.csv")
+    kept, failures = [], []
+    for case, paths in tqdm(cases.items(), desc="cases"):
+        try:
+            label = merge(paths, list(sources.values()))
+            fine = resample_nearest(label, SPACING_MM)
+            write_volume(out / f"{case}_label.nii.gz", label.data, label.grid.affine)
+            write_volume(out / f"{case}_label_1mm.nii.gz", fine.data, fine.grid.affine)
+            if truths:
+                key = fingerprint(label, truths[case], structures)
+                found = [row for row in rows if (row["case"], row["fingerprint"]) == (case, key)]
+                if not found:
+                    scores = (score(label, truths[case], structures) if arguments.gt_dir else
+                              score_by_wine(out / f"{case}_label_1mm.nii.gz", fine, truths[case], case, structures))
+                    found = [{"case": case, **row, "fingerprint": key} for row in scores]
+                kept += found
+                done = {row["case"] for row in kept}
+                later = [row for row in rows if row["case"] not in done and row.keys() == kept[0].keys()]
+                write_table(out / "scores.csv", kept + later)  # so that an interruption loses no score
+        except InputError as error:
+            failures.append(str(error))
+    print(f"{len(cases) - len(failures)} of {len(cases)} cases written to {out}")
+    if kept:
+        write_table(out / "scores.csv", kept)
+        summarise(kept, out / "summary.csv")
+    if failures:
+        raise InputError(f"{len(failures)} of {len(cases)} cases failed: " + "; ".join(failures))
+
+
+def input_folders(arguments) -> dict[Path, list[str]]:
+    """The folders to read and the structures that each holds."""
+    one, two = arguments.input_dir, (arguments.input_dir_lv, arguments.input_dir_la)
+    if (one is None) == (two == (None, None)) or None in two != (None, None):
+        raise InputError("input: wanted --input_dir, or --input_dir_lv and --input_dir_la, found "
+                         + (", ".join(name for name in ("--input_dir", "--input_dir_lv", "--input_dir_la")
+                                      if getattr(arguments, name[2:]) is not None) or "neither"))
+    if arguments.encrypted_gt_dir and arguments.gt_dir:
+        raise InputError("ground truth: wanted one of --encrypted_gt_dir and --gt_dir, found both")
+    if one is not None:
+        return {Path(one): list(VALUES)}
+    if Path(two[0]).resolve() == Path(two[1]).resolve():
+        raise InputError(f"--input_dir_la: wanted another folder than --input_dir_lv, found {two[1]} for both")
+    return {Path(two[0]): ["LV"], Path(two[1]): ["LA"]}
+
+
+def match_cases(sources) -> dict[str, list[Path]]:
+    """Each case's label maps, one per folder, matched by name; InputError where the folders hold other cases."""
+    found = []
+    for folder in sources:
+        names = sorted(path.name.removesuffix(ENDING) for path in folder.glob(f"[!.]*{ENDING}"))
+        if not names:
+            raise InputError(f"{folder}: wanted files <case>{ENDING}, found none")
+        found.append(names)
+    for folder, names in zip(sources, found, strict=True):
+        lacking = sorted(set(found[0]) ^ set(names))
+        if lacking:
+            raise InputError(f"{folder}: wanted the same cases as in {next(iter(sources))}, found"
+                             f" {', '.join(lacking[:5])} in one of them alone")
+    return {name: [folder / f"{name}{ENDING}" for folder in sources] for name in found[0]}
+
+
+def find_truths(arguments, cases: list[str]) -> dict[str, Path]:
+    """Each case's ground truth, or none; InputError before any work where a file, the scorer or wine is missing."""
+    if arguments.gt_dir:
+        paths = {case: Path(arguments.gt_dir) / f"{case}_label.nii.gz" for case in cases}
+    elif arguments.encrypted_gt_dir:
+        folder = Path(arguments.encrypted_gt_dir)
+        if not (folder / SCORER).is_file():
+            raise InputError(f"{folder / SCORER}: wanted the challenge's scorer, found no such file")
+        if not shutil.which("wine"):
+            raise InputError("wine: wanted this program on the PATH to run the challenge's scorer, found none; install"
+                             " it (Debian: apt install wine, macOS: brew install --cask wine-stable)")
+        paths = {case: folder / "nii" / f"{case}_label_encrypt_1mm.nii.gz" for case in cases}
+        for case in cases:
+            modality_and_number(case)
+    else:
+        return {}
+    missing = [path for path in paths.values() if not path.is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: wanted a ground truth for each of {len(cases)} cases, found no such file"
+                         + (f", nor {len(missing) - 1} others" if missing[1:] else ""))
+    return paths
+
+
+def modality_and_number(case: str) -> tuple[str, str]:
+    found = re.fullmatch(r"(ct|mr)_[a-z]+_(\d+)", case)
+    if not found:
+        raise InputError(f"{case}: wanted a case named as in MM-WHS, such as ct_test_2018, to be scored")
+    return found[1], found[2]
+
+
+def merge(paths: list[Path], structures: list[list[str]]) -> Volume:
+    """One label map int16 of a case; a voxel that two maps claim goes to the one in which it lies deeper."""
+    maps = [read_labels(path) for path in paths]
+    for path, names, labels in zip(paths, structures, maps, strict=True):
+        check_same_grid(path, maps[0].grid, labels.grid, str(paths[0]))
+        wanted = {0, *(value for name in names for value in VALUES[name])}
+        others = sorted(set(np.unique(labels.data).tolist()) - wanted)
+        if others:
+            raise InputError(f"{path}: wanted the label values {', '.join(map(str, sorted(wanted)))}, found"
+                             f" {', '.join(map(str, others[:5]))}")
+    masks, values = [], []
+    for names, labels in zip(structures, maps, strict=True):
+        for name in names:
+            masks.append(np.isin(labels.data, VALUES[name]))
+            values.append(VALUES[name][0])
+    return Volume(masks_to_labelmap(masks, values, maps[0].grid), maps[0].grid)
+
+
+def fingerprint(label: Volume, truth: Path, structures: list[str]) -> str:
+    """What a score was computed from: the label map, its structures and the ground truth's file."""
+    digest = hashlib.sha256(np.ascontiguousarray(label.data).tobytes() + label.grid.affine.tobytes())
+    digest.update(" ".join(structures).encode())
+    digest.update(truth.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def score(label: Volume, path: Path, structures: list[str]) -> list[dict]:
+    """Our own metrics against a plain label map on the image's grid, a row per structure."""
+    truth, rows = read_labels(path), []
+    check_same_grid(path, label.grid, truth.grid, "the prediction")
+    for name in structures:
+        predicted, reference = np.isin(label.data, VALUES[name]), np.isin(truth.data, VALUES[name])
+        rows.append({"structure": name, "dice": dice(predicted, reference),
+                     **surface_distances(predicted, reference, label.grid.spacing_mm)})
+    return rows
+
+
+def score_by_wine(path: Path, label: Volume, truth: Path, case: str, structures: list[str]) -> list[dict]:
+    """The Dice that the challenge's scorer appends to a table of its own, a row per structure submitted."""
+    shape = read_grid(truth).shape
+    if shape != label.grid.shape:
+        raise InputError(f"{truth}: wanted the prediction's shape at 1 mm, {label.grid.shape}, found {shape}")
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "dice.csv"
+        modality, number = modality_and_number(case)
+        command = ["wine", SCORER, windows_path(path), windows_path(truth), "0", "ALL", windows_path(table), modality,
+                   number, "--decodeseg2"]
+        try:
+            run = subprocess.run(command, cwd=truth.parents[1], env={"WINEDEBUG": "-all"} | os.environ,
+                                 capture_output=True, timeout=SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise InputError(f"{case}: wanted a score from {SCORER}, found it running after {SECONDS} s") from error
+        row = table.read_text(errors="replace").splitlines() if table.exists() else []
+        said = (run.stdout + run.stderr).decode(errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(said) if line.strip()), "nothing")
+    if run.returncode or len(row) != 1:
+        raise InputError(f"{case}: wanted one row from {SCORER}, found {len(row)} and exit status {run.returncode}; it"
+                         f" said: {said}")
+    return parse_row(row[0], case, structures)
+
+
+def windows_path(path: Path) -> str:
+    """What a program under wine calls a file: wine shows the root folder as drive Z."""
+    return "Z:" + str(path.resolve()).replace("/", "\\")
+
+
+def parse_row(text: str, case: str, structures: list[str]) -> list[dict]:
+    """The scorer's row: eight numbers, an empty field, modality and number of the case, the flag, tabs between."""
+    fields = [field.strip() for field in text.split("\t")]
+    try:
+        numbers = [float(field) for field in fields[: len(COLUMNS)]]
+        sound = len(numbers) == len(COLUMNS) and all(0 <= number <= 1 for number in numbers)
+    except ValueError:
+        sound = False
+    if not sound or "".join(modality_and_number(case)) not in "".join(fields[len(COLUMNS):]):
+        raise InputError(f"{case}: wanted {len(COLUMNS)} Dice values and the case's name from {SCORER}, found {text!r}")
+    wanted = COLUMNS if len(structures) == len(VALUES) else structures
+    return [{"structure": name, "dice": value} for name, value in zip(COLUMNS, numbers, strict=True) if name in wanted]
+
+
+def read_scores(path: Path) -> list[dict]:
+    """The rows of an earlier scores.csv, numbers as numbers; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return [{key: value if key in ("case", "structure", "fingerprint") else float(value)
+                 for key, value in row.items()} for row in rows if row["case"] and row["fingerprint"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: wanted a table of scores that this script wrote, found another; move it away, or use"
+                         " --rescore") from error
+
+
+def summarise(rows: list[dict], path: Path):
+    """Print and write the mean and standard deviation of every metric over the cases, per structure."""
+    metrics = [key for key in rows[0] if key not in ("case", "structure", "fingerprint")]
+    print(f"{'structure':<16}{'cases':>6}" + "".join(f"{key:>20}" for key in metrics))
+    table = []
+    for name in COLUMNS:
+        chosen = [row for row in rows if row["structure"] == name and not np.isnan(row["dice"])]
+        if not chosen:  # not submitted, or neither predicted nor labelled in any case
+            continue
+        print(f"{name:<16}{len(chosen):>6}"
+              + "".join(f"{mean_and_deviation([row[key] for row in chosen]):>20}" for key in metrics))
+        row = {"structure": name, "cases": len(chosen)}
+        for key in metrics:
+            values = [score[key] for score in chosen]
+            row[f"{key}_mean"] = float(np.mean(values))
+            row[f"{key}_std"] = float(np.std(values)) if np.isfinite(values).all() else float("nan")
+        table.append(row)
+    if table:
+        write_table(path, table)
+
+
+if __name__ == "__main__":
+    run_script(main)

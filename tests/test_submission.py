@@ -1,0 +1,275 @@
+"""The MM-WHS submission: merged label maps, 1 mm copies, and scores with and without wine."""
+
+import csv
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import mmwhs_create_submission
+from implicitmeshnet.io import InputError
+from implicitmeshnet.metrics import dice
+from implicitmeshnet.volume import read_grid, read_labels, write_volume
+
+CASES = ["ct_test_2001", "ct_test_2018", "mr_test_2018"]
+KEY = 0x2A55  # of stand_in_scorer.c
+AFFINE = np.array([[0, -1.5, 0, 30], [0.8, 0, 0, -12], [0, 0, 2.0, 5], [0, 0, 0, 1.0]])  # axes permuted, one flipped
+SHAPE = (30, 24, 16)
+WINE = f"""#!{sys.executable}
+# A wine that runs one program: the stand-in scorer compiled for this machine, on the paths behind drive Z.
+import os, sys
+program, *arguments = sys.argv[1:]
+assert program == "zxhCardWhsEvaluate.exe" and os.path.exists(program), "not in the scorer's folder"
+with open(os.environ["CALLS"], "a") as file:
+    file.write(" ".join(arguments[4:]) + "\\n")
+if os.environ.get("FAILS") == arguments[5] + arguments[6]:
+    sys.exit("the scorer fell over")
+if os.environ.get("NONSENSE") == arguments[5] + arguments[6]:
+    open(arguments[4][2:].replace("\\\\", "/"), "w").write("nonsense\\n")
+    sys.exit(0)
+arguments = [text[2:].replace("\\\\", "/") if text.startswith("Z:") else text for text in arguments]
+os.execv(os.environ["SCORER"], ["scorer", *arguments])
+"""
+
+
+def box(low, high, value, labels=None):
+    labels = np.zeros(SHAPE, np.int16) if labels is None else labels
+    labels[tuple(slice(*ends) for ends in zip(low, high, strict=True))] = value
+    return labels
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Label maps of LV and LA that overlap by two layers, in two folders."""
+    for number, case in enumerate(CASES):
+        write_volume(tmp_path / f"lv/{case}_mesh_labelmap.nii.gz", box((4, 4, 2), (20, 20, 10 + number), 500), AFFINE)
+        write_volume(tmp_path / f"la/{case}_mesh_labelmap.nii.gz", box((6, 6, 8), (18, 18, 15), 420), AFFINE)
+    return tmp_path
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["mmwhs_create_submission.py", *map(str, arguments)])
+    mmwhs_create_submission.main()
+
+
+def both(inputs):
+    return [f"--input_dir_lv={inputs / 'lv'}", f"--input_dir_la={inputs / 'la'}", inputs / "out"]
+
+
+def rows(path):
+    return list(csv.DictReader(path.open()))
+
+
+def test_two_label_maps_become_one_and_the_deeper_claim_wins(inputs, monkeypatch):
+    call(monkeypatch, *both(inputs))
+    assert sorted(path.name for path in (inputs / "out").iterdir()) == sorted(
+        f"{case}_label{kind}.nii.gz" for case in CASES for kind in ("", "_1mm"))
+    image = nib.load(inputs / "out/ct_test_2001_label.nii.gz")
+    assert image.get_data_dtype() == np.int16
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+    label = np.asarray(image.dataobj)
+    assert set(np.unique(label)) == {0, 420, 500}
+    assert (label[10, 10] == [0, 0, *[500] * 7, *[420] * 6, 0]).all()  # voxel 8 is as deep in both: the first has it
+
+
+def test_the_copy_at_1_mm_covers_the_same_field_by_nearest_neighbour(inputs, monkeypatch):
+    call(monkeypatch, *both(inputs))
+    coarse, fine = (read_labels(inputs / f"out/ct_test_2001_label{kind}.nii.gz") for kind in ("", "_1mm"))
+    assert fine.data.shape == (24, 36, 32)  # 30 x 0.8, 24 x 1.5 and 16 x 2 mm
+    np.testing.assert_allclose(fine.grid.spacing_mm, 1, atol=1e-6)
+    for corner in (-0.5, 0.5):
+        ends = [volume.grid.affine[:3, :3] @ (np.sign(corner) * np.array(volume.data.shape) / 2)
+                + volume.grid.affine[:3, :3] @ ((np.array(volume.data.shape) - 1) / 2) + volume.grid.affine[:3, 3]
+                for volume in (coarse, fine)]
+        np.testing.assert_allclose(*ends, atol=1e-4)
+    voxels = np.argwhere(np.ones(fine.data.shape, bool))
+    world = voxels @ fine.grid.affine[:3, :3].T + fine.grid.affine[:3, 3]
+    source = (world - AFFINE[:3, 3]) @ np.linalg.inv(AFFINE[:3, :3]).T
+    clear = (np.abs(source - np.floor(source) - 0.5) > 1e-3).all(1)  # half-way voxels may go either way
+    nearest = source[clear].round().astype(int)
+    assert (coarse.data[tuple(nearest.T)] == fine.data[tuple(voxels[clear].T)]).all()
+
+
+@pytest.fixture
+def challenge(inputs, monkeypatch):
+    """The challenge's folder with a ground truth for every case, and a stand-in wine on the PATH."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    scorer = inputs / "stand_in"
+    source = Path(__file__).with_name("stand_in_scorer.c")
+    built = compiler and subprocess.run([compiler, "-O1", source, "-o", scorer, "-lz"], check=False).returncode == 0
+    if not built:
+        pytest.skip("the stand-in scorer needs a C compiler and zlib's headers (Debian: apt install gcc zlib1g-dev)")
+    wine = inputs / "bin/wine"
+    wine.parent.mkdir()
+    wine.write_text(WINE)
+    wine.chmod(wine.stat().st_mode | stat.S_IXUSR)
+    (inputs / "challenge").mkdir()
+    (inputs / "challenge/zxhCardWhsEvaluate.exe").touch()
+    monkeypatch.setenv("PATH", f"{wine.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SCORER", str(scorer))
+    monkeypatch.setenv("CALLS", str(inputs / "calls"))
+    return encrypted_truths(inputs)
+
+
+def encrypted_truths(inputs):
+    """Ground truths at 1 mm, LV and LA apart, under the stand-in's cipher."""
+    truth = np.zeros((24, 36, 32), np.int16)
+    truth[3:16, 6:30, 4:18], truth[5:14, 9:27, 18:30] = 500, 420
+    affine = np.eye(4)
+    for case in CASES:
+        write_volume(inputs / f"challenge/nii/{case}_label_encrypt_1mm.nii.gz", truth ^ KEY, affine)
+    return truth
+
+
+def calls(inputs):
+    return (inputs / "calls").read_text().splitlines() if (inputs / "calls").exists() else []
+
+
+def check_scores(inputs, truth):
+    found = rows(inputs / "out/scores.csv")
+    wanted = [(case, name) for case in CASES for name in ("LV", "LA")]
+    assert [(row["case"], row["structure"]) for row in found] == wanted
+    for row in found:
+        label = read_labels(inputs / f"out/{row['case']}_label_1mm.nii.gz").data
+        value = {"LV": 500, "LA": 420}[row["structure"]]
+        assert float(row["dice"]) == pytest.approx(dice(label == value, truth == value), abs=1e-5)
+    summary = {row["structure"]: row for row in rows(inputs / "out/summary.csv")}
+    assert list(summary) == ["LV", "LA"]
+    lv = [float(row["dice"]) for row in found if row["structure"] == "LV"]
+    assert float(summary["LV"]["dice_mean"]) == pytest.approx(np.mean(lv), abs=1e-5)
+    assert float(summary["LV"]["dice_std"]) == pytest.approx(np.std(lv), abs=1e-5)
+
+
+def test_the_scorer_is_called_once_a_case_and_its_rows_are_read(inputs, challenge, monkeypatch, capsys):
+    call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+    assert [" ".join(line.split()[1:]) for line in calls(inputs)] == [
+        "ct 2001 --decodeseg2", "ct 2018 --decodeseg2", "mr 2018 --decodeseg2"]
+    check_scores(inputs, challenge)
+    assert "LV" in capsys.readouterr().out
+
+
+def test_a_case_is_scored_again_only_where_it_changed_or_when_asked(inputs, challenge, monkeypatch):
+    arguments = [*both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}"]
+    call(monkeypatch, *arguments)
+    call(monkeypatch, *arguments)
+    assert len(calls(inputs)) == 3
+    write_volume(inputs / "lv/ct_test_2018_mesh_labelmap.nii.gz", box((4, 4, 2), (16, 20, 10), 500), AFFINE)
+    call(monkeypatch, *arguments)
+    assert len(calls(inputs)) == 4
+    check_scores(inputs, challenge)
+    call(monkeypatch, *arguments, "--rescore")
+    assert len(calls(inputs)) == 7
+
+
+@pytest.mark.parametrize(("kind", "sentence"), [
+    ("FAILS", "ct_test_2018: wanted one row from .*exit status 1; it said: the scorer fell over"),
+    ("NONSENSE", "ct_test_2018: wanted 8 Dice values and the case's name .* found 'nonsense'"),
+])
+def test_a_failed_case_is_named_and_the_others_go_on(inputs, challenge, monkeypatch, kind, sentence):
+    monkeypatch.setenv(kind, "ct2018")
+    with pytest.raises(InputError, match=f"1 of 3 cases failed: {sentence}"):
+        call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+    assert {row["case"] for row in rows(inputs / "out/scores.csv")} == {"ct_test_2001", "mr_test_2018"}
+    monkeypatch.delenv(kind)
+    call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+    assert len(calls(inputs)) == 4
+    check_scores(inputs, challenge)
+
+
+def test_another_shape_than_the_ground_truths_is_refused(inputs, challenge, monkeypatch):
+    write_volume(inputs / "challenge/nii/ct_test_2001_label_encrypt_1mm.nii.gz", challenge[:20], np.eye(4))
+    sentence = r"1 of 3 cases failed: .*prediction's shape at 1 mm, \(24, 36, 32\), found \(20, 36, 32\)"
+    with pytest.raises(InputError, match=sentence):
+        call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+
+
+def test_plain_labels_score_without_wine(inputs, monkeypatch):
+    for case in CASES:
+        write_volume(inputs / f"truth/{case}_label.nii.gz", box((4, 4, 2), (20, 20, 9), 500), AFFINE)
+    call(monkeypatch, *both(inputs), f"--gt_dir={inputs / 'truth'}")
+    found = {(row["case"], row["structure"]): row for row in rows(inputs / "out/scores.csv")}
+    assert float(found["ct_test_2001", "LV"]["dice"]) > 0.9
+    assert float(found["ct_test_2001", "LV"]["hd95_mm"]) < 10
+    assert float(found["ct_test_2001", "LA"]["dice"]) == 0
+
+
+def test_a_whole_heart_has_seven_values_and_no_others(inputs, monkeypatch):
+    labels = np.zeros(SHAPE, np.int16)
+    for index, value in enumerate((500, 600, 420, 550, 205, 820, 850)):
+        box((4 * index, 2, 2), (4 * index + 3, 20, 14), value, labels)
+    write_volume(inputs / "wh/ct_test_2001_mesh_labelmap.nii.gz", labels, AFFINE)
+    call(monkeypatch, f"--input_dir={inputs / 'wh'}", inputs / "out")
+    np.testing.assert_array_equal(read_labels(inputs / "out/ct_test_2001_label.nii.gz").data, labels)
+    labels[0, 0, 0] = 7
+    write_volume(inputs / "wh/ct_test_2001_mesh_labelmap.nii.gz", labels, AFFINE)
+    with pytest.raises(InputError, match=r"wanted the label values 0, 205, 420, 421, .* found 7"):
+        call(monkeypatch, f"--input_dir={inputs / 'wh'}", inputs / "out")
+
+
+def remove(path):
+    return lambda inputs: (inputs / path).unlink()
+
+
+@pytest.mark.parametrize(("change", "arguments", "sentence"), [
+    (None, ["out"], "wanted --input_dir, or --input_dir_lv and --input_dir_la, found neither"),
+    (None, ["--input_dir_lv=lv", "out"], "found --input_dir_lv"),
+    (None, ["--input_dir=lv", "--input_dir_lv=lv", "--input_dir_la=la", "out"], "wanted --input_dir, or"),
+    (None, ["--input_dir_lv=lv", "--input_dir_la=lv", "out"], "wanted another folder than --input_dir_lv"),
+    (None, ["--input_dir_lv=lv", "--input_dir_la=la", "lv"], "wanted another folder than the inputs"),
+    (None, ["--input_dir_lv=lv", "--input_dir_la=none", "out"], "none: wanted files <case>_mesh_labelmap.nii.gz"),
+    (remove("la/ct_test_2018_mesh_labelmap.nii.gz"), ["--input_dir_lv=lv", "--input_dir_la=la", "out"],
+     "la: wanted the same cases as in lv, found ct_test_2018 in one of them alone"),
+    (None, ["--input_dir_lv=la", "--input_dir_la=lv", "out"], "wanted the label values 0, 500, found 420"),
+    (None, ["--input_dir_lv=lv", "--input_dir_la=la", "out", "--gt_dir=a", "--encrypted_gt_dir=b"], "found both"),
+    (None, ["--input_dir_lv=lv", "--input_dir_la=la", "out", "--gt_dir=a"],
+     "ct_test_2001_label.nii.gz: wanted a ground truth for each of 3 cases, found no such file, nor 2 others"),
+    (None, ["--input_dir_lv=lv", "--input_dir_la=la", "out", "--encrypted_gt_dir=b"],
+     "b/zxhCardWhsEvaluate.exe: wanted the challenge's scorer, found no such file"),
+])
+def test_bad_input_is_one_sentence_and_nothing_is_written(inputs, monkeypatch, change, arguments, sentence):
+    monkeypatch.chdir(inputs)
+    if change:
+        change(inputs)
+    with pytest.raises(InputError) as error:
+        call(monkeypatch, *arguments)
+    assert sentence in str(error.value)
+    assert not (inputs / "out").exists()
+
+
+def test_missing_wine_is_one_sentence(inputs, monkeypatch):
+    (inputs / "challenge").mkdir()
+    (inputs / "challenge/zxhCardWhsEvaluate.exe").touch()
+    monkeypatch.setenv("PATH", str(inputs))
+    with pytest.raises(InputError, match=r"^wine: wanted this program on the PATH .* found none"):
+        call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+
+
+def test_maps_of_other_grids_are_refused(inputs, monkeypatch):
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 1
+    write_volume(inputs / "la/ct_test_2018_mesh_labelmap.nii.gz", box((6, 6, 8), (18, 18, 15), 420), shifted)
+    with pytest.raises(InputError, match=r"1 of 3 cases failed: .*la/ct_test_2018.* affine, found one that lies"):
+        call(monkeypatch, *both(inputs))
+    assert len(list((inputs / "out").iterdir())) == 4
+
+
+def test_real_wine_runs_a_real_windows_program(inputs, monkeypatch):
+    compiler = shutil.which("x86_64-w64-mingw32-gcc")
+    if not shutil.which("wine") or not compiler:
+        pytest.skip("needs wine and mingw-w64 (Debian: apt install wine gcc-mingw-w64-x86-64 libz-mingw-w64-dev)")
+    truth = encrypted_truths(inputs)
+    source = Path(__file__).with_name("stand_in_scorer.c")
+    scorer = inputs / "challenge/zxhCardWhsEvaluate.exe"
+    built = subprocess.run([compiler, "-O1", source, "-static", "-o", scorer, "-lz"], check=False)
+    if built.returncode:
+        pytest.skip("needs zlib for mingw-w64 (Debian: apt install libz-mingw-w64-dev)")
+    monkeypatch.setenv("WINEPREFIX", str(inputs / "prefix"))
+    call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+    check_scores(inputs, truth)
+    assert read_grid(inputs / "out/ct_test_2001_label.nii.gz").shape == SHAPE
