@@ -20,8 +20,6 @@ from implicitmeshnet.io import run_script
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.shapes import random_shapes
 from implicitmeshnet.training import (
-    best_dice,
-    best_epoch,
     claim_run_dir,
     end_epoch,
     learning_rate,
@@ -56,16 +54,22 @@ def main():
             quality, predicted, target = validate(drn, validation, settings.batch_size, device)
             record |= {"error_voxels": quality["error_voxels"], "sign": quality["sign"],
                        "dice": {"zero level": quality["dice"]}}
-            if quality["dice"] > best_dice(history):
+            if quality["error_voxels"] < least_error(history)["error_voxels"]:
                 save_snapshot(run_dir / "best.pt", drn)
                 figure = distance_preview(run_dir / "preview.png", predicted, target)
                 writer.add_figure("preview", figure, epoch + 1)
         end_epoch(run_dir, parts, history, record | {"seconds": time.perf_counter() - start}, writer)
     writer.close()
-    best = best_epoch(history)
+    best = least_error(history)
     print(f"{run_dir}: {len(history)} epochs, best validation at epoch {best['epoch']}: Dice of the zero level"
           f" {best['dice']['zero level']:.4f}, sign {best['sign']:.4f}, error near the surface"
           f" {best['error_voxels']:.3f} voxels")
+
+
+def least_error(history) -> dict:
+    """The record of the validated epoch with the least error near the surface, infinite where there is none."""
+    return min((row for row in history if "error_voxels" in row), key=lambda row: row["error_voxels"],
+               default={"error_voxels": float("inf")})
 
 
 def train_epoch(drn, optimizer, sphere, config: DrnConfig, epoch: int, device) -> float:

@@ -24,6 +24,7 @@ from implicitmeshnet.dataset import find_cases, split_cases
 from implicitmeshnet.io import InputError, atomic_path, run_script
 
 DEEP = ["--loss.route=deep", f"--loss.drn_config={REPOSITORY / 'configs_implicitmeshnet/drn_small.json'}"]
+CENTRED = ["--network.template=centred"]  # the paper's: meshes start far from their structures
 VARIANTS = {
     "exact": [],
     "deep": DEEP,
@@ -33,6 +34,8 @@ VARIANTS = {
     "deep_no_surface": [*DEEP, "--loss.surface=0"],
     "laplacian_constant": ["--loss.laplacian_start=100", "--loss.laplacian_end=100"],
     "no_augmentation": ["--training.augmentation=false"],
+    "exact_centred": CENTRED,
+    "deep_centred": [*DEEP, *CENTRED],
     "vertices_162": ["--network.template_subdivisions=2"],
     "vertices_2562": ["--network.template_subdivisions=4"],
 }

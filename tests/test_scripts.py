@@ -14,6 +14,7 @@ import torch
 import implicitmeshnet_eval
 import implicitmeshnet_train
 import pretrain_drn
+from implicitmeshnet.checkpoint import save_snapshot
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.export import read_mesh
 from implicitmeshnet.metrics import euler_characteristic, is_closed
@@ -119,7 +120,8 @@ def test_a_run_folder_without_its_best_or_its_last_checkpoint_is_refused_and_lef
 def pretrained(folder):
     """A DeepRepresentationNetwork for the folder's template, pretrained for a moment."""
     config = {
-        "network": {"shape": [16, 16, 16], "channels": [16, 16], "graph_channels": 4, "template_subdivisions": 1},
+        "network": {"shape": [16, 16, 16], "channels": [16, 16], "blocks": [1, 1], "graph_channels": 4,
+                    "template_subdivisions": 1},
         "training": {"run_dir": str(folder / "drn"), "epochs": 3, "shapes": 8, "validation_shapes": 3,
                      "validate_every": 1},
     }
@@ -135,6 +137,20 @@ def test_pretraining_writes_its_config_weights_and_pictures(pretrained):
     history = torch.load(pretrained / "drn/last.pt", weights_only=True)["history"]
     assert len(history) == 3
     assert set(history[-1]) == {"epoch", "loss", "error_voxels", "sign", "dice", "seconds"}
+
+
+def test_pretraining_keeps_the_weights_with_the_least_error_near_the_surface(pretrained, monkeypatch):
+    errors, kept = iter([0.5, 0.2, 0.3, 0.1]), []
+    volume = np.zeros((4, 4, 4), np.float32)
+    monkeypatch.setattr(pretrain_drn, "validate", lambda *_: (
+        {"error_voxels": next(errors), "sign": 1.0, "dice": 0.9}, volume, volume))
+    monkeypatch.setattr(pretrain_drn, "save_snapshot", lambda path, drn: (kept.append(1), save_snapshot(path, drn)))
+    call(pretrain_drn, monkeypatch, f"--config={pretrained / 'drn.json'}", "--device=cpu", "--training.epochs=4",
+         f"--training.run_dir={pretrained / 'drn_best'}")
+    assert len(kept) == 3
+    best, last = (torch.load(pretrained / "drn_best" / name, weights_only=True)["network"]
+                  for name in ("best.pt", "last.pt"))
+    assert all(torch.equal(value, last[name].half()) for name, value in best.items())
 
 
 def test_an_interrupted_pretraining_resumes_to_the_same_weights(pretrained, monkeypatch):

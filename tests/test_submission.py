@@ -12,9 +12,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import implicitmeshnet_eval
 import mmwhs_create_submission
+from implicitmeshnet.checkpoint import save_snapshot
+from implicitmeshnet.config import REPOSITORY, load_config, save_config
 from implicitmeshnet.io import InputError
 from implicitmeshnet.metrics import dice
+from implicitmeshnet.network import build_network
+from implicitmeshnet.phantom import create_case
 from implicitmeshnet.volume import read_grid, read_labels, write_volume
 
 CASES = ["ct_test_2001", "ct_test_2018", "mr_test_2018"]
@@ -76,6 +81,28 @@ def test_two_label_maps_become_one_and_the_deeper_claim_wins(inputs, monkeypatch
     label = np.asarray(image.dataobj)
     assert set(np.unique(label)) == {0, 420, 500}
     assert (label[10, 10] == [0, 0, *[500] * 7, *[420] * 6, 0]).all()  # voxel 8 is as deep in both: the first has it
+
+
+def test_the_papers_two_evaluations_and_its_submission_run_one_after_the_other(tmp_path, monkeypatch):
+    """The commands of the README; untrained weights leave the template, a ball of half the box's side across."""
+    image, labels, affine = create_case(0, 991, spacing_mm=4.0)
+    write_volume(tmp_path / "test/ct_test_2001_image.nii.gz", image, affine)
+    write_volume(tmp_path / "test/ct_test_2001_label.nii.gz", labels, affine)
+    for stem, out in (("2025-03-31_13-45-41", "test_out_lv"), ("2025-03-30_10-03-29", "test_out_la")):
+        config = load_config(REPOSITORY / f"configs_implicitmeshnet/{stem}.json")
+        config.snapshot = str(tmp_path / f"{stem}.pt")
+        save_snapshot(config.snapshot, build_network(config))
+        save_config(config, tmp_path / f"{stem}.json")
+        monkeypatch.setattr(sys, "argv", [
+            "implicitmeshnet_eval.py", f"--implicitmeshnet_config={tmp_path / stem}.json",
+            f"--test_dir_in={tmp_path / 'test'}", f"--test_dir_out={tmp_path / out}", "--device=cpu"])
+        implicitmeshnet_eval.main()
+    call(monkeypatch, f"--input_dir_lv={tmp_path / 'test_out_lv'}", f"--input_dir_la={tmp_path / 'test_out_la'}",
+         tmp_path / "test_out")
+    label = read_labels(tmp_path / "test_out/ct_test_2001_label_1mm.nii.gz").data
+    ball_mm3 = 4 / 3 * np.pi * (0.5 * 127 / 2 * 1.3) ** 3
+    assert np.count_nonzero(label == 500) == pytest.approx(ball_mm3, rel=0.02)
+    assert not (label == 420).any()  # the same ball: all of it went to the first
 
 
 def test_the_copy_at_1_mm_covers_the_same_field_by_nearest_neighbour(inputs, monkeypatch):
