@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from implicitmeshnet.augment import augment
-from implicitmeshnet.checkpoint import load_drn, save_snapshot
+from implicitmeshnet.checkpoint import save_snapshot
 from implicitmeshnet.config import Config
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.dataset import TrainingSet, find_cases, split_cases, template_statistics
@@ -24,12 +24,12 @@ from implicitmeshnet.metrics import dice
 from implicitmeshnet.network import ImplicitMeshNet, build_network
 from implicitmeshnet.ops import voxelize
 from implicitmeshnet.training import (
-    DeepRoute,
     best_dice,
     best_epoch,
     claim_run_dir,
     end_epoch,
     learning_rate,
+    load_deep_route,
     mean_dice,
     open_writer,
     parse_arguments,
@@ -80,14 +80,6 @@ def main():
     best = best_epoch(history)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in best["dice"].items())
     print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best['epoch']}: {scores}")
-
-
-def load_deep_route(config: Config, device) -> DeepRoute | None:
-    """The pretrained distance network of `route: deep`, with an optimiser of its own; None for `route: exact`."""
-    if config.loss.route == "exact":
-        return None
-    drn = load_drn(config.loss.drn_config, config.network.template_subdivisions, device)
-    return DeepRoute(drn, config.training.drn_learning_rate, config.training.weight_decay)
 
 
 def train_epoch(network, criterion, optimizer, samples, config: Config, epoch: int, device, deep=None):

@@ -4,9 +4,9 @@
         --variants exact deep exact_longer --seeds 3 --epochs 12 --out=runs/ablations
 
 Runs one after the other, a process each; a run that is done is not repeated, one that was cut off goes on.
-`exact_longer` takes as many epochs as fit the wall time of `deep` with the same seed. Metrics are means over the
-cases, averaged over structures, +- the standard deviation over seeds; crossing is the share of faces that cross another
-before the repair; memory is the training process's peak with the libraries.
+`exact_longer` takes the epochs that fit the wall time of `deep`, by the steps' times in `benchmarks/training_step.py`.
+Metrics are means over the cases, averaged over structures, +- the standard deviation over seeds; crossing is the share
+of faces that cross another before the repair; memory is the training process's peak with the libraries.
 """
 
 import argparse
@@ -52,7 +52,10 @@ def main():
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--out", default="runs/ablations")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--deep_cost", type=float, help="a deep step's time over an exact one's, for exact_longer")
     arguments = parser.parse_args()
+    if "exact_longer" in arguments.variants and not arguments.deep_cost:
+        raise InputError("--deep_cost: wanted the ratio that benchmarks/training_step.py prints, found none")
     for seed in range(arguments.seeds):
         for variant in arguments.variants:
             run(variant, seed, arguments)
@@ -69,11 +72,7 @@ def run(variant: str, seed: int, arguments):
     if (path / "result.json").exists():
         return
     if variant == "exact_longer":
-        if not all((folder(name, seed, arguments) / "result.json").exists() for name in ("deep", "exact")):
-            raise InputError("--variants: wanted deep and exact before exact_longer, found no results of theirs")
-        minutes = [json.loads((folder(name, seed, arguments) / "result.json").read_text())["minutes"]
-                   for name in ("deep", "exact")]
-        epochs = round(epochs * minutes[0] / minutes[1])
+        epochs = round(epochs * arguments.deep_cost)
     laplacian = ["--loss.laplacian_epochs=" + str(max(epochs * 5 // 6, 1))]
     peak = call("implicitmeshnet_train.py", f"--config={arguments.config}", f"--device={arguments.device}",
                 f"--training.run_dir={path}", f"--training.seed={seed}", f"--training.epochs={epochs}",

@@ -2,8 +2,9 @@
 
     python benchmarks/training_step.py --config=configs_implicitmeshnet/phantom_lv_la.json [--section.key=value ...]
 
-The image is noise and the labels are balls, so no data is needed. The floor is the UNet's arithmetic, 2 operations per
-multiply-add, backward twice the forward, at the rate that a large matrix product reaches here in the same type.
+With `--loss.route=deep` a training step of each route follows, optimisers included, taking turns. The image is noise
+and the labels are balls, so no data is needed. The floor is the UNet's arithmetic, 2 operations per multiply-add,
+backward twice the forward, at the rate that a large matrix product reaches here in the same type.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import statistics
 import time
 
 import torch
+from timing import SYNCHRONIZE, Row, measure
 from torch.utils.flop_counter import FlopCounterMode
 
 from implicitmeshnet.checkpoint import pick_device
@@ -19,6 +21,7 @@ from implicitmeshnet.config import load_config
 from implicitmeshnet.io import keep_freed_memory, run_script
 from implicitmeshnet.losses import MeshLoss, border_density, occupancy_loss, structure_masks, surface_loss
 from implicitmeshnet.network import bfloat16_is_fast, build_network
+from implicitmeshnet.training import load_deep_route, take_step
 
 
 def main():
@@ -56,6 +59,9 @@ def main():
         "surface loss": lambda: surface_loss(leaf(template), faces, border),
         "whole step": lambda: criterion(network(image), label, 0.0)[0],
     }
+    routes = {"exact": None, "deep": load_deep_route(config, device)}
+    rows = [Row(name, step_of(network, image, label, config, route)) for name, route in routes.items()
+            if route or name == "exact"]
     print(f"batch {len(image)}, grid {shape}, {structures} structures, {template.shape[2]} vertices, {device},"
           f" {torch.get_num_threads()} threads, bfloat16: {bfloat16_is_fast(device.type)}")
     print(f"{'part':<28}{'forward ms':>12}{'fwd + bwd ms':>14}")
@@ -63,6 +69,10 @@ def main():
         forward = median_seconds(part, device, arguments.repeats)
         both = median_seconds(lambda part=part: part().backward(), device, arguments.repeats)
         print(f"{name:<28}{1e3 * forward:>12.1f}{1e3 * both:>14.1f}")
+    steps = measure(rows, arguments.repeats, SYNCHRONIZE[device.type])
+    for row, result in zip(rows, steps, strict=True):
+        name, ratio = f"training step, {row.name}", result.ms / steps[0].ms
+        print(f"{name:<28}{'':>12}{result.ms:>14.1f}{ratio:>8.2f} x exact")
     rate = operations_per_second(device, torch.bfloat16 if bfloat16_is_fast(device.type) else torch.float32)
     operations = counter.get_total_flops()
     print(f"{'floor of the UNet':<28}{1e3 * operations / rate:>12.1f}{3e3 * operations / rate:>14.1f}"
@@ -71,6 +81,20 @@ def main():
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB on the GPU")
     else:
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB with the libraries")
+
+
+def step_of(network, image, label, config, deep):
+    """A training step, optimisers included, by the exact route, or by the deep one with the distance network's step."""
+    vertex_count, distance = network.decoder.template.shape[1], deep.distance if deep else None
+    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, distance).to(image.device)
+    optimizer = torch.optim.AdamW(network.parameters(), config.training.learning_rate)
+
+    def step():
+        prediction = network(image)
+        take_step(criterion(prediction, label, 0.0)[0], network, optimizer, 0)
+        if deep:
+            deep.step(prediction.vertices.detach().flatten(0, 1), 0)
+    return step
 
 
 def leaf(vertices):

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from implicitmeshnet.checkpoint import load_checkpoint, pick_device, save_checkpoint
-from implicitmeshnet.config import load_config, save_config
+from implicitmeshnet.checkpoint import load_checkpoint, load_drn, pick_device, save_checkpoint
+from implicitmeshnet.config import Config, load_config, save_config
 from implicitmeshnet.drn import DeepRepresentationNetwork, drn_loss
 from implicitmeshnet.figures import training_overview
 from implicitmeshnet.io import InputError, keep_freed_memory
@@ -117,6 +117,14 @@ class DeepRoute:
         loss = drn_loss(self.drn.train().requires_grad_(True), vertices)[0]
         take_step(loss, self.drn, self.optimizer, epoch)
         return loss.detach()
+
+
+def load_deep_route(config: Config, device) -> DeepRoute | None:
+    """The pretrained distance network of `route: deep`, with an optimiser of its own; None for `route: exact`."""
+    if config.loss.route == "exact":
+        return None
+    drn = load_drn(config.loss.drn_config, config.network.template_subdivisions, device)
+    return DeepRoute(drn, config.training.drn_learning_rate, config.training.weight_decay)
 
 
 def mean_dice(record) -> float:
