@@ -28,6 +28,7 @@ HELD_OUT_SEED = 2**33
 SHAPES = 64
 KINDS = ("ellipsoids", "tubes", "cups")
 CASES = 3
+DRAWN = 4  # shapes at once
 STEPS = 150
 
 
@@ -55,13 +56,16 @@ def main():
         meshes = phantom_meshes(arguments.phantoms, config.network.shape, sphere, faces, device)
         for name, vertices in zip(LABELS, meshes, strict=True):
             judge(f"phantom {name}", drn, vertices, device)
-    vertices = random_shapes(sphere, 1, config.shapes, torch.Generator().manual_seed(0)).to(device)
+    generator = torch.Generator().manual_seed(0)
+    vertices = random_shapes(sphere, 1, config.shapes, generator).to(device)
     rows = times("DeepRepresentationNetwork", lambda v: drn(v)[-1], vertices)
     rows += times("Mesh2SDF", lambda v: mesh2sdf(v, drn.faces, list(config.network.shape)), vertices)
     print(f"\n{'time per mesh, ms':<28}{'forward':>10}{'+ backward':>12}")
+    rows.append(Row("drawing a shape", lambda: random_shapes(sphere, DRAWN, config.shapes, generator), share=DRAWN))
     results = measure(rows, 7, SYNCHRONIZE[device.type])
     for index in (0, 2):
         print(f"{rows[index].name:<28}{results[index].ms:>10.1f}{results[index + 1].ms:>12.1f}")
+    print(f"{rows[4].name:<28}{results[4].ms:>10.1f}")
 
 
 @torch.no_grad()

@@ -93,7 +93,8 @@ class DeepRepresentationNetwork(nn.Module):
         device = vertices.device.type
         sdf, volume, results = None, None, []
         with torch.autocast(device, enabled=False):
-            features, surface = self._encode(vertices.float()), sample_faces(vertices.float(), self.faces)
+            surface = sample_faces(vertices.float(), self.faces)
+            features = self._encode(vertices.float(), surface.side)
         for stage, (cell, values) in enumerate(zip(self.cells, self.values, strict=True)):
             with torch.autocast(device, enabled=False):
                 projected = interpolate_faces(self.project[stage](features), self.faces)
@@ -120,9 +121,9 @@ class DeepRepresentationNetwork(nn.Module):
             return sdf
         return F.interpolate(sdf[:, None], tuple(shape), mode="trilinear", align_corners=True)[:, 0]
 
-    def _encode(self, vertices):
+    def _encode(self, vertices, side):
         """Each vertex's features (B, V, C): its place, normal and plane, and what the GCN makes of them."""
-        normals = F.normalize(vertex_normals(vertices, self.faces), dim=-1)
+        normals = side * F.normalize(vertex_normals(vertices, self.faces), dim=-1)
         plane = (normals * vertices).sum(-1, keepdim=True)
         geometry = torch.cat([vertices, normals, plane, torch.ones_like(plane)], -1)
         hidden = self.input(geometry[None])
@@ -150,26 +151,33 @@ class DeepRepresentationNetwork(nn.Module):
         axes = [torch.linspace(-1, 1, n, device=areas.device) for n in shape]
         centres = transform(from_cells, torch.stack(torch.meshgrid(*axes, indexing="ij"), -1))  # (X, Y, Z, 3)
         height = (normal * centres).sum(-1, keepdim=True) - offset
-        steps = 2 * (torch.arange(values, device=areas.device) - (values - 1) / 2) * (cell / values)
-        points = torch.cartesian_prod(steps, steps, steps).view(-1, 3) / (torch.tensor(self.shape).to(steps) - 1)
+        steps = torch.arange(values, device=areas.device) - (values - 1) / 2  # in voxels
+        points = 2 * torch.cartesian_prod(steps, steps, steps).view(-1, 3) / (torch.tensor(self.shape).to(steps) - 1)
         planes = torch.cat([height / length, normal, area / (area + THIN)], -1)
         return mixed, planes, height + normal @ points.T
 
 
 @dataclass(frozen=True)
 class SurfacePoints:
-    """A mesh's surface as points that stand for equal shares of their faces, in a batch."""
+    """A batch of meshes' surfaces as points that stand for equal shares of their faces."""
 
     points: torch.Tensor  # (B, P, 3)
-    normals: torch.Tensor  # (B, P, 3), of unit length
+    normals: torch.Tensor  # (B, P, 3), of unit length, outward even where a mesh is inside out
     areas: torch.Tensor  # (B, P, 1)
+    side: torch.Tensor  # (B, 1, 1): -1 where a mesh is inside out, else 1
 
 
 def sample_faces(vertices, faces) -> SurfacePoints:
-    """Three points of each face, which integrate quadratic functions exactly: P = 3 F."""
+    """Three points of each face, which integrate quadratic functions exactly: P = 3 F.
+
+    A mesh that training has turned inside out (its signed volume is negative) gets its normals turned, as Mesh2SDF
+    has an inside there too: a distance read from inward normals lets it settle in that state.
+    """
     normals = face_normals(vertices, faces).repeat_interleave(3, 1)  # twice as long as the faces' areas
     lengths = torch.linalg.vector_norm(normals, dim=-1, keepdim=True).clamp(min=1e-12)
-    return SurfacePoints(interpolate_faces(vertices, faces), normals / lengths, lengths / 6)
+    points = interpolate_faces(vertices, faces)
+    side = torch.where((points * normals).sum((1, 2), keepdim=True) < 0, -1.0, 1.0).to(points.dtype)
+    return SurfacePoints(points, side * normals / lengths, lengths / 6, side)
 
 
 def interpolate_faces(values, faces):

@@ -108,6 +108,19 @@ def test_the_plane_in_a_cell_is_the_distance_of_a_flat_surface(config):
         assert error < 0.25
 
 
+@torch.no_grad()
+def test_a_mesh_turned_inside_out_has_the_same_distances():
+    torch.manual_seed(0)
+    drn, (vertices, faces) = DeepRepresentationNetwork(HALF), draw(2)
+    for head in drn.heads:
+        torch.nn.init.normal_(head.weight, std=0.1)
+    before = drn(vertices)
+    drn.faces = faces.flip(1)
+    for sdf, other in zip(before, drn(vertices), strict=True):
+        torch.testing.assert_close(sdf, other, atol=1e-2, rtol=0)  # bfloat16, sums in another order
+    torch.testing.assert_close(mesh2sdf(vertices, faces, 16), mesh2sdf(vertices, faces.flip(1), 16))
+
+
 def test_faces_are_sampled_with_their_areas_and_integrate_quadratics_exactly():
     vertices, faces = icosphere(1)
     points = sample_faces(vertices[None].double(), faces)
