@@ -4,8 +4,9 @@
     python mmwhs_create_submission.py --input_dir=test_out_wh test_out [--encrypted_gt_dir=... | --gt_dir=...]
 
 Reads <case>_mesh_labelmap.nii.gz, as implicitmeshnet_eval.py leaves them. Writes per case <case>_label.nii.gz on the
-image's own grid and <case>_label_1mm.nii.gz, int16 with the challenge's values; with a ground truth scores.csv, a row
-per case and structure, and summary.csv. A case that was scored as it is now is not scored again without --rescore.
+image's own grid and <case>_label_1mm.nii.gz, int16 with the challenge's values; with a ground truth scores_wine.csv
+or scores_plain.csv, a row per case and structure, and a summary. A case that was scored as it is now is not scored
+again without --rescore.
 """
 
 import argparse
@@ -30,10 +31,14 @@ from implicitmeshnet.volume import Volume, read_grid, read_labels, resample_near
 VALUES = {"LV": (500,), "Myo": (205,), "RV": (600,), "LA": (420, 421), "RA": (550,), "AO": (820,), "PA": (850,)}
 """MM-WHS label values, the first the one to write, in the order of the scorer's columns."""
 COLUMNS = (*VALUES, "whole heart")
+ALL_VALUES = [value for values in VALUES.values() for value in values]
 ENDING = "_mesh_labelmap.nii.gz"
 SPACING_MM = 1.0
 SCORER = "zxhCardWhsEvaluate.exe"
 SECONDS = 1800  # that the scorer may take for a case
+KEYS_BY_WINE = ("case", "structure", "dice", "fingerprint")
+KEYS_OF_OURS = ("case", "structure", "dice", "assd_mm", "hd95_mm", "fingerprint")
+LONGEST = 300  # letters of the scorer's that an error quotes
 
 
 def main():
@@ -50,35 +55,38 @@ def main():
     cases = match_cases(sources)
     truths = find_truths(arguments, list(cases))
     out = Path(arguments.output_dir)
-    if out.resolve() in (folder.resolve() for folder in sources):
-        raise InputError(f"output_dir: wanted another folder than the inputs, found {out}")
+    check_output(out, [*sources, *(path.parent for path in truths.values())], list(cases))
     structures = [name for name in VALUES if any(name in names for names in sources.values())]
+    kind = "plain" if arguments.gt_dir is not None else "wine"
+    table = read_scores(out / f"scores_{kind}.csv") if truths else {}
 
-    rows = [] if arguments.rescore or not truths else read_scores(out / "scores.csv")
-    kept, failures = [], []
+    scored, failures = {}, []
     for case, paths in tqdm(cases.items(), desc="cases"):
         try:
             label = merge(paths, list(sources.values()))
             fine = resample_nearest(label, SPACING_MM)
             write_volume(out / f"{case}_label.nii.gz", label.data, label.grid.affine)
             write_volume(out / f"{case}_label_1mm.nii.gz", fine.data, fine.grid.affine)
-            if truths:
-                key = fingerprint(label, truths[case], structures)
-                found = [row for row in rows if (row["case"], row["fingerprint"]) == (case, key)]
-                if not found:
-                    scores = (score(label, truths[case], structures) if arguments.gt_dir else
-                              score_by_wine(out / f"{case}_label_1mm.nii.gz", fine, truths[case], case, structures))
-                    found = [{"case": case, **row, "fingerprint": key} for row in scores]
-                kept += found
-                done = {row["case"] for row in kept}
-                later = [row for row in rows if row["case"] not in done and row.keys() == kept[0].keys()]
-                write_table(out / "scores.csv", kept + later)  # so that an interruption loses no score
+            if not truths:
+                continue
+            key = fingerprint(label, truths[case], structures)
+            if not up_to_date(table.get(case, []), key, structures):
+                table.pop(case, None)
+            if arguments.rescore or case not in table:
+                scores = (score(label, truths[case], structures) if kind == "plain" else
+                          score_by_wine(out / f"{case}_label_1mm.nii.gz", fine, truths[case], case, structures))
+                table[case] = [{"case": case, **row, "fingerprint": key} for row in scores]
+                write_scores(out / f"scores_{kind}.csv", table)
+            scored[case] = table[case]
         except InputError as error:
-            failures.append(str(error))
-    print(f"{len(cases) - len(failures)} of {len(cases)} cases written to {out}")
-    if kept:
-        write_table(out / "scores.csv", kept)
-        summarise(kept, out / "summary.csv")
+            failures.append(f"{case}: {error}".replace(f"{case}: {case}", case))
+        except OSError as error:
+            failures.append(f"{case}: {error.filename or 'a file'} cannot be read or written ({error.strerror})")
+    print(f"{len(cases) - len(failures)} of {len(cases)} cases done, in {out}")
+    if truths:
+        write_scores(out / f"scores_{kind}.csv", table)  # without the rows that a failed case had before it changed
+    if scored:
+        summarise([row for rows in scored.values() for row in rows], out / f"summary_{kind}.csv")
     if failures:
         raise InputError(f"{len(failures)} of {len(cases)} cases failed: " + "; ".join(failures))
 
@@ -90,7 +98,7 @@ def input_folders(arguments) -> dict[Path, list[str]]:
         raise InputError("input: wanted --input_dir, or --input_dir_lv and --input_dir_la, found "
                          + (", ".join(name for name in ("--input_dir", "--input_dir_lv", "--input_dir_la")
                                       if getattr(arguments, name[2:]) is not None) or "neither"))
-    if arguments.encrypted_gt_dir and arguments.gt_dir:
+    if None not in (arguments.encrypted_gt_dir, arguments.gt_dir):
         raise InputError("ground truth: wanted one of --encrypted_gt_dir and --gt_dir, found both")
     if one is not None:
         return {Path(one): list(VALUES)}
@@ -117,9 +125,9 @@ def match_cases(sources) -> dict[str, list[Path]]:
 
 def find_truths(arguments, cases: list[str]) -> dict[str, Path]:
     """Each case's ground truth, or none; InputError before any work where a file, the scorer or wine is missing."""
-    if arguments.gt_dir:
+    if arguments.gt_dir is not None:
         paths = {case: Path(arguments.gt_dir) / f"{case}_label.nii.gz" for case in cases}
-    elif arguments.encrypted_gt_dir:
+    elif arguments.encrypted_gt_dir is not None:
         folder = Path(arguments.encrypted_gt_dir)
         if not (folder / SCORER).is_file():
             raise InputError(f"{folder / SCORER}: wanted the challenge's scorer, found no such file")
@@ -136,6 +144,16 @@ def find_truths(arguments, cases: list[str]) -> dict[str, Path]:
         raise InputError(f"{missing[0]}: wanted a ground truth for each of {len(cases)} cases, found no such file"
                          + (f", nor {len(missing) - 1} others" if missing[1:] else ""))
     return paths
+
+
+def check_output(out: Path, sources: list[Path], cases: list[str]):
+    """Refuse a folder whose files are somebody's input: nothing read may be written over."""
+    if out.resolve() in {folder.resolve() for folder in sources}:
+        raise InputError(f"output_dir: wanted another folder than those that are read, found {out}")
+    images = [out / f"{case}_image.nii.gz" for case in cases if (out / f"{case}_image.nii.gz").exists()]
+    if images:
+        raise InputError(f"output_dir: wanted a folder without images, whose labels would be written over, found"
+                         f" {images[0]}")
 
 
 def modality_and_number(case: str) -> tuple[str, str]:
@@ -164,19 +182,34 @@ def merge(paths: list[Path], structures: list[list[str]]) -> Volume:
 
 
 def fingerprint(label: Volume, truth: Path, structures: list[str]) -> str:
-    """What a score was computed from: the label map, its structures and the ground truth's file."""
+    """What a score was computed from: the label map, its structures, the ground truth and the scorer beside it."""
     digest = hashlib.sha256(np.ascontiguousarray(label.data).tobytes() + label.grid.affine.tobytes())
-    digest.update(" ".join(structures).encode())
-    digest.update(truth.read_bytes())
+    digest.update(" ".join(structures).encode() + truth.read_bytes())
+    scorer = truth.parents[1] / SCORER
+    digest.update(scorer.read_bytes() if truth.parent.name == "nii" and scorer.exists() else b"")
     return digest.hexdigest()[:16]
+
+
+def up_to_date(rows: list[dict], key: str, structures: list[str]) -> bool:
+    """Whether a case's rows are those of this fingerprint, whole and sound."""
+    return ([row["structure"] for row in rows] == columns(structures)
+            and all(row["fingerprint"] == key and not row["dice"] < 0 and not row["dice"] > 1 for row in rows))
+
+
+def columns(structures: list[str]) -> list[str]:
+    """What a case is scored for: its structures, and all of them together where they are a whole heart."""
+    return list(COLUMNS) if len(structures) == len(VALUES) else structures
 
 
 def score(label: Volume, path: Path, structures: list[str]) -> list[dict]:
     """Our own metrics against a plain label map on the image's grid, a row per structure."""
     truth, rows = read_labels(path), []
     check_same_grid(path, label.grid, truth.grid, "the prediction")
-    for name in structures:
-        predicted, reference = np.isin(label.data, VALUES[name]), np.isin(truth.data, VALUES[name])
+    if not np.isin(truth.data, ALL_VALUES).any():
+        raise InputError(f"{path}: wanted some of the label values {', '.join(map(str, ALL_VALUES))}, found none")
+    for name in columns(structures):
+        values = VALUES.get(name, ALL_VALUES)
+        predicted, reference = np.isin(label.data, values), np.isin(truth.data, values)
         rows.append({"structure": name, "dice": dice(predicted, reference),
                      **surface_distances(predicted, reference, label.grid.spacing_mm)})
     return rows
@@ -187,23 +220,25 @@ def score_by_wine(path: Path, label: Volume, truth: Path, case: str, structures:
     shape = read_grid(truth).shape
     if shape != label.grid.shape:
         raise InputError(f"{truth}: wanted the prediction's shape at 1 mm, {label.grid.shape}, found {shape}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         table = Path(folder) / "dice.csv"
         modality, number = modality_and_number(case)
-        command = ["wine", SCORER, windows_path(path), windows_path(truth), "0", "ALL", windows_path(table), modality,
-                   number, "--decodeseg2"]
+        command = [os.path.abspath(shutil.which("wine")), SCORER, windows_path(path), windows_path(truth), "0", "ALL",
+                   windows_path(table), modality, number, "--decodeseg2"]
         try:
             run = subprocess.run(command, cwd=truth.parents[1], env={"WINEDEBUG": "-all"} | os.environ,
-                                 capture_output=True, timeout=SECONDS, check=False)
+                                 stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
             raise InputError(f"{case}: wanted a score from {SCORER}, found it running after {SECONDS} s") from error
-        row = table.read_text(errors="replace").splitlines() if table.exists() else []
-        said = (run.stdout + run.stderr).decode(errors="replace").split("\n")
-        said = next((line.strip() for line in reversed(said) if line.strip()), "nothing")
-    if run.returncode or len(row) != 1:
-        raise InputError(f"{case}: wanted one row from {SCORER}, found {len(row)} and exit status {run.returncode}; it"
-                         f" said: {said}")
-    return parse_row(row[0], case, structures)
+        except OSError as error:
+            raise InputError(f"{command[0]}: wanted a program that runs, found none ({error.strerror})") from error
+        rows = table.read_text(errors="replace").splitlines() if table.is_file() else []
+    rows = [row for row in rows if row.strip()]
+    if run.returncode or len(rows) != 1:
+        said = (run.stdout + run.stderr).decode(errors="replace").strip().rpartition("\n")[-1].strip() or "nothing"
+        raise InputError(f"{case}: wanted one row from {SCORER}, found {len(rows)} and exit status {run.returncode}; it"
+                         f" said: {said[:LONGEST]}")
+    return parse_row(rows[0], case, structures)
 
 
 def windows_path(path: Path) -> str:
@@ -213,30 +248,42 @@ def windows_path(path: Path) -> str:
 
 def parse_row(text: str, case: str, structures: list[str]) -> list[dict]:
     """The scorer's row: eight numbers, an empty field, modality and number of the case, the flag, tabs between."""
-    fields = [field.strip() for field in text.split("\t")]
-    try:
-        numbers = [float(field) for field in fields[: len(COLUMNS)]]
-        sound = len(numbers) == len(COLUMNS) and all(0 <= number <= 1 for number in numbers)
-    except ValueError:
-        sound = False
-    if not sound or "".join(modality_and_number(case)) not in "".join(fields[len(COLUMNS):]):
-        raise InputError(f"{case}: wanted {len(COLUMNS)} Dice values and the case's name from {SCORER}, found {text!r}")
-    wanted = COLUMNS if len(structures) == len(VALUES) else structures
-    return [{"structure": name, "dice": value} for name, value in zip(COLUMNS, numbers, strict=True) if name in wanted]
+    fields, (modality, number) = [field.strip() for field in text.split("\t")], modality_and_number(case)
+    numbers, rest = fields[: len(COLUMNS)], [field for field in fields[len(COLUMNS):] if field]
+    sound = (len(numbers) == len(COLUMNS) and all(re.fullmatch(r"[\d.]+(e[-+]?\d+)?", field) for field in numbers)
+             and all(float(field) <= 1 for field in numbers) and rest[:1] in ([modality + number], [number]))
+    if not sound:
+        raise InputError(f"{case}: wanted {len(COLUMNS)} Dice values and the case's name from {SCORER}, found"
+                         f" {text[:LONGEST]!r}")
+    return [{"structure": name, "dice": float(value)} for name, value in zip(COLUMNS, numbers, strict=True)
+            if name in columns(structures)]
 
 
-def read_scores(path: Path) -> list[dict]:
-    """The rows of an earlier scores.csv, numbers as numbers; none where there is no such file."""
+def read_scores(path: Path) -> dict[str, list[dict]]:
+    """The rows of an earlier table of scores by case, numbers as numbers; none where there is no such file."""
     if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        return {}
+    table = {}
     try:
-        return [{key: value if key in ("case", "structure", "fingerprint") else float(value)
-                 for key, value in row.items()} for row in rows if row["case"] and row["fingerprint"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: wanted a table of scores that this script wrote, found another; move it away, or use"
-                         " --rescore") from error
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            reader = csv.DictReader(file, strict=True)
+            if tuple(reader.fieldnames or ()) not in (KEYS_BY_WINE, KEYS_OF_OURS):
+                raise KeyError(reader.fieldnames)
+            for row in reader:
+                table.setdefault(row["case"], []).append({
+                    key: value if key in ("case", "structure", "fingerprint") else float(value)
+                    for key, value in row.items()})
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: wanted a table that this script wrote, found another; move it away") from error
+    return table
+
+
+def write_scores(path: Path, table: dict[str, list[dict]]):
+    """The rows of all cases, sorted by case; no file where there are none."""
+    if table:
+        write_table(path, [row for case in sorted(table) for row in table[case]])
+    else:
+        path.unlink(missing_ok=True)
 
 
 def summarise(rows: list[dict], path: Path):

@@ -106,7 +106,7 @@ class Config:
 @dataclass
 class DrnNetworkConfig:
     shape: tuple[int, int, int] = (128, 128, 128)
-    """Voxels of the distance volume, each a multiple of the coarsest stage's cells that leaves at least 2 of them."""
+    """Voxels of the distance volume, each a multiple of the coarsest stage's cells that leaves at least 3 of them."""
     channels: tuple[int, ...] = (128, 128, 128, 128)
     """Widths of the voxel decoder's stages, coarse to fine, each a multiple of groups."""
     blocks: tuple[int, ...] = (1, 1, 1, 1)
@@ -260,6 +260,8 @@ def _checks(config: Config):
          "names of letters, digits and underscores"),
         ("data.shape", all(6 <= n < 4096 and n % divisor == 0 for n in data.shape) and max(data.shape) > divisor,
          f"multiples of {divisor} from 6 to 4095, not all {divisor}"),
+        ("data.shape", data.shape[0] != 2 * divisor, f"another first number than {2 * divisor}: over two voxels at the"
+         " bottleneck torch's bfloat16 convolutions have wrong gradients on CPUs"),
         ("data.spacing_mm", 1e-3 <= data.spacing_mm <= 1e3, "0.001 to 1000"),
         ("data.intensity", data.intensity in ("window", "percentile"), "'window' or 'percentile'"),
         ("data.window_hu", data.window_hu > 0, "a positive number"),
@@ -296,13 +298,14 @@ def _drn_checks(config: DrnConfig):
     return [
         ("network.groups", 1 <= network.groups < 2**16, "at least 1"),
         ("network.subvoxels", 1 <= network.subvoxels <= 8, "1 to 8"),
-        ("network.channels", bool(network.channels) and all(n > 0 and n % groups == 0 for n in network.channels),
-         f"at least one width, each a multiple of network.groups, {groups}"),
+        ("network.channels",
+         bool(network.channels) and all(0 < n <= 4096 and n % groups == 0 for n in network.channels),
+         f"at least one width of at most 4096, each a multiple of network.groups, {groups}"),
         ("network.blocks", len(network.blocks) == len(network.channels) and all(1 <= n <= 100 for n in network.blocks),
          f"1 to 100 for each of {len(network.channels)} stages"),
-        ("network.shape", all(2 * divisor <= n < 4096 and n % divisor == 0 for n in network.shape),
-         f"multiples of {divisor} from {2 * divisor} to 4095 for {len(network.channels)} stages"),
-        ("network.graph_channels", 1 <= network.graph_channels < 2**16, "a positive width"),
+        ("network.shape", all(3 * divisor <= n <= 1024 and n % divisor == 0 for n in network.shape),
+         f"multiples of {divisor} from {3 * divisor} to 1024 for {len(network.channels)} stages"),  # see data.shape
+        ("network.graph_channels", 1 <= network.graph_channels <= 4096, "1 to 4096"),
         ("network.graph_blocks", 0 <= network.graph_blocks <= 100, "0 to 100"),
         ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
         ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
@@ -321,8 +324,8 @@ def _drn_checks(config: DrnConfig):
         *((f"shapes.{name}", 0 <= getattr(shapes, name) < limit, f"a number from 0 to below {limit}")
           for name, limit in (("bend", 10), ("translation", 1), ("rotation_rad", 10), ("scale", 1), ("shear", 1),
                               ("radial", 1), ("grid", 1), ("noise", 1))),
-        *((f"training.{name}", 1 <= getattr(training, name) < 2**31, "at least 1 and less than 2^31")
-          for name in ("shapes", "validation_shapes")),
+        ("training.shapes", 1 <= training.shapes < 2**31, "at least 1 and less than 2^31"),
+        ("training.validation_shapes", 1 <= training.validation_shapes <= 10**5, "1 to 100000"),
     ]
 
 

@@ -14,11 +14,15 @@ class InputError(ValueError):
 
 
 def run_script(main):
-    """Call main(); an InputError becomes one line on stderr and exit status 2, an interrupt exit status 130."""
+    """Call main(); bad input becomes one line on stderr and exit status 2, an interrupt exit status 130."""
     try:
         main()
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"{Path(sys.argv[0]).name}: {error.filename or 'a file'}: cannot be read or written ({error.strerror})",
+              file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)

@@ -6,6 +6,7 @@ whose axes run along the canonical volume's, so `resample_image` and `resample_l
 
 import gzip
 import io
+import math
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,10 +155,13 @@ def resample_labels(volume: Volume, target: Grid, values: list[list[int]]) -> np
 
 def resample_nearest(volume: Volume, spacing_mm: float) -> Volume:
     """The volume with isotropic voxels along its own axes, over the same field of view to half a voxel, by nearest
-    neighbour; its axes must be at right angles to keep the spacing's meaning."""
+    neighbour. Raises InputError where that leaves fewer than two voxels along an axis, or more than 2^31 in all."""
     affine, indices = volume.grid.affine.copy(), []
-    for axis, (size, spacing) in enumerate(zip(volume.data.shape, volume.grid.spacing_mm, strict=True)):
-        step, count = spacing_mm / spacing, max(1, round(size * spacing / spacing_mm))
+    counts = [round(side_mm / spacing_mm) for side_mm in volume.data.shape * volume.grid.spacing_mm]
+    if min(counts) < 2 or math.prod(counts) > 2**31:
+        raise InputError(f"volume: wanted 2 to 2^31 voxels at {spacing_mm:g} mm, found {counts}")
+    for axis, (size, count) in enumerate(zip(volume.data.shape, counts, strict=True)):
+        step = spacing_mm / volume.grid.spacing_mm[axis]
         first = (size - 1) / 2 - step * (count - 1) / 2  # in voxels of the volume
         indices.append(np.floor((first + step * np.arange(count)).round(6) + 0.5).clip(0, size - 1).astype(int))
         affine[:3, 3] += first * volume.grid.affine[:3, axis]

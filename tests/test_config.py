@@ -29,7 +29,7 @@ def test_paths_in_json_are_relative_to_the_repository_and_overrides_to_the_curre
 
 
 def test_a_saved_config_loads_to_the_same_and_names_no_absolute_path(tmp_path):
-    config = load_config(write(tmp_path, {"snapshot": "snapshots/a.pt", "data": {"shape": [32, 48, 64]}}))
+    config = load_config(write(tmp_path, {"snapshot": "snapshots/a.pt", "data": {"shape": [48, 32, 64]}}))
     save_config(config, tmp_path / "saved.json")
     assert load_config(tmp_path / "saved.json") == config
     assert str(REPOSITORY) not in (tmp_path / "saved.json").read_text()
@@ -56,6 +56,7 @@ def test_overrides_parse_json_and_bare_words(tmp_path):
         ('--data.structures={"a":[1],"b":[1]}', "distinct label values"),
         ('--data.structures={"a":[70000]}', "label values from 1 to 32767"),
         ("--data.shape=[16,16,16]", "not all 16"),
+        ("--data.shape=[32,64,64]", "another first number than 32"),
         ("--network.encoder_channels=[]", "network."),
         ("--training.seed=-1", "training.seed: wanted 0 to 2^32 - 1, found -1"),
         ('--data.structures={"a/b":[1]}', "letters, digits and underscores"),
@@ -111,7 +112,7 @@ def test_the_papers_configs_differ_from_the_defaults_in_nothing_but_names(stem, 
 
 
 @pytest.mark.parametrize(("override", "sentence"), [
-    ("--network.shape=[64, 60, 64]", r"network\.shape: wanted multiples of 8 from 16 to 4095 for 4 stages"),
+    ("--network.shape=[64, 60, 64]", r"network\.shape: wanted multiples of 8 from 24 to 1024 for 4 stages"),
     ("--network.channels=[32, 32, 32, 20]", r"network\.channels: wanted .* a multiple of network\.groups, 16"),
     ("--network.blocks=[1, 1]", r"network\.blocks: wanted 1 to 100 for each of 4 stages"),
     ("--network.subvoxels=0", r"network\.subvoxels: wanted 1 to 8"),

@@ -159,14 +159,14 @@ def calls(inputs):
 
 
 def check_scores(inputs, truth):
-    found = rows(inputs / "out/scores.csv")
+    found = rows(inputs / "out/scores_wine.csv")
     wanted = [(case, name) for case in CASES for name in ("LV", "LA")]
     assert [(row["case"], row["structure"]) for row in found] == wanted
     for row in found:
         label = read_labels(inputs / f"out/{row['case']}_label_1mm.nii.gz").data
         value = {"LV": 500, "LA": 420}[row["structure"]]
         assert float(row["dice"]) == pytest.approx(dice(label == value, truth == value), abs=1e-5)
-    summary = {row["structure"]: row for row in rows(inputs / "out/summary.csv")}
+    summary = {row["structure"]: row for row in rows(inputs / "out/summary_wine.csv")}
     assert list(summary) == ["LV", "LA"]
     lv = [float(row["dice"]) for row in found if row["structure"] == "LV"]
     assert float(summary["LV"]["dice_mean"]) == pytest.approx(np.mean(lv), abs=1e-5)
@@ -202,11 +202,74 @@ def test_a_failed_case_is_named_and_the_others_go_on(inputs, challenge, monkeypa
     monkeypatch.setenv(kind, "ct2018")
     with pytest.raises(InputError, match=f"1 of 3 cases failed: {sentence}"):
         call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
-    assert {row["case"] for row in rows(inputs / "out/scores.csv")} == {"ct_test_2001", "mr_test_2018"}
+    assert {row["case"] for row in rows(inputs / "out/scores_wine.csv")} == {"ct_test_2001", "mr_test_2018"}
     monkeypatch.delenv(kind)
     call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
     assert len(calls(inputs)) == 4
     check_scores(inputs, challenge)
+
+
+def test_no_score_is_lost_and_none_goes_stale(inputs, challenge, monkeypatch):
+    arguments = [*both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}"]
+    call(monkeypatch, *arguments)
+    table = inputs / "out/scores_wine.csv"
+    before = table.read_text()
+    monkeypatch.setenv("FAILS", "ct2018")
+    with pytest.raises(InputError):
+        call(monkeypatch, *arguments, "--rescore")
+    assert table.read_text() == before  # nothing changed, so the failed case's old score stands
+    write_volume(inputs / "lv/ct_test_2018_mesh_labelmap.nii.gz", box((4, 4, 2), (16, 20, 10), 500), AFFINE)
+    with pytest.raises(InputError):
+        call(monkeypatch, *arguments)
+    assert {row["case"] for row in rows(table)} == {"ct_test_2001", "mr_test_2018"}
+    monkeypatch.delenv("FAILS")
+    table.write_text("".join(before.splitlines(True)[:-1]))  # one structure of the last case is gone
+    call(monkeypatch, *arguments)
+    check_scores(inputs, challenge)
+    table.write_bytes(b"\xff\n")
+    with pytest.raises(InputError, match=r"scores_wine\.csv: wanted a table that this script wrote"):
+        call(monkeypatch, *arguments)
+    assert table.read_bytes() == b"\xff\n"
+
+
+@pytest.mark.parametrize("row", [
+    "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t0.8\t0.9\tct2018\t--decodeseg2",
+    "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t0.8\t\tct20189\t--decodeseg2",
+    "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t1.8\t\tct2018\t--decodeseg2",
+    "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\tnan\t\tct2018\t--decodeseg2",
+    "0.1\t0.2\t0_3\t0.4\t0.5\t0.6\t0.7\t0.8\t\tct2018\t--decodeseg2",
+])
+def test_a_row_that_is_not_this_cases_is_refused(row):
+    with pytest.raises(InputError, match="wanted 8 Dice values and the case's name"):
+        mmwhs_create_submission.parse_row(row, "ct_test_2018", ["LV", "LA"])
+
+
+def test_a_row_is_read_by_its_columns():
+    row = "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t8e-1\t\tct2018\t--decodeseg2\r"
+    assert mmwhs_create_submission.parse_row(row, "ct_test_2018", ["LV", "LA"]) == [
+        {"structure": "LV", "dice": 0.1}, {"structure": "LA", "dice": 0.4}]
+    whole = mmwhs_create_submission.parse_row(row, "ct_test_2018", list(mmwhs_create_submission.VALUES))
+    assert {entry["structure"]: entry["dice"] for entry in whole}["AO"] == 0.6
+    assert whole[-1] == {"structure": "whole heart", "dice": 0.8}
+
+
+def test_nobodys_labels_are_written_over(inputs, monkeypatch):
+    for case in CASES:
+        write_volume(inputs / f"truth/{case}_label.nii.gz", box((4, 4, 2), (20, 20, 9), 500), AFFINE)
+    before = (inputs / "truth/ct_test_2001_label.nii.gz").read_bytes()
+    with pytest.raises(InputError, match="wanted another folder than those that are read"):
+        call(monkeypatch, *both(inputs)[:2], inputs / "truth", f"--gt_dir={inputs / 'truth'}")
+    write_volume(inputs / "truth/ct_test_2001_image.nii.gz", box((4, 4, 2), (20, 20, 9), 500), AFFINE)
+    with pytest.raises(InputError, match="wanted a folder without images"):
+        call(monkeypatch, *both(inputs)[:2], inputs / "truth")
+    assert (inputs / "truth/ct_test_2001_label.nii.gz").read_bytes() == before
+
+
+def test_a_truth_without_any_structure_is_refused(inputs, monkeypatch):
+    for case in CASES:
+        write_volume(inputs / f"truth/{case}_label.nii.gz", box((4, 4, 2), (20, 20, 9), 1), AFFINE)
+    with pytest.raises(InputError, match=r"3 of 3 cases failed: .*wanted some of the label values 500, .* found none"):
+        call(monkeypatch, *both(inputs), f"--gt_dir={inputs / 'truth'}")
 
 
 def test_another_shape_than_the_ground_truths_is_refused(inputs, challenge, monkeypatch):
@@ -220,7 +283,7 @@ def test_plain_labels_score_without_wine(inputs, monkeypatch):
     for case in CASES:
         write_volume(inputs / f"truth/{case}_label.nii.gz", box((4, 4, 2), (20, 20, 9), 500), AFFINE)
     call(monkeypatch, *both(inputs), f"--gt_dir={inputs / 'truth'}")
-    found = {(row["case"], row["structure"]): row for row in rows(inputs / "out/scores.csv")}
+    found = {(row["case"], row["structure"]): row for row in rows(inputs / "out/scores_plain.csv")}
     assert float(found["ct_test_2001", "LV"]["dice"]) > 0.9
     assert float(found["ct_test_2001", "LV"]["hd95_mm"]) < 10
     assert float(found["ct_test_2001", "LA"]["dice"]) == 0
@@ -248,7 +311,7 @@ def remove(path):
     (None, ["--input_dir_lv=lv", "out"], "found --input_dir_lv"),
     (None, ["--input_dir=lv", "--input_dir_lv=lv", "--input_dir_la=la", "out"], "wanted --input_dir, or"),
     (None, ["--input_dir_lv=lv", "--input_dir_la=lv", "out"], "wanted another folder than --input_dir_lv"),
-    (None, ["--input_dir_lv=lv", "--input_dir_la=la", "lv"], "wanted another folder than the inputs"),
+    (None, ["--input_dir_lv=lv", "--input_dir_la=la", "lv"], "wanted another folder than those that are read"),
     (None, ["--input_dir_lv=lv", "--input_dir_la=none", "out"], "none: wanted files <case>_mesh_labelmap.nii.gz"),
     (remove("la/ct_test_2018_mesh_labelmap.nii.gz"), ["--input_dir_lv=lv", "--input_dir_la=la", "out"],
      "la: wanted the same cases as in lv, found ct_test_2018 in one of them alone"),
