@@ -2,22 +2,28 @@
 
     python create_phantom_dataset.py --output_dir=data/phantom/train --cases=20
 
+    python create_phantom_dataset.py --output_dir=data/phantom/wide --cases=5 --field_of_view=chest [--shift_mm=40]
+
 Writes ct_train_1001_image.nii.gz and ct_train_1001_label.nii.gz, ...: case n has number 1000 + n. A case depends on
-the seed and its number alone.
+the seed, its number, the field of view and the shift alone; the patient on the seed and the number.
 """
 
 import argparse
+import math
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from implicitmeshnet.io import InputError, run_script
-from implicitmeshnet.phantom import create_case
+from implicitmeshnet.phantom import FIELDS_OF_VIEW, create_case
 from implicitmeshnet.volume import write_volume
+
+MAX_SHIFT_MM = 100
 
 
 def main():
@@ -26,6 +32,8 @@ def main():
     parser.add_argument("--cases", type=int, default=20, help="number of cases")
     parser.add_argument("--first_case", type=int, default=1, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--field_of_view", default="cardiac", help=" or ".join(FIELDS_OF_VIEW))
+    parser.add_argument("--shift_mm", type=float, default=0.0, help="distance of the heart from the volume's centre")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--overwrite", action="store_true", help="replace cases that are there")
     arguments = parser.parse_args()
@@ -33,16 +41,19 @@ def main():
         value = getattr(arguments, name)
         if value < lowest:
             raise InputError(f"--{name}: wanted an integer of at least {lowest}, found {value}")
+    if arguments.field_of_view not in FIELDS_OF_VIEW:
+        raise InputError(f"--field_of_view: wanted {' or '.join(FIELDS_OF_VIEW)}, found {arguments.field_of_view}")
+    if not (math.isfinite(arguments.shift_mm) and 0 <= arguments.shift_mm <= MAX_SHIFT_MM):
+        raise InputError(f"--shift_mm: wanted a length of 0 to {MAX_SHIFT_MM} mm, found {arguments.shift_mm:g}")
 
     output_dir = Path(arguments.output_dir)
     numbers = range(arguments.first_case, arguments.first_case + arguments.cases)
     present = [path for number in numbers for path in case_paths(output_dir, number) if path.exists()]
     if present and not arguments.overwrite:
         raise InputError(f"{present[0]}: exists already; --overwrite replaces it")
-    write = partial(write_case, output_dir, arguments.seed)
+    write = partial(write_case, output_dir, arguments.seed, arguments.field_of_view, arguments.shift_mm)
     workers = min(arguments.workers, arguments.cases)
-    # workers ignore Ctrl-C and finish their case, so that no image stands without its label
-    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         try:
             for _ in tqdm(pool.map(write, numbers), total=len(numbers), desc="cases"):
                 pass
@@ -52,13 +63,19 @@ def main():
     print(f"{len(numbers)} cases written to {output_dir}")
 
 
+def start_worker():
+    """One thread a process; Ctrl-C is ignored and the case finished, so that no image stands without its label."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def case_paths(folder: Path, number: int) -> list[Path]:
     """Image and label file of a case."""
     return [folder / f"ct_train_{1000 + number}_{kind}.nii.gz" for kind in ("image", "label")]
 
 
-def write_case(folder: Path, seed: int, number: int):
-    image, label, affine = create_case(seed, number)
+def write_case(folder: Path, seed: int, field_of_view: str, shift_mm: float, number: int):
+    image, label, affine = create_case(seed, number, field_of_view=field_of_view, shift_mm=shift_mm)
     for path, data in zip(case_paths(folder, number), (image, label), strict=True):
         write_volume(path, data, affine)
 

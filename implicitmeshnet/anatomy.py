@@ -1,6 +1,7 @@
 """The phantom's anatomy as signed distances: negative inside, mm, at points (3, ...) of one patient frame (mm RAS).
 
-Shapes are our own choice, after common adult values; nothing is measured on a data set. `p` is phantom.Parameters.
+Arrangement and shapes are modelled by hand; docs/phantom.md holds the resulting sizes against published adult ranges.
+`p` is phantom.Parameters.
 Labelled structures cannot overlap: where b is carved from a, a >= -b, and linear interpolation keeps that.
 """
 
@@ -9,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from implicitmeshnet.signed_distance import ellipsoid, half_space, intersection, tube, union
 
-CENTRE = np.array([-6.0, 5.0, 10.0])  # of the heart, in the patient frame; the heart turns about it
+CENTRE = np.array([-6.0, 5.0, 2.0])  # of the heart, in the patient frame; the heart turns about it
 BASE = np.array([-6.0, -6.0, 8.0])  # middle of the left ventricle's base
 APEX = np.array([-0.74, 0.50, -0.45])  # unit vector, base to apex: left, anterior, inferior
 SEPTUM = np.array([0.567, 0.822, -0.019])  # unit vector, left to right ventricle
@@ -24,6 +25,14 @@ PULMONARY_VEINS = (
     [[-14, -42, 24], [-38, -50, 33], [-64, -50, 48]],
     [[-14, -44, 10], [-36, -56, 5], [-62, -64, -6]],
 )
+SUPRA_AORTIC = (
+    [[4, -10, 90], [14, -8, 118], [24, -12, 190]],
+    [[-4, -24, 92], [-8, -18, 125], [-14, -16, 190]],
+    [[-12, -38, 92], [-20, -34, 125], [-40, -24, 180]],
+)
+SPINE_X = 12.0  # the chest's plane of symmetry
+TABLE_RADIUS_MM = 360.0
+CHEST_CENTRE = np.array([SPINE_X, -24.0, 22.0])  # of a view of the whole chest, in the patient frame
 
 
 def heart(points, p):
@@ -100,16 +109,21 @@ def _stub(path, length):
 
 def _vessels(points, chambers, cup, p):
     """Blood without a label: the arch and descending aorta, veins, arteries; and the papillary muscles."""
-    arch = tube(points, [[11, 1, 80], [2, -14, 89], [-10, -36, 90], [-17, -58, 78], [-16, -70, 55], [-13, -71, 0],
-                         [-6, -70, -100]], [p.aorta_radius - 1, 12.5, 12, 11.5, 11, 11, 10.5])
+    descending = 0.8 * p.aorta_radius
+    arch = union(
+        tube(points, [[11, 1, 80], [2, -14, 89], [-10, -36, 90], [-17, -58, 78], [-16, -70, 55], [-13, -71, 0],
+                      [-6, -70, -100], [4, -70, -160]],
+             [p.aorta_radius - 1, *descending * np.array([1.08, 1.06, 1.04, 1, 1, 0.95, 0.9])]),
+        *(tube(points, path, [6, 5, 4]) for path in SUPRA_AORTIC), blend_mm=3)
     pulmonary = [tube(points, path, [radius, radius, 3])
                  for path, radius in zip(PULMONARY_VEINS, p.vein_radius, strict=True)]
     grooves = [_groove(cup - 3, chambers["RV"] - 4, 1.6), _groove(cup - 4, chambers["LA"] - 4, 1.5),
                _groove(chambers["RA"] - 4, chambers["RV"] - 4, 1.7)]
     left = union(arch, *pulmonary, *grooves)
     right = union(
-        tube(points, [[38, -6, 30], [37, -4, 60], [32, 2, 100]], [9, 8.5, 9]),
-        tube(points, [[37, -14, -34], [34, -19, -55], [28, -22, -95]], [11.5, 11, 11]),
+        tube(points, [[38, -6, 30], [37, -4, 60], [32, 2, 100], [36, 0, 190]], [9, 8.5, 9, 5]),
+        tube(points, [[32, 2, 98], [8, 16, 112], [-18, 10, 132], [-34, -2, 190]], [7, 6, 6, 5]),
+        tube(points, [[37, -14, -34], [34, -19, -55], [28, -22, -95], [26, -40, -160]], [11.5, 11, 11, 11]),
         tube(points, [[40, -24, 53], [60, -32, 44], [84, -36, 24]], [8, 6, 3]),
         tube(points, [[-45, -28, 64], [-60, -38, 55], [-76, -46, 30]], [7.5, 6, 3]))
     sides = (0.8 * INFERIOR + 0.2 * SEPTUM, -0.5 * INFERIOR - 0.75 * SEPTUM)
@@ -125,34 +139,77 @@ def _groove(first, second, radius):
 
 def thorax(points, chambers, vessels, p):
     """Fields of the surroundings at points (3, ...), in the patient frame."""
-    _, y, z = points
-    cage = ellipsoid(points, [12, -20, 0], [142, 92, np.inf])
-    skin = ellipsoid(points, [12, -22, 0], [156 + p.skin_depth, 94 + p.skin_depth, np.inf])
-    rib = (z + 0.4 * y + p.rib_phase) % 30 - 15
-    ribs = 4 * (np.sqrt(((cage + 4) / 4) ** 2 + (rib / 6.5) ** 2) - 1)
-    cartilage = intersection(ribs, 48 - y)
-    vertebra = ellipsoid(points, [12, -93, 0], [18, 15, np.inf])
-    disc = np.abs((z + p.rib_phase) % 27 - 13.5)
-    arch = np.abs(ellipsoid(points, [12, -117, 0], [14, 12, np.inf])) - 4
-    bone = union(intersection(ribs, y - 50), ellipsoid(points, [12, 68, 30], [17, 6, 95]), arch,
-                 intersection(vertebra, disc - 11.5, blend_mm=3))
-    muscle = union(intersection(cage - 2, -cage - 10), cartilage, vertebra,
-                   *(ellipsoid(points, [12 + 30 * side, -118, 0], [22, 16, np.inf]) for side in (-1, 1)),
-                   *(ellipsoid(points, [12 + 63 * side, 62, 60], [60, 14, 60],
-                               Rotation.from_euler("z", -33 * side, degrees=True).as_matrix()) for side in (-1, 1)))
-    liver = ellipsoid(points, [72, -10, -113 + p.diaphragm], [105, 95, 84])
-    stomach = ellipsoid(points, [-72, -20, -123 + p.diaphragm], [90, 90, 80])
-    diaphragm = union(liver, stomach, blend_mm=15)
+    cage, skin = _torso(points, p)
+    bone, vertebra = _skeleton(points, cage, p)
+    muscle = _muscles(points, cage, vertebra)
+    right = ellipsoid(points, [72, -10, -113 + p.diaphragm], [105, 95, 84])
+    left = ellipsoid(points, [-72, -20, -123 + p.diaphragm], [90, 90, 80])
+    diaphragm = union(right, left, blend_mm=15)
+    spleen = intersection(ellipsoid(points, [-82, -72, -92 + p.diaphragm], [34, 34, 50]), cage + 6)
     sac = union(*chambers.values(), blend_mm=24) - p.fat
     sac = union(sac, vessels["left"] - 2, vessels["right"] - 2)
-    middle = union(ellipsoid(points, [8, -72, 0], [24, 26, np.inf]), ellipsoid(points, [6, 60, 20], [12, 26, np.inf]))
+    middle = union(ellipsoid(points, [8, -72, 0], [24, 26, np.inf]), ellipsoid(points, [6, 60, 20], [12, 26, np.inf]),
+                   ellipsoid(points, [8, -24, 165], [34, 36, 80]))
     mediastinum = union(sac, middle, diaphragm - 3, blend_mm=14)
-    trachea = union(tube(points, [[10, -34, 110], [8, -42, 76]], [8, 8]),
-                    tube(points, [[8, -42, 76], [-20, -42, 56], [-42, -46, 46]], [7, 6, 5]),
-                    tube(points, [[8, -42, 76], [34, -44, 60], [52, -46, 48]], [7, 6.5, 5]), blend_mm=4)
     lung = intersection(cage + 9, -mediastinum, blend_mm=4)
-    return {"skin": skin, "muscle": muscle, "bone": bone, "lung": lung, "liver": liver, "stomach": stomach,
-            "diaphragm": diaphragm, "mediastinum": mediastinum, "trachea": trachea}
+    return {"skin": skin, "muscle": muscle, "bone": bone, "lung": lung, "trachea": _trachea(points),
+            "liver": intersection(right, cage + 6), "stomach": intersection(left, cage + 6), "spleen": spleen,
+            "diaphragm": intersection(diaphragm, cage + 6)}
+
+
+def _torso(points, p):
+    """The rib cage's surface and the skin: elliptic cylinders that close to domes above the heart."""
+    width, depth = p.chest
+    above = points.copy()
+    np.maximum(points[2] - 20, 0, out=above[2])
+    cage = ellipsoid(above, [SPINE_X, -20, 0], [142 * width, 92 * depth, 150])
+    skin = ellipsoid(above, [SPINE_X, -22, 0], [156 * width + p.skin_depth, 94 * depth + p.skin_depth, 260])
+    return cage, skin
+
+
+def _skeleton(points, cage, p):
+    """All bone, and the column of vertebral bodies and discs."""
+    _, y, z = points
+    back = -20 - 73 * p.chest[1]
+    ribs = 4 * (np.sqrt(((cage + 4) / 4) ** 2 + (((z + 0.5 * y + p.rib_phase) % 30 - 15) / 6.5) ** 2) - 1)
+    column = ellipsoid(points, [SPINE_X, back, 0], [18, 15, np.inf])
+    disc = np.abs((z + p.rib_phase) % 27 - 13.5)
+    arch = np.abs(ellipsoid(points, [SPINE_X, back - 24, 0], [14, 12, np.inf])) - 4
+    process = ellipsoid(points, [SPINE_X, back - 40, 0], [4, 14, np.inf]) + np.maximum(disc - 8, 0)
+    sternum = ellipsoid(points, [SPINE_X, -20 + 88 * p.chest[1], 30], [17, 6, 95],
+                        Rotation.from_euler("x", 9, degrees=True).as_matrix())
+    clavicles = [tube(points, [[SPINE_X + 18 * side, 46, 142], [SPINE_X + 75 * side, 30, 158],
+                               [SPINE_X + 125 * side, -15, 165]], [8, 6, 6]) for side in (-1, 1)]
+    blades = [ellipsoid(points, [SPINE_X + 108 * side * p.chest[0], -20 - 78 * p.chest[1], 105], [42, 5, 75],
+                        Rotation.from_euler("z", 42 * side, degrees=True).as_matrix()) for side in (-1, 1)]
+    bodies = intersection(column, disc - 11.5, blend_mm=3)
+    return union(intersection(ribs, y - 50), sternum, arch, process, bodies, *clavicles, *blades), column
+
+
+def _muscles(points, cage, vertebra):
+    """Intercostal, back and chest muscles, cartilage of the ribs in front, and the oesophagus."""
+    _, y, z = points
+    wall = intersection(cage - 2, -cage - 10)
+    flank = intersection(cage - 5 - 9 * np.clip((20 - y) / 60, 0, 1), 1 - cage, -z - 90, blend_mm=3)
+    back = [ellipsoid(points, [SPINE_X + 30 * side, -118, 0], [22, 16, np.inf]) for side in (-1, 1)]
+    breast = [ellipsoid(points, [SPINE_X + 63 * side, 62, 60], [60, 14, 60],
+                        Rotation.from_euler("z", -33 * side, degrees=True).as_matrix()) for side in (-1, 1)]
+    oesophagus = tube(points, [[6, -50, 190], [2, -56, 60], [2, -60, -20], [-14, -50, -100]], [6, 6, 7, 8])
+    return union(wall, flank, vertebra, *back, *breast, oesophagus)
+
+
+def _trachea(points):
+    """Windpipe and main bronchi: the air in them."""
+    return union(tube(points, [[12, -28, 190], [10, -34, 110], [8, -42, 76]], [8, 8, 8]),
+                 tube(points, [[8, -42, 76], [-20, -42, 56], [-42, -46, 46]], [7, 6, 5]),
+                 tube(points, [[8, -42, 76], [34, -44, 60], [52, -46, 48]], [7, 6.5, 5]), blend_mm=4)
+
+
+def table(points, p):
+    """The surface (mm, negative above) that the back is pressed on: a shallow trough along the patient, not warped."""
+    x, y, _ = points
+    top = -22 - (94 * p.chest[1] + p.skin_depth) + p.pressed
+    return np.hypot(x - np.float32(SPINE_X), y - np.float32(top + TABLE_RADIUS_MM)) - np.float32(TABLE_RADIUS_MM)
 
 
 def _carve(solid, *others):
