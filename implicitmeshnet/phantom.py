@@ -270,9 +270,13 @@ def _streaks(points, p, rng):
 
 def _keep_largest_part(label, value):
     """Set all but the largest connected part of a value to 0: carving can leave a crumb, a border can cut a vessel."""
-    found = [np.flatnonzero((label == value).any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    box = tuple(slice(f[0], f[-1] + 1) for f in found)
-    parts, count = ndimage.label(label[box] == value)
+    mask = label == value
+    columns = mask.any(axis=2)
+    found = [np.flatnonzero(line) for line in (columns.any(axis=1), columns.any(axis=0), mask.any(axis=(0, 1)))]
+    if not found[0].size:
+        return
+    box = tuple(slice(line[0], line[-1] + 1) for line in found)
+    parts, count = ndimage.label(mask[box])
     if count > 1:
         label[box][(parts > 0) & (parts != 1 + np.argmax(np.bincount(parts.ravel())[1:]))] = 0
 

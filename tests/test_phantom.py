@@ -8,15 +8,27 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from implicitmeshnet.anatomy import CENTRE
-from implicitmeshnet.phantom import LABELS, Parameters, _upsample, create_case, draw_grid, render
+from implicitmeshnet.anatomy import CENTRE, CHEST_CENTRE, table
+from implicitmeshnet.diffeomorphism import integrate, jacobian_determinant, velocity_field
+from implicitmeshnet.phantom import (
+    LABELS,
+    MAX_MATRIX,
+    PHASES,
+    WARP_STEP_MM,
+    Parameters,
+    _blocks,
+    _upsample,
+    create_case,
+    draw_grid,
+    render,
+)
 from implicitmeshnet.signed_distance import ellipsoid, half_space, intersection, tube, union
 from implicitmeshnet.volume import read_image, read_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACING_MM = 2.5
-VOLUMES_ML = {"LV": (70, 180), "RV": (95, 220), "LA": (50, 125), "RA": (60, 145), "Myo": (75, 185), "AO": (25, 75),
-              "PA": (25, 75)}
+VOLUMES_ML = {"LV": (50, 220), "RV": (75, 250), "LA": (35, 145), "RA": (50, 180), "Myo": (55, 215), "AO": (25, 130),
+              "PA": (25, 110)}
 
 
 @pytest.fixture(scope="module", params=range(1, 7))
@@ -25,8 +37,8 @@ def case(request):
     rng = np.random.default_rng([3, request.param])
     parameters = Parameters.draw(rng)
     affine = np.diag([SPACING_MM] * 3 + [1.0])
-    affine[:3, 3] = CENTRE - 90
-    return parameters, *render(parameters, (73, 73, 73), affine, np.zeros(3), rng)
+    affine[:3, 3] = CENTRE - 100
+    return parameters, *render(parameters, (81, 81, 81), affine, np.zeros(3), rng)
 
 
 def test_label_values_are_exact_and_volumes_plausible(case):
@@ -86,7 +98,36 @@ def test_densities_are_those_drawn(case):
         spread = 0.08 + (parameters.mixing if name in ("RV", "RA") else 0)
         assert abs(np.median(image[core]) - hu) < 20 + spread * hu, name
     assert image.min() < -900
-    assert image.max() > 350
+    assert image.max() > 350  # bone, if not blood
+
+
+def test_the_phase_decides_which_heart_is_bright():
+    for number, (name, ranges) in enumerate(PHASES.items()):
+        for seed in range(5):
+            parameters = Parameters.draw(np.random.default_rng(seed))
+            parameters.phase = number + 0.5
+            assert parameters.phase_name == name
+            for tissue, (low, high) in ranges.items():
+                assert low <= getattr(parameters, f"{tissue}_hu") <= high
+    assert PHASES["arterial"]["right"][1] < PHASES["arterial"]["left"][0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_warp_is_a_diffeomorphism_of_some_millimetres(seed):
+    p = Parameters.draw(np.random.default_rng(seed))
+    velocity = velocity_field(p.warp_noise, p.warp_sd_mm, p.warp_smoothing_mm, WARP_STEP_MM)
+    displacement, back = (integrate(sign * velocity, WARP_STEP_MM) for sign in (1, -1))
+    assert jacobian_determinant(displacement, WARP_STEP_MM).min() > 0.1
+    assert 2 < displacement.std() < 4.5
+    index = np.indices(velocity.shape[1:], dtype=np.float32) + displacement / WARP_STEP_MM
+    again = displacement + np.stack([ndimage.map_coordinates(b, index, order=1, mode="nearest") for b in back])
+    assert np.abs(again[:, 6:-6, 6:-6, 6:-6]).max() < 2  # the reversed flow undoes it, but for interpolation
+
+
+def test_a_uniform_velocity_is_a_shift():
+    velocity = np.full((3, 5, 6, 7), 3.0, dtype=np.float32)
+    np.testing.assert_allclose(integrate(velocity, WARP_STEP_MM), 3, atol=1e-5)
+    np.testing.assert_allclose(jacobian_determinant(velocity, WARP_STEP_MM), 1)
 
 
 def test_grid_is_the_same_anatomy_in_every_orientation():
@@ -108,26 +149,91 @@ def test_deterministic_per_seed_and_case():
         assert first[1].shape != other[1].shape or not np.array_equal(first[1], other[1])
 
 
-def test_grids_vary_within_their_ranges():
-    turns, hands, axes = [], [], set()
-    for seed in range(60):
-        shape, affine, origin = draw_grid(np.random.default_rng(seed))
+def grids(count, **options):
+    """Drawn grids: shape, spacing (3,) mm, directions (3, 3), extent (3,) mm along the patient's axes, centre (3,)."""
+    for seed in range(count):
+        shape, affine, origin = draw_grid(np.random.default_rng(seed), **options)
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         directions = affine[:3, :3] / spacing
+        patient_axis = np.abs(directions).argmax(0)
+        extent = (shape * spacing)[np.argsort(patient_axis)]
+        centre = affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3] - origin
+        yield np.array(shape), spacing, directions, extent, centre
+
+
+def test_grids_vary_within_their_ranges():
+    turns, hands, axes, planes, throughs, wide = [], [], set(), [], [], []
+    for shape, spacing, directions, extent, centre in grids(80):
         nearest = np.rint(directions)
         turns.append(np.degrees(np.arccos(np.clip((np.trace(directions @ nearest.T) - 1) / 2, -1, 1))))
         hands.append(np.linalg.det(directions))
         axes.add(tuple(nearest.ravel()))
-        assert spacing[0] == pytest.approx(spacing[1])
-        assert 0.9 <= spacing[0] <= 1.4
-        assert 1.0 <= spacing[2] <= 2.0
-        assert np.all((shape * spacing > 170) & (shape * spacing < 192))
-        middle = affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
-        assert np.linalg.norm(middle - origin - CENTRE) < 8
+        slices = np.abs(directions)[2].argmax()
+        in_plane = np.delete(spacing, slices)
+        assert in_plane[0] == pytest.approx(in_plane[1])
+        assert 0.3 <= in_plane[0] <= 1.0
+        assert 0.4 <= spacing[slices] <= 1.6
+        assert np.delete(shape, slices).max() <= MAX_MATRIX
+        assert shape.prod() < 72e6
+        assert 138 < extent[2] < 192
+        assert np.linalg.norm(centre - CENTRE) < 8
+        planes.append(in_plane[0])
+        throughs.append(spacing[slices])
+        wide.append(extent[0] > 300)
+        assert wide[-1] or (180 < extent[0] < 262 and abs(extent[0] - extent[1]) < 2)
     assert {round(hand) for hand in hands} == {-1, 1}
     assert len(axes) > 20
     assert min(turns) < 0.1
     assert 5 < max(turns) <= 10.01
+    assert max(planes) - min(planes) > 0.5
+    assert max(throughs) - min(throughs) > 1
+    assert 0.1 < np.mean(wide) < 0.4
+
+
+def test_chest_views_hold_the_whole_chest_and_have_the_heart_off_centre():
+    for shape, _, directions, extent, centre in grids(20, field_of_view="chest"):
+        assert np.all((extent > [373, 268, 258]) & (extent < [402, 332, 332]))
+        assert np.linalg.norm(centre - CHEST_CENTRE) < 8
+        assert np.linalg.norm(centre - CENTRE) > 25
+        assert np.delete(shape, np.abs(directions)[2].argmax()).max() <= MAX_MATRIX
+
+
+@pytest.mark.parametrize("field_of_view", ["cardiac", "chest"])
+def test_shift_puts_the_heart_off_centre_and_loses_nothing(field_of_view):
+    for seed in range(10):
+        shape, affine, origin = draw_grid(np.random.default_rng(seed), 2.0, field_of_view)
+        moved_shape, moved, moved_origin = draw_grid(np.random.default_rng(seed), 2.0, field_of_view, 40.0)
+        assert np.array_equal(origin, moved_origin)
+        np.testing.assert_allclose(moved[:3, :3], affine[:3, :3])
+        centre = moved[:3, :3] @ ((np.array(moved_shape) - 1) / 2) + moved[:3, 3]
+        assert np.linalg.norm(centre - origin - CENTRE) == pytest.approx(40)
+        corner = np.linalg.solve(moved[:3, :3], affine[:3, 3] - moved[:3, 3])  # of the old volume, in new voxels
+        assert np.all(corner > -1)
+        assert np.all(corner + shape < np.array(moved_shape) + 1)
+
+
+def test_every_view_of_a_case_is_of_the_same_patient():
+    """Where two views of a case have a voxel at the same place, its label is the same, up to rounding at surfaces."""
+    (_, near, near_affine), (_, far, far_affine) = (
+        create_case(5, 2, 4.0, field_of_view="chest"), create_case(5, 2, 4.0, field_of_view="chest", shift_mm=50))
+    index = np.argwhere(near > 0)
+    world = index @ near_affine[:3, :3].T + near_affine[:3, 3]
+    other = np.rint((world - far_affine[:3, 3]) @ np.linalg.inv(far_affine[:3, :3]).T).astype(int)
+    assert np.all((other >= 0) & (other < far.shape))
+    assert np.mean(near[tuple(index.T)] == far[tuple(other.T)]) > 0.8
+
+
+def test_the_table_lies_under_the_back_and_only_wide_views_reach_it():
+    p = Parameters.draw(np.random.default_rng(0))
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = [-180, -204, -10]
+    image, _ = render(p, (97, 70, 6), affine, np.zeros(3), np.random.default_rng(0))
+    points = np.tensordot(affine[:3, :3], np.indices(image.shape), 1) + affine[:3, 3].reshape(3, 1, 1, 1)
+    height = -table(points.astype(np.float32), p)  # mm above the table's upper surface
+    assert np.median(image[(height < -6) & (height > -28)]) == pytest.approx(-850, abs=30)  # foam
+    assert np.median(image[height < -44]) == pytest.approx(-1000, abs=30)
+    middle = image.shape[0] // 2
+    assert np.median(image[middle][(height[middle] > 4) & (height[middle] < 20)]) > -200  # the back rests on it
 
 
 def test_distances_of_sphere_tube_and_half_space_are_exact():
@@ -159,9 +265,12 @@ def test_blends_stay_on_the_safe_side():
 
 def test_upsampling_keeps_a_linear_field():
     coarse = np.stack(np.meshgrid(*(np.linspace(0, 1, n) for n in (4, 5, 6)), indexing="ij")).astype(np.float32)
-    fine = np.stack(np.meshgrid(*(np.linspace(0, 1, n) for n in (9, 7, 6)), indexing="ij"))
+    fine = np.stack(np.meshgrid(*(np.linspace(0, 1, n) for n in (99, 7, 6)), indexing="ij"))
     for values, wanted in zip(coarse, fine, strict=True):
-        np.testing.assert_allclose(_upsample(values, (9, 7, 6)), wanted, atol=1e-6)
+        result = np.empty((99, 7, 6))
+        for block, window, weights in _blocks(result.shape, values.shape):
+            result[block] = _upsample(values[window], weights)
+        np.testing.assert_allclose(result, wanted, atol=1e-6)
 
 
 def script(*arguments):
@@ -198,6 +307,17 @@ def test_script_refuses_numbers_out_of_range(tmp_path, argument):
     assert run.stderr.startswith(f"create_phantom_dataset.py: {name}: wanted an integer of at least ")
     assert run.stderr.rstrip().endswith(f"found {value}")
     assert run.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("argument", "wanted"), [
+    ("--field_of_view=head", "cardiac or chest"), ("--shift_mm=-1", "a length of 0 to 100 mm"),
+    ("--shift_mm=101", "a length of 0 to 100 mm"), ("--shift_mm=nan", "a length of 0 to 100 mm")])
+def test_script_refuses_views_it_does_not_have(tmp_path, argument, wanted):
+    run = script(f"--output_dir={tmp_path / 'out'}", argument)
+    name, value = argument.split("=")
+    assert run.returncode == 2
+    assert run.stderr == f"create_phantom_dataset.py: {name}: wanted {wanted}, found {value}\n"
     assert not (tmp_path / "out").exists()
 
 
