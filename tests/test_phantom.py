@@ -279,23 +279,23 @@ def script(*arguments):
 
 
 def test_script_writes_cases_in_mmwhs_naming_whatever_the_workers(tmp_path):
-    run = script(f"--output_dir={tmp_path / 'two'}", "--cases=2", "--first_case=7", "--seed=4", "--workers=2")
+    run = script(f"--output_dir={tmp_path / 'two'}", "--cases=2", "--first_case=13", "--seed=4", "--workers=2")
     assert run.returncode == 0, run.stderr
-    names = {f"ct_train_{number}_{kind}.nii.gz" for number in (1007, 1008) for kind in ("image", "label")}
+    names = {f"ct_train_{number}_{kind}.nii.gz" for number in (1013, 1014) for kind in ("image", "label")}
     assert {path.name for path in (tmp_path / "two").iterdir()} == names
-    run = script(f"--output_dir={tmp_path / 'one'}", "--cases=1", "--first_case=8", "--seed=4", "--workers=1")
+    run = script(f"--output_dir={tmp_path / 'one'}", "--cases=1", "--first_case=14", "--seed=4", "--workers=1")
     assert run.returncode == 0, run.stderr
-    one, two = (read_image(tmp_path / folder / "ct_train_1008_image.nii.gz") for folder in ("one", "two"))
-    label = read_labels(tmp_path / "two" / "ct_train_1008_label.nii.gz")
+    one, two = (read_image(tmp_path / folder / "ct_train_1014_image.nii.gz") for folder in ("one", "two"))
+    label = read_labels(tmp_path / "two" / "ct_train_1014_label.nii.gz")
     assert np.array_equal(one.data, two.data)
     np.testing.assert_allclose(one.grid.affine, label.grid.affine)
     assert set(np.unique(label.data)) == {0, *LABELS.values()}
 
-    before = (tmp_path / "one" / "ct_train_1008_image.nii.gz").read_bytes()
-    run = script(f"--output_dir={tmp_path / 'one'}", "--cases=2", "--first_case=8")
+    before = (tmp_path / "one" / "ct_train_1014_image.nii.gz").read_bytes()
+    run = script(f"--output_dir={tmp_path / 'one'}", "--cases=2", "--first_case=14")
     assert run.returncode == 2
-    assert "ct_train_1008_image.nii.gz: exists already" in run.stderr
-    assert (tmp_path / "one" / "ct_train_1008_image.nii.gz").read_bytes() == before
+    assert "ct_train_1014_image.nii.gz: exists already" in run.stderr
+    assert (tmp_path / "one" / "ct_train_1014_image.nii.gz").read_bytes() == before
     assert len(list((tmp_path / "one").iterdir())) == 2
 
 

@@ -1,0 +1,136 @@
+"""What a folder of phantoms is like against published ranges of adults; prints a Markdown table.
+
+    python benchmarks/phantom_statistics.py --dir=data/phantom/train
+
+Sizes and densities are measured on the written files, resampled to 1.5 mm by nearest neighbour; volumes only where the
+structure does not touch the volume's border. How the rest is measured stands at its function.
+"""
+
+import argparse
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from implicitmeshnet.dataset import find_cases
+from implicitmeshnet.io import run_script
+from implicitmeshnet.phantom import LABELS
+from implicitmeshnet.volume import canonical, read_image, read_labels, resample_nearest
+
+STEP_MM = 1.5
+HUDSMITH = "[Hudsmith 2005](https://doi.org/10.1080/10976640500295516), MR, women to men"
+FUCHS = "[Fuchs 2016](https://esc365.escardio.org/journal/49352), CT"
+KANG = "Kang 2017, CT, in [Table 3 of this review](https://pmc.ncbi.nlm.nih.gov/articles/PMC7758747/table/t3)"
+ROGERS = ("[Framingham, CT](https://thoracickey.com/distribution-determinants-and-normal-reference-values-of-thoracic-"
+          "and-abdominal-aortic-diameters-by-computed-tomography-from-the-framingham-heart-study)")
+TRUONG = "[Truong 2012](https://pmc.ncbi.nlm.nih.gov/articles/PMC3275437), CT"
+CADEMARTIRI = "[Cademartiri 2004](https://doi.org/10.1007/s00330-003-2188-x), means with and without saline chaser"
+RIGHT = "[dual-source CT of 40 patients](https://pubmed.ncbi.nlm.nih.gov/19167178)"
+WALL = ("[normal 320-row CT](https://discovery.researcher.life/article/normal-perfusion-of-the-left-ventricular-"
+        "myocardium-using-320-mdct/0813604bfd783979bb9a6e49a3d33e6a), means of segments")
+LOW_DOSE = "[Di Cesare 2018](https://doi.org/10.4103/jcis.JCIS_51_18), the scanner's two targets"
+KILOVOLTS = "[80 to 100 kV](https://doi.org/10.4329/wjr.v15.i2.32)"
+PUBLISHED = {  # row: (range or mean ± SD, source)
+    "LV volume, ml": ("98 ± 21 to 113 ± 26; 135 ± 26 to 160 ± 29", f"{KANG}, women to men; {HUDSMITH}"),
+    "RV volume, ml": ("148 ± 35 to 190 ± 33", HUDSMITH),
+    "LA volume, ml": ("89 ± 21 to 103 ± 30, the largest of the cycle", HUDSMITH),
+    "RA volume, ml": ("97.5th percentile 73 to 85 ml/m²", f"{FUCHS}, women to men"),
+    "Myo volume, ml": ("103 ± 19 to 138 ± 28 (mass over 1.05 g/ml)", f"{KANG}, women to men"),
+    "LV wall, mm": ("7.8 ± 1.0 to 10.8 ± 1.8", f"{KANG}, women's posterior wall to men's septum"),
+    "ascending aorta, mm": ("31.9 to 34.1, means of women and men", ROGERS),
+    "pulmonary trunk, mm": ("25.1 ± 2.8", TRUONG),
+    "RV, HU": ("below 175 in 19, above in 21 of 40", RIGHT),
+    "Myo, HU": ("79 to 104", WALL),
+    "AO, HU": ("325 and 327; 512 ± 108 to 602 ± 125", f"{CADEMARTIRI}; {KILOVOLTS}"),
+    "PA, HU": ("320 and 357", CADEMARTIRI),
+    "noise in the ascending aorta, SD, HU": ("33 and 51", LOW_DOSE),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dir", required=True, help="folder of labelled phantoms")
+    cases = find_cases(parser.parse_args().dir, labelled=True)
+    rows = {}
+    for case in tqdm(cases, desc="cases"):
+        for name, value in statistics(case).items():
+            rows.setdefault(name, []).append(value)
+    print(f"| {len(cases)} phantoms | mean ± SD | range | published | source |\n|---|---|---|---|---|")
+    for name, values in rows.items():
+        values = np.array(values)[~np.isnan(values)]
+        if values.size:
+            counted = f" (of {values.size})" if values.size < len(cases) else ""
+            print(f"| {name}{counted} | {summary(name, values)} | {' | '.join(PUBLISHED.get(name, ('', '')))} |")
+
+
+def summary(name, values):
+    """Mean, standard deviation and range as two cells of the table; of a share the mean alone."""
+    if name.startswith("share"):
+        return f"{values.mean():.2f} | "
+    digits = 0 if np.abs(values).max() > 60 else 2 if name.startswith("voxel") else 1
+    numbers = values.mean(), values.std(), values.min(), values.max()
+    mean, sd, low, high = (f"{number:.{digits}f}" for number in numbers)
+    return f"{mean} ± {sd} | {low} to {high}"
+
+
+def statistics(case):
+    """One case's row values by name; NaN for what the border cuts."""
+    image, label = read_image(case.image), read_labels(case.label)
+    spacing, extent = _patient_axes(image.grid)
+    image, label = (canonical(resample_nearest(volume, STEP_MM)).data for volume in (image, label))
+    masks = {name: label == value for name, value in LABELS.items()}
+    whole = {name: not _touches_border(mask) for name, mask in masks.items()}
+    row = {f"{name} volume, ml": mask.sum() * STEP_MM**3 / 1000 if whole[name] else np.nan
+           for name, mask in masks.items()}
+    row["LV wall, mm"] = wall_mm(masks["LV"], masks["Myo"]) if whole["Myo"] else np.nan
+    row["ascending aorta, mm"] = ascending_mm(masks["AO"])
+    row["pulmonary trunk, mm"] = trunk_mm(masks["PA"])
+    for name, mask in masks.items():
+        values = image[ndimage.binary_erosion(mask)]
+        row |= {f"{name}, HU": values.mean(), f"{name}, SD within, HU": values.std()}
+    row["noise in the ascending aorta, SD, HU"] = noise_hu(image, masks["AO"])
+    row |= {"voxel in plane, mm": spacing[0], "voxel through plane, mm": spacing[2],
+            "field of view left-right, mm": extent[0], "field of view front-back, mm": extent[1],
+            "field of view up-down, mm": extent[2]}
+    chambers = [whole[name] for name in LABELS if name not in ("AO", "PA")]
+    return row | {"share with a cut chamber or myocardium": float(not all(chambers)),
+                  "share with a cut AO": float(not whole["AO"]), "share with a cut PA": float(not whole["PA"])}
+
+
+def wall_mm(cavity, wall):
+    """Median over the wall's outer surface of the distance to the cavity."""
+    outer = wall & ndimage.binary_dilation(~(wall | cavity))
+    return np.median(ndimage.distance_transform_edt(~cavity, sampling=STEP_MM)[outer])
+
+
+def ascending_mm(aorta):
+    """Diameter of a disc of the aorta's axial area, median over the slices from 40 to 80 % of the label's height."""
+    area = aorta.sum((0, 1))[aorta.any((0, 1))]
+    middle = area[int(0.4 * len(area)):int(0.8 * len(area))]
+    return 2 * np.sqrt(np.median(middle) / np.pi) * STEP_MM
+
+
+def trunk_mm(artery):
+    """Twice the largest distance to the wall: the trunk is the label's widest part."""
+    return 2 * ndimage.distance_transform_edt(np.pad(artery, 1, "edge"), sampling=STEP_MM).max() - STEP_MM
+
+
+def noise_hu(image, aorta):
+    """Standard deviation in a ball of 8 mm around the aorta's innermost voxel, as radiologists take it."""
+    inner = np.unravel_index(ndimage.distance_transform_edt(aorta).argmax(), aorta.shape)
+    offset = np.indices(image.shape) - np.reshape(inner, (3, 1, 1, 1))
+    return image[(offset**2).sum(0) * STEP_MM**2 < 8**2].std()
+
+
+def _touches_border(mask):
+    return any(mask.take(end, axis).any() for axis in range(3) for end in (0, -1))
+
+
+def _patient_axes(grid):
+    """Spacing and extent (3,) in mm along the patient's left-right, front-back and up-down axes."""
+    order = np.argsort(np.abs(grid.affine[:3, :3] / grid.spacing_mm).argmax(0))
+    return grid.spacing_mm[order], (grid.shape * grid.spacing_mm)[order]
+
+
+if __name__ == "__main__":
+    run_script(main)
