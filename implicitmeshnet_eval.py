@@ -21,9 +21,10 @@ from implicitmeshnet.checkpoint import load_network, pick_device, snapshot_path
 from implicitmeshnet.config import Config, load_config
 from implicitmeshnet.coordinates import to_grid_sample, transform
 from implicitmeshnet.dataset import find_cases, prepare_case, split_cases
-from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, write_mesh
+from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, own_parts, write_mesh
 from implicitmeshnet.figures import Structure, case_preview
 from implicitmeshnet.io import InputError, run_script, write_table
+from implicitmeshnet.localise import locate
 from implicitmeshnet.metrics import dice, mean_and_deviation, self_intersecting_faces, surface_distances, volume_ml
 from implicitmeshnet.repair import untangle
 from implicitmeshnet.volume import Grid, read_grid, read_labels, write_volume
@@ -91,7 +92,8 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     if reference is not None and not np.isin(reference, known).any():
         tqdm.write(f"{case.label}: has none of the label values of data.structures, so there are no metrics for it")
         case, reference = replace(case, label=None), None
-    grid, sample = read_grid(case.image), prepare_case(case, config.data)
+    grid = read_grid(case.image)
+    sample = prepare_case(case, config.data, locate=lambda overview: locate(network.localiser, overview, device))
     with torch.inference_mode():
         prediction = network(sample.image[None, None].to(device))
     normalised = prediction.vertices[0].cpu().double().numpy()  # (S, V, 3)
@@ -99,7 +101,8 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     predicted = transform(sample.grid.world_from_normalised, normalised)  # mm
     vertices = [untangle(structure, faces) for structure in predicted]
     values = [config.data.structures[name][0] for name in names]
-    labelmap = meshes_to_labelmap([(structure, faces) for structure in vertices], values, grid)
+    labelmap = meshes_to_labelmap([(structure, faces) for structure in vertices], values, grid,
+                                  config.data.members)
     segmentation = segmentation_on_grid(prediction.segmentation[0], sample.grid, values, grid)
     seconds = time.perf_counter() - start
 
@@ -107,7 +110,7 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
         write_mesh(out / f"{stem}_mesh.{mesh_format}", structure, faces, space)
     write_volume(out / f"{case.name}_mesh_labelmap.nii.gz", labelmap, grid.affine)
     write_volume(out / f"{case.name}_unet_segmentation.nii.gz", segmentation, grid.affine)
-    preview(out / f"{case.name}_preview.png", sample, names, vertices, faces)
+    preview(out / f"{case.name}_preview.png", sample, config, vertices, faces)
     rows = []
     if reference is not None:
         for name, structure, raw in zip(names, vertices, predicted, strict=True):
@@ -119,12 +122,12 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     return rows
 
 
-def preview(path: Path, sample, names: list[str], vertices, faces):
+def preview(path: Path, sample, config: Config, vertices, faces):
     """Slices with contours on the network's grid, the label's dashed, and the meshes; vertices (S, V, 3) mm."""
+    masks = own_parts([mesh_to_mask(structure, faces, sample.grid) for structure in vertices], config.data.members)
     structures = [
-        Structure(name, mesh_to_mask(structure, faces, sample.grid),
-                  None if sample.label is None else (sample.label == index).numpy(), structure, faces)
-        for index, (name, structure) in enumerate(zip(names, vertices, strict=True), 1)
+        Structure(name, mask, None if sample.label is None else (sample.label == index).numpy(), structure, faces)
+        for index, (name, mask, structure) in enumerate(zip(config.data.structures, masks, vertices, strict=True), 1)
     ]
     case_preview(path, sample.image.numpy(), sample.grid.spacing_mm, structures)
 

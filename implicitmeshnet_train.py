@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from implicitmeshnet.augment import augment
@@ -17,6 +18,7 @@ from implicitmeshnet.checkpoint import save_snapshot
 from implicitmeshnet.config import Config
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.dataset import TrainingSet, find_cases, split_cases, template_statistics
+from implicitmeshnet.export import own_parts
 from implicitmeshnet.figures import Structure, case_preview
 from implicitmeshnet.io import run_script
 from implicitmeshnet.losses import MeshLoss
@@ -47,7 +49,7 @@ def main():
     margin = max(config.data.shape) // 8 if config.training.augmentation else 0
     training, validation = TrainingSet(training, config.data, margin), TrainingSet(validation, config.data)
     if config.network.template == "mean":
-        centres, radii = template_statistics(training, list(config.data.structures), config.data.shape)
+        centres, radii = template_statistics(training, config.data)
         config.network.template_centres = tuple(map(tuple, centres.tolist()))
         config.network.template_radii = tuple(map(tuple, radii.tolist()))
     run_dir = Path(config.training.run_dir)
@@ -56,7 +58,8 @@ def main():
     torch.manual_seed(config.training.seed)
     network = build_network(config).to(device)
     vertex_count = network.decoder.template.shape[1]
-    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, deep.distance if deep else None).to(device)
+    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, config.data.members,
+                         deep.distance if deep else None).to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), config.training.learning_rate, weight_decay=config.training.weight_decay
     )
@@ -96,11 +99,15 @@ def train_epoch(network, criterion, optimizer, samples, config: Config, epoch: i
     for step, batch in enumerate(progress):
         now = epoch + step / len(batches)
         optimizer.param_groups[0]["lr"] = learning_rate(settings, now)
-        image, label = draw_batch([samples[int(case)] for case in batch], config, generator, device)
+        drawn = [samples[int(case)] for case in batch]
+        image, label = draw_batch(drawn, config, generator, device)
         prediction = network(image)
         total, losses = criterion(prediction, label, now)
-        take_step(total, network, optimizer, epoch)
         record = {"total": total, **vars(losses)}
+        if network.localiser:
+            record["localiser"] = localiser_loss(network.localiser, drawn[0].overview, config, generator, device)
+            total = total + record["localiser"]
+        take_step(total, network, optimizer, epoch)
         if deep:
             record["drn"] = deep.step(prediction.vertices.detach().flatten(0, 1), epoch)
         for name, value in record.items():
@@ -111,42 +118,54 @@ def train_epoch(network, criterion, optimizer, samples, config: Config, epoch: i
 
 def draw_batch(samples, config: Config, generator, device):
     """Images (B, 1, X, Y, Z) and labels (B, X, Y, Z) on the device, augmented where the config asks for it."""
-    pairs = [(sample.image[None].to(device), sample.label.to(device)) for sample in samples]
-    if config.training.augmentation:
-        pairs = [augment(image, label, config.data.shape, generator) for image, label in pairs]
-    images, labels = zip(*pairs, strict=True)
+    shape = config.data.shape if config.training.augmentation else None
+    images, labels = zip(*(draw(sample, shape, generator, device) for sample in samples), strict=True)
     return torch.stack(images), torch.stack(labels)
 
 
+def draw(volume, shape, generator, device):
+    """Image (1, X, Y, Z) and label (X, Y, Z) of a Sample or Overview, augmented onto `shape` where it is not None."""
+    image, label = volume.image[None].to(device), volume.label.to(device)
+    return (image, label) if shape is None else augment(image, label, shape, generator)
+
+
+def localiser_loss(localiser, overview, config: Config, generator, device):
+    """Cross-entropy of the coarse pass on one case; one of a batch will do, as it learns sooner than the rest."""
+    image, label = draw(overview, overview.image.shape if config.training.augmentation else None, generator, device)
+    return F.cross_entropy(localiser(image[None].float()), label[None].long())
+
+
 @torch.no_grad()
-def predict_masks(network: ImplicitMeshNet, sample, device):
-    """One mask (X, Y, Z) per structure on the network's grid, and the vertices (S, V, 3) in its voxels."""
+def predict_masks(network: ImplicitMeshNet, sample, config: Config, device):
+    """Each structure's own part (X, Y, Z) of the network's grid, without what it encloses, and the vertices (S, V, 3)
+    of the meshes in its voxels."""
     network.eval()
     vertices = network(sample.image[None, None].to(device)).vertices[0].cpu()
     shape = sample.image.shape
     vertices = transform(voxel_from_normalised(shape), vertices)
     faces = network.decoder.faces.cpu()
-    return [voxelize(structure, faces, list(shape)) for structure in vertices], vertices
+    masks = [voxelize(structure, faces, list(shape)).numpy() for structure in vertices]
+    return own_parts(masks, config.data.members), vertices
 
 
 def validate(network, samples, config: Config, device) -> dict[str, float]:
     """Mean Dice per structure of the voxelized meshes, on the network's grid."""
     scores = {name: [] for name in config.data.structures}
     for sample in samples:
-        masks, _ = predict_masks(network, sample, device)
+        masks, _ = predict_masks(network, sample, config, device)
         for index, (name, mask) in enumerate(zip(scores, masks, strict=True), 1):
             reference = sample.label == index
             if reference.any():
-                scores[name].append(dice(mask.numpy(), reference.numpy()))
+                scores[name].append(dice(mask, reference.numpy()))
     return {name: sum(values) / max(len(values), 1) for name, values in scores.items()}
 
 
 def preview(network, sample, config: Config, device, path: Path, writer, epoch: int):
     """Contours and meshes of one validation case, as a picture beside the snapshot and in TensorBoard."""
-    masks, vertices = predict_masks(network, sample, device)
+    masks, vertices = predict_masks(network, sample, config, device)
     faces = network.decoder.faces.cpu().numpy()
     structures = [
-        Structure(name, mask.numpy(), (sample.label == index).numpy(), config.data.spacing_mm * mesh.numpy(), faces)
+        Structure(name, mask, (sample.label == index).numpy(), config.data.spacing_mm * mesh.numpy(), faces)
         for index, (name, mask, mesh) in enumerate(zip(config.data.structures, masks, vertices, strict=True), 1)
     ]
     spacing_mm = (config.data.spacing_mm,) * 3

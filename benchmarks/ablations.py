@@ -36,6 +36,7 @@ VARIANTS = {
     "no_augmentation": ["--training.augmentation=false"],
     "exact_centred": CENTRED,
     "deep_centred": [*DEEP, *CENTRED],
+    "folded_myocardium": ["--data.encloses={}"],
     "vertices_162": ["--network.template_subdivisions=2"],
     "vertices_2562": ["--network.template_subdivisions=4"],
 }

@@ -85,12 +85,12 @@ def phantom_meshes(folder: str, shape, sphere, faces, device):
                       spacing_mm=128 / max(shape))
     samples = TrainingSet(find_cases(folder, labelled=True)[:CASES], data)
     centres, radii = (torch.tensor(value, dtype=torch.float32)
-                      for value in template_statistics(samples, list(LABELS), shape))
+                      for value in template_statistics(samples, data))
     template = (centres[:, None] + radii[:, None] * sphere).to(device)  # (S, V, 3)
     around, faces, meshes = neighbours(faces, len(sphere)), faces.to(device), []
     temperature = LossConfig().temperature
     for sample in samples:
-        masks = structure_masks(sample.label[None].to(device), len(LABELS))
+        masks = structure_masks(sample.label[None].to(device), data.members)
         vertices = template.clone().requires_grad_()
         optimizer = torch.optim.Adam([vertices], 0.01)
         for _ in range(STEPS):

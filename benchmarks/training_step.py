@@ -20,8 +20,9 @@ from implicitmeshnet.checkpoint import pick_device
 from implicitmeshnet.config import load_config
 from implicitmeshnet.io import keep_freed_memory, run_script
 from implicitmeshnet.losses import MeshLoss, border_density, occupancy_loss, structure_masks, surface_loss
-from implicitmeshnet.network import bfloat16_is_fast, build_network
+from implicitmeshnet.network import build_network
 from implicitmeshnet.training import load_deep_route, take_step
+from implicitmeshnet.unet import bfloat16_is_fast
 
 
 def main():
@@ -35,16 +36,15 @@ def main():
     config.network.template = "centred"
     structures, shape = len(config.data.structures), config.data.shape
     network = build_network(config).to(device)
-    criterion = MeshLoss(network.decoder.faces, network.decoder.template.shape[1], config.loss).to(device)
+    criterion = MeshLoss(network.decoder.faces, network.decoder.template.shape[1], config.loss,
+                         config.data.members).to(device)
     image = torch.randn(config.training.batch_size, 1, *shape, device=device)
     label = balls(shape, structures, config.training.batch_size, device)
-    masks = structure_masks(label, structures)
+    masks = structure_masks(label, config.data.members)
     border, faces = border_density(masks), network.decoder.faces
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device.type))
 
     def unet():
-        with autocast:
-            pyramid, logits = network.unet(image.to(memory_format=torch.channels_last_3d))
+        pyramid, logits = network.unet(image)
         return [*pyramid.values(), logits], pyramid
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -86,7 +86,8 @@ def main():
 def step_of(network, image, label, config, deep):
     """A training step, optimisers included, by the exact route, or by the deep one with the distance network's step."""
     vertex_count, distance = network.decoder.template.shape[1], deep.distance if deep else None
-    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, distance).to(image.device)
+    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, config.data.members, distance)
+    criterion = criterion.to(image.device)
     optimizer = torch.optim.AdamW(network.parameters(), config.training.learning_rate)
 
     def step():

@@ -25,8 +25,14 @@ class DataConfig:
     dir: str = "data/phantom/train"
     structures: dict[str, list[int]] = field(default_factory=lambda: {"LV": [500], "LA": [420, 421]})
     """Structure name -> the label values that mean it."""
+    encloses: dict[str, list[str]] = field(default_factory=dict)
+    """Structure -> others that its mesh holds too, as the epicardium holds the left ventricle: {"Myo": ["LV"]}."""
+    region: str = "centre"
+    """Where the network's grid lies: 'centre' of the volume, the paper's; 'found' by a coarse pass over all of it."""
+    overview_spacing_mm: float = 8.0
+    """Of the coarse pass."""
     shape: tuple[int, int, int] = (128, 128, 128)
-    """Voxels of the network's grid around the volume's centre, each a multiple of 2^(encoder levels - 1)."""
+    """Voxels of the network's grid, each a multiple of 2^(encoder levels - 1)."""
     spacing_mm: float = 1.3
     intensity: str = "window"
     """'window': CT, clipped to level +- width / 2. 'percentile': each volume by its own percentiles (MR)."""
@@ -36,6 +42,12 @@ class DataConfig:
     validation_cases: int = 4
     """Cases held out of `dir` for validation, drawn with training.seed."""
 
+    @property
+    def members(self) -> list[list[int]]:
+        """For each structure the indices of those that its mesh holds: its own, then what it encloses."""
+        index = {name: number for number, name in enumerate(self.structures)}
+        return [[index[member] for member in (name, *self.encloses.get(name, ()))] for name in self.structures]
+
 
 @dataclass
 class NetworkConfig:
@@ -44,6 +56,8 @@ class NetworkConfig:
     decoder_channels: tuple[int, ...] = (4, 16, 32, 64)
     """UNet decoder widths d0, d1, ..."""
     dropout: float = 0.1
+    localiser_channels: tuple[int, ...] = (16, 32, 64)
+    """UNet widths of the coarse pass of data.region 'found'."""
     template: str = "mean"
     """'mean': spheres at each structure's mean position and size in training. 'centred': the paper's, radius 0.5."""
     template_subdivisions: int = 4
@@ -258,6 +272,12 @@ def _checks(config: Config):
         ("data.structures", all(0 < value < 2**15 for value in values), "label values from 1 to 32767"),
         ("data.structures", all(name.replace("_", "").isalnum() for name in data.structures),
          "names of letters, digits and underscores"),
+        ("data.encloses", all({outer, *inner} <= set(data.structures) and outer not in inner
+                              and not any(name in data.encloses for name in inner)
+                              for outer, inner in data.encloses.items()),
+         "structures of data.structures, each enclosing others that enclose none"),
+        ("data.region", data.region in ("centre", "found"), "'centre' or 'found'"),
+        ("data.overview_spacing_mm", 1e-3 <= data.overview_spacing_mm <= 1e3, "0.001 to 1000"),
         ("data.shape", all(6 <= n < 4096 and n % divisor == 0 for n in data.shape) and max(data.shape) > divisor,
          f"multiples of {divisor} from 6 to 4095, not all {divisor}"),
         ("data.shape", data.shape[0] != 2 * divisor, f"another first number than {2 * divisor}: over two voxels at the"
@@ -273,6 +293,9 @@ def _checks(config: Config):
          len(network.decoder_channels) == levels - 1 and min(network.decoder_channels, default=0) > 0,
          f"{levels - 1} positive widths, one fewer than encoder_channels"),
         ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
+        ("network.localiser_channels",
+         2 <= len(network.localiser_channels) <= 6 and all(0 < n <= 4096 for n in network.localiser_channels),
+         "two to six positive widths of at most 4096"),
         ("network.template", network.template in ("mean", "centred"), "'mean' or 'centred'"),
         ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
         ("network.stage_levels", set(read) <= set(names) and all(network.stage_levels), f"names among {names}"),

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.io import InputError
+from implicitmeshnet.localise import Overview, centre_mm, overview_of
 from implicitmeshnet.volume import (
     Grid,
     Volume,
@@ -43,6 +44,7 @@ class Sample:
     image: torch.Tensor  # (X + 2m, Y + 2m, Z + 2m) float32 in [-1, 1]
     label: torch.Tensor | None  # same shape, uint8: 0 background, s + 1 the config's structure s
     grid: Grid  # without the margin
+    overview: Overview | None = None  # of the whole volume, where data.region is 'found'
 
 
 def find_cases(folder, labelled: bool) -> list[Case]:
@@ -130,24 +132,37 @@ def split_cases(cases: list[Case], validation_cases: int, seed: int) -> tuple[li
     )
 
 
-def prepare_case(case: Case, config: DataConfig, margin: int = 0) -> Sample:
+def prepare_case(case: Case, config: DataConfig, margin: int = 0, locate=None) -> Sample:
     """Read one case onto the network's grid, widened by `margin` voxels on every side.
 
-    Raises InputError for an unreadable file, a label that does not fit its image or has none of the structures.
+    Where data.region is 'found' the grid lies around what `locate` finds in the case's Overview, a world position (3,)
+    or None; by default around the label. Raises InputError for an unreadable file, a label that does not fit its image
+    or has none of the structures, and where nothing is found.
     """
     image = read_image(case.image)
-    grid = network_grid(image.grid, config.shape, config.spacing_mm)
-    padded = _pad(grid, margin)
-    label = None
+    labels = None
     if case.label is not None:
         labels = read_labels(case.label)
         check_labels(case, labels, config)
         check_same_grid(case.label, image.grid, labels.grid)
         labels = canonical(Volume(labels.data, image.grid))
-        label = torch.from_numpy(resample_labels(labels, padded, list(config.structures.values())))
     image = canonical(image)  # first, so that the same voxels make the percentiles in any orientation
     image = Volume(normalise_intensity(image.data, config), image.grid)
-    return Sample(case.name, torch.from_numpy(resample_image(image, padded, background=-1.0)), label, grid)
+    overview, centre = None, None
+    if config.region == "found":
+        values = [value for group in config.structures.values() for value in group]
+        overview = overview_of(image, labels, config.overview_spacing_mm, values)
+        centre = locate(overview) if locate else centre_mm(overview.label.numpy(), overview.grid)
+        if centre is None:
+            raise InputError(f"{case.image}: wanted an image that shows {', '.join(config.structures)}, found none of"
+                             f" them in the coarse pass at {config.overview_spacing_mm:g} mm")
+    grid = network_grid(image.grid, config.shape, config.spacing_mm, centre)
+    padded = _pad(grid, margin)
+    label = None
+    if labels is not None:
+        label = torch.from_numpy(resample_labels(labels, padded, list(config.structures.values())))
+    image = torch.from_numpy(resample_image(image, padded, background=-1.0))
+    return Sample(case.name, image, label, grid, overview)
 
 
 def check_labels(case: Case, labels: Volume, config: DataConfig):
@@ -201,19 +216,20 @@ class TrainingSet:
         return replace(sample, image=sample.image.float())
 
 
-def template_statistics(samples, structures: list[str], shape) -> tuple[np.ndarray, np.ndarray]:
-    """Mean centre and semi-axes of each structure over the samples, both (S, 3) float64 in normalised coordinates.
+def template_statistics(samples, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Mean centre and semi-axes of what each structure's mesh holds, both (S, 3) float64 in normalised coordinates.
 
     The semi-axes are those of the ellipsoid with the mask's variance along each axis, sqrt(5 variance), each voxel
-    counted as a cube. Margins beyond `shape` are left out. Raises InputError for a structure that is in no sample.
+    counted as a cube. Margins beyond the grid are left out. Raises InputError for a structure that is in no sample.
     """
+    structures, members, shape = list(config.structures), config.members, config.shape
     voxel = 2 / (np.array(shape) - 1)  # side length, normalised
     centres, radii = [[] for _ in structures], [[] for _ in structures]
     for sample in samples:
         margin = (sample.label.shape[0] - shape[0]) // 2
         label = sample.label.numpy()[tuple(slice(margin, margin + n) for n in shape)]
         for index in range(len(structures)):
-            mask = label == index + 1
+            mask = np.isin(label, [member + 1 for member in members[index]])
             if mask.any():
                 centre, variance = _moments(mask)
                 centres[index].append(transform(np.linalg.inv(voxel_from_normalised(shape)), centre))

@@ -16,9 +16,11 @@ from scipy.ndimage import distance_transform_edt, find_objects
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.io import InputError, atomic_path
 from implicitmeshnet.metrics import mesh_volume_ml
-from implicitmeshnet.ops import voxelize
+from implicitmeshnet.ops import mesh2sdf, sample_trilinear, voxelize
 from implicitmeshnet.volume import Grid
 
+LATTICE = 64
+"""Points along each axis at which overlapping meshes are measured."""
 SIGNS = {"LPS": (-1.0, -1.0, 1.0), "RAS": (1.0, 1.0, 1.0)}  # world RAS <-> space; a rotation, so faces keep their side
 
 
@@ -71,12 +73,21 @@ def mesh_to_mask(vertices_mm, faces, grid: Grid) -> np.ndarray:
     return mask
 
 
-def meshes_to_labelmap(meshes, values, grid: Grid) -> np.ndarray:
+def own_parts(masks, members) -> list[np.ndarray]:
+    """Masks, bool (X, Y, Z), each without those that it holds beside its own; `members` are DataConfig.members."""
+    return [mask & ~np.any([masks[index] for index in inner], axis=0) if inner else mask
+            for mask, (_, *inner) in zip(masks, members, strict=True)]
+
+
+def meshes_to_labelmap(meshes, values, grid: Grid, members=None) -> np.ndarray:
     """Label map int16 (X, Y, Z) of several meshes, each (vertices_mm (V, 3), faces (F, 3)) with its value.
 
-    A voxel inside several meshes goes to the one in which it lies deepest, as in `masks_to_labelmap`.
+    A voxel inside several meshes goes to the one in which it lies deepest, by the meshes' signed distances; ties go to
+    the mesh that comes first. `members` are DataConfig.members: where a mesh that holds others wins, what lies in one
+    of these too goes to that one.
     """
-    return _deepest_wins([_voxelize_in_box(vertices_mm, faces, grid) for vertices_mm, faces in meshes], values, grid)
+    parts = [_voxelize_in_box(vertices_mm, faces, grid) for vertices_mm, faces in meshes]
+    return _deepest_wins(parts, values, grid, lambda contested: _depths_in_meshes_mm(meshes, grid, contested), members)
 
 
 def masks_to_labelmap(masks, values, grid: Grid) -> np.ndarray:
@@ -86,19 +97,60 @@ def masks_to_labelmap(masks, values, grid: Grid) -> np.ndarray:
     outside (the image's edge counts as outside); ties go to the mask that comes first.
     """
     boxes = [(find_objects(mask.view(np.uint8)) or [(slice(0, 0),) * 3])[0] for mask in masks]
-    return _deepest_wins([(box, mask[box]) for box, mask in zip(boxes, masks, strict=True)], values, grid)
+    parts = [(box, mask[box]) for box, mask in zip(boxes, masks, strict=True)]
+    return _deepest_wins(parts, values, grid, lambda contested: _depths_in_masks_mm(parts, grid, contested))
 
 
-def _deepest_wins(parts, values, grid: Grid) -> np.ndarray:
-    """The label map of masks, each given in a box of the grid: slices, and the bool array there."""
-    labelmap = np.zeros(grid.shape, dtype=np.int16)
-    deepest_mm = np.zeros(grid.shape, dtype=np.float32)
-    for (box, inside), value in zip(parts, values, strict=True):
-        depth_mm = distance_transform_edt(np.pad(inside, 1), sampling=grid.spacing_mm)[1:-1, 1:-1, 1:-1]
-        wins = depth_mm.astype(np.float32) > deepest_mm[box]
-        labelmap[box][wins] = value
-        deepest_mm[box][wins] = depth_mm[wins]
-    return labelmap
+def _deepest_wins(parts, values, grid: Grid, depths_mm, members=None) -> np.ndarray:
+    """The label map of masks, each given in a box of the grid: slices, and the bool array there.
+
+    `depths_mm` takes the voxels (N, 3) that several masks claim to how deep they lie in each: an iterable of (N,).
+    """
+    owner, claims = np.full(grid.shape, -1, dtype=np.int8), np.zeros(grid.shape, dtype=np.int8)
+    for index, (box, inside) in enumerate(parts):
+        owner[box][inside] = index
+        claims[box] += inside
+    contested = np.argwhere(claims > 1)
+    if len(contested):
+        claimed = _claims(parts, contested)  # (S, N)
+        depths = np.where(claimed, np.stack(list(depths_mm(contested))), -np.inf)
+        deepest = depths.argmax(0)
+        for outer, (_, *inner) in enumerate(members or ()):
+            for index in inner:
+                deepest[(deepest == outer) & claimed[index]] = index
+        owner[tuple(contested.T)] = deepest
+    return np.array([*values, 0], dtype=np.int16)[owner]
+
+
+def _claims(parts, voxels) -> np.ndarray:
+    """Which of the masks, each in its box, hold each of the voxels (N, 3): bool (S, N)."""
+    claimed = np.zeros((len(parts), len(voxels)), dtype=bool)
+    for row, (box, inside) in zip(claimed, parts, strict=True):
+        offset = voxels - [part.start for part in box]
+        within = ((offset >= 0) & (offset < inside.shape)).all(1)
+        row[within] = inside[tuple(offset[within].T)]
+    return claimed
+
+
+def _depths_in_masks_mm(parts, grid: Grid, voxels):
+    for box, inside in parts:
+        depth_mm = distance_transform_edt(np.pad(inside, 1), sampling=grid.spacing_mm)
+        offset = np.clip(voxels - [part.start for part in box], -1, inside.shape) + 1  # the padding, 0, when outside
+        yield depth_mm[tuple(offset.T)].astype(np.float32)
+
+
+def _depths_in_meshes_mm(meshes, grid: Grid, voxels):
+    """Exact distances on a lattice over the voxels' box, interpolated linearly to them."""
+    points = transform(grid.affine, voxels.astype(np.float64))
+    low, high = points.min(0), points.max(0)
+    middle, half_mm = (low + high) / 2, max((high - low).max() / 2, 1.0)
+    points = torch.from_numpy((points - middle) / half_mm).float()[None]
+    for vertices_mm, faces in meshes:
+        vertices = torch.from_numpy((np.asarray(vertices_mm, dtype=np.float64) - middle) / half_mm).float()
+        faces = torch.as_tensor(np.ascontiguousarray(faces), dtype=torch.int64)
+        sdf = mesh2sdf(vertices, faces, LATTICE)
+        depth_mm = -half_mm * sample_trilinear([sdf[None, None]], points)[0, :, 0].numpy()
+        yield depth_mm.round(3)  # so that rounding errors do not decide ties
 
 
 def _voxelize_in_box(vertices_mm, faces, grid: Grid):

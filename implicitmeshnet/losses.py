@@ -13,10 +13,13 @@ from implicitmeshnet.network import Prediction
 from implicitmeshnet.ops import mesh2sdf, splat_trilinear
 
 
-def structure_masks(label: torch.Tensor, structures: int) -> torch.Tensor:
-    """Label indices (B, X, Y, Z), 0 background -> masks (B, S, X, Y, Z) float32."""
-    index = torch.arange(1, structures + 1, device=label.device)
-    return (label[:, None] == index.view(1, -1, 1, 1, 1)).float()
+def structure_masks(label: torch.Tensor, members: list[list[int]]) -> torch.Tensor:
+    """Label indices (B, X, Y, Z), 0 background -> what each structure's mesh holds, (B, S, X, Y, Z) float32.
+
+    `members` are DataConfig.members: for each structure the indices of those that lie in its mesh.
+    """
+    masks = [sum(label == index + 1 for index in held) for held in members]
+    return torch.stack(masks, 1).float()
 
 
 def occupancy_loss(vertices, distance, masks, temperature: float):
@@ -88,12 +91,14 @@ class Losses:
 class MeshLoss(nn.Module):
     """The weighted sum of all losses for one template triangulation, faces (F, 3).
 
-    `distance` is the route from meshes to their SDF, see `occupancy_loss`; by default Mesh2SDF.
+    `members` say which structures' labels each mesh holds, see `structure_masks`. `distance` is the route from meshes
+    to their SDF, see `occupancy_loss`; by default Mesh2SDF.
     """
 
-    def __init__(self, faces: torch.Tensor, vertex_count: int, config: LossConfig, distance=None):
+    def __init__(self, faces: torch.Tensor, vertex_count: int, config: LossConfig, members, distance=None):
         super().__init__()
         self.config = config
+        self.members = members
         self.distance = distance or (lambda vertices, shape: mesh2sdf(vertices, self.faces, shape))
         self.register_buffer("faces", faces)
         around = neighbours(faces.cpu(), vertex_count)
@@ -103,7 +108,7 @@ class MeshLoss(nn.Module):
     def forward(self, prediction: Prediction, label: torch.Tensor, epoch: float):
         """label (B, X, Y, Z) structure indices -> the total (scalar) and its Losses."""
         config, around = self.config, Neighbours(self.index, self.weight)
-        masks = structure_masks(label, prediction.vertices.shape[1])
+        masks = structure_masks(label, self.members)
         stages, border = prediction.stages, border_density(masks)
         losses = Losses(
             occupancy=occupancy_loss(prediction.vertices, self.distance, masks, config.temperature),

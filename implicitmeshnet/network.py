@@ -7,6 +7,7 @@ from torch import nn
 
 from implicitmeshnet.config import Config, NetworkConfig
 from implicitmeshnet.graph import GraphDecoderStage
+from implicitmeshnet.localise import Localiser
 from implicitmeshnet.mesh import icosphere, neighbours
 from implicitmeshnet.ops import sample_trilinear
 from implicitmeshnet.unet import UNet
@@ -59,26 +60,21 @@ class GraphDecoder(nn.Module):
 
 
 class ImplicitMeshNet(nn.Module):
-    """Image (B, 1, X, Y, Z) in [-1, 1] -> Prediction. The UNet may run in bfloat16, the mesh part stays float32."""
+    """Image (B, 1, X, Y, Z) in [-1, 1] -> Prediction. Where the UNet runs in bfloat16, the mesh part stays float32.
 
-    def __init__(self, unet: UNet, decoder: GraphDecoder):
+    `localiser` is the coarse pass that says where such images are to be cut from a volume, or None.
+    """
+
+    def __init__(self, unet: UNet, decoder: GraphDecoder, localiser: Localiser | None = None):
         super().__init__()
-        self.unet = unet.to(memory_format=torch.channels_last_3d)
+        self.unet = unet
         self.decoder = decoder
+        self.localiser = localiser
 
     def forward(self, image) -> Prediction:
-        device = image.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=bfloat16_is_fast(device)):
-            pyramid, segmentation = self.unet(image.to(memory_format=torch.channels_last_3d))
-        with torch.autocast(device, enabled=False):
-            return Prediction(self.decoder(pyramid), segmentation.float())
-
-
-def bfloat16_is_fast(device: str) -> bool:
-    """Whether convolutions in bfloat16 beat float32 there: Ampere or newer, or a CPU with AVX-512 BF16 or AMX."""
-    if device == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        pyramid, segmentation = self.unet(image)
+        with torch.autocast(image.device.type, enabled=False):
+            return Prediction(self.decoder(pyramid), segmentation)
 
 
 def build_network(config: Config) -> ImplicitMeshNet:
@@ -93,4 +89,5 @@ def build_network(config: Config) -> ImplicitMeshNet:
         template = (CENTRED_RADIUS * sphere).repeat(structures, 1, 1)
     level_channels = {f"e{level}": width for level, width in enumerate(network.encoder_channels)}
     level_channels |= {f"d{level}": width for level, width in enumerate(network.decoder_channels)}
-    return ImplicitMeshNet(unet, GraphDecoder(template, faces, level_channels, network))
+    localiser = Localiser(network.localiser_channels) if config.data.region == "found" else None
+    return ImplicitMeshNet(unet, GraphDecoder(template, faces, level_channels, network), localiser)

@@ -21,6 +21,13 @@ class InstanceNorm3d(nn.InstanceNorm3d):
                           for item in volume.split(1)])
 
 
+def bfloat16_is_fast(device: str) -> bool:
+    """Whether convolutions in bfloat16 beat float32 there: Ampere or newer, or a CPU with AVX-512 BF16 or AMX."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3x3 convolutions with instance norm and leaky ReLU beside a 1x1x1 skip; `stride` 2 halves the grid."""
 
@@ -45,7 +52,8 @@ class UNet(nn.Module):
     """Image (B, 1, X, Y, Z) -> pyramid {"e0": ..., "d0": ...} and segmentation logits (B, classes, X, Y, Z).
 
     Level i of the pyramid is 2^i times coarser than the image and has encoder_channels[i] or decoder_channels[i]
-    channels; the deepest encoder level is the bottleneck. X, Y, Z must divide by 2^(levels - 1).
+    channels; the deepest encoder level is the bottleneck. X, Y, Z must divide by 2^(levels - 1). Runs in bfloat16, the
+    pyramid's type then, where that is fast; the logits are float32.
     """
 
     def __init__(self, encoder_channels, decoder_channels, classes: int, dropout: float):
@@ -64,8 +72,15 @@ class UNet(nn.Module):
             for skip, width in zip(encoder_channels, decoder_channels, strict=False)
         )
         self.head = nn.Conv3d(decoder_channels[0], classes, 1)
+        self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, image):
+        device, image = image.device.type, image.to(memory_format=torch.channels_last_3d)
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16_is_fast(device)):
+            pyramid, logits = self._run(image)
+        return pyramid, logits.float()
+
+    def _run(self, image):
         pyramid, volume = {}, image
         for level, block in enumerate(self.encoder):
             pyramid[f"e{level}"] = volume = block(volume)

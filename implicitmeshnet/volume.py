@@ -103,15 +103,19 @@ def canonical(volume: Volume) -> Volume:
     return Volume(apply_orientation(volume.data, orientation), _canonical_grid(volume.grid))
 
 
-def network_grid(grid: Grid, shape, spacing_mm: float) -> Grid:
-    """The isotropic grid of `shape` along the axes of the volume's canonical orientation, around its centre.
+def network_grid(grid: Grid, shape, spacing_mm: float, centre_mm=None) -> Grid:
+    """The isotropic grid of `shape` along the axes of the volume's canonical orientation, around a world position (3,),
+    by default its centre.
 
     It moves by up to half a voxel so that its middle voxel sits on one of the volume's: at the volume's own spacing
     voxels are then copied, where half-way between them images would blur and label borders tie.
     """
     source, shape = _canonical_grid(grid), np.array(shape)
     step, middle = spacing_mm / source.spacing_mm, (shape - 1) // 2  # step in source voxels
-    centred = (np.array(source.shape) - 1) / 2 + step * (middle - (shape - 1) / 2)  # source voxel at the middle one
+    around = (np.array(source.shape) - 1) / 2
+    if centre_mm is not None:
+        around = transform(np.linalg.inv(source.affine), np.asarray(centre_mm, np.float64))
+    centred = around + step * (middle - (shape - 1) / 2)  # source voxel at the middle one
     snapped = np.ceil(centred - 0.501)  # to the nearest, half-way down whatever the rounding of affines
     affine = np.eye(4)
     affine[:3, :3] = source.affine[:3, :3] * step

@@ -236,17 +236,27 @@ def ellipsoid_sample(shape, margin, centre, radii):
 def test_template_statistics_recover_an_ellipsoid(margin):
     shape, radii = (32, 48, 64), np.array([0.5, 0.4, 0.3])
     samples = [ellipsoid_sample(shape, margin, [x, -0.2, 0.3], radii) for x in (0.1, 0.3)]
-    centres, found = template_statistics(samples, ["LV"], shape)
+    centres, found = template_statistics(samples, DataConfig(structures={"LV": [1]}, shape=shape))
     assert centres.shape == found.shape == (1, 3)
     np.testing.assert_allclose(centres, [[0.2, -0.2, 0.3]], atol=0.01)
     np.testing.assert_allclose(found[0], radii, rtol=0.02)
+
+
+def test_the_template_of_a_mesh_that_encloses_another_is_that_of_both():
+    sample = ellipsoid_sample((32, 32, 32), 0, [0, 0, 0], [0.6, 0.6, 0.6])
+    inner = ellipsoid_sample((32, 32, 32), 0, [0, 0, 0], [0.4, 0.4, 0.4])
+    sample.label[inner.label == 1] = 2
+    config = DataConfig(structures={"Myo": [1], "LV": [2]}, encloses={"Myo": ["LV"]}, shape=(32, 32, 32))
+    _, radii = template_statistics([sample], config)
+    np.testing.assert_allclose(radii, [[0.6] * 3, [0.4] * 3], rtol=0.02)
 
 
 def test_a_single_voxel_has_a_size():
     label = torch.zeros(9, 9, 9, dtype=torch.uint8)
     label[4, 2, 6] = 1
     centres, radii = template_statistics(
-        [Sample("voxel", label.float(), label, Grid((9,) * 3, np.eye(4)))], ["LV"], (9,) * 3
+        [Sample("voxel", label.float(), label, Grid((9,) * 3, np.eye(4)))],
+        DataConfig(structures={"LV": [1]}, shape=(9,) * 3),
     )
     np.testing.assert_allclose(centres, [[0, -0.5, 0.5]])
     np.testing.assert_allclose(radii, np.full((1, 3), np.sqrt(5 / 12) / 4))
@@ -255,7 +265,7 @@ def test_a_single_voxel_has_a_size():
 def test_template_statistics_need_every_structure():
     sample = ellipsoid_sample((16, 16, 16), 0, [0, 0, 0], [0.5, 0.5, 0.5])
     with pytest.raises(InputError, match="wanted LA in at least one training case, found it in none"):
-        template_statistics([sample], ["LV", "LA"], (16, 16, 16))
+        template_statistics([sample], DataConfig(structures={"LV": [1], "LA": [2]}, shape=(16, 16, 16)))
 
 
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="Task04_Hippocampus is not at ../shared/data")

@@ -9,7 +9,7 @@ import pytest
 import trimesh
 
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, orient_outward, read_mesh, write_mesh
+from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, orient_outward, own_parts, read_mesh, write_mesh
 from implicitmeshnet.io import InputError
 from implicitmeshnet.metrics import is_closed, mesh_volume_ml, volume_ml
 from implicitmeshnet.volume import Grid
@@ -191,6 +191,25 @@ def test_a_nested_mesh_keeps_only_what_is_deeper():
     labelmap = meshes_to_labelmap([sphere((20, 20, 20), 15), sphere((20, 20, 20), 5)], [1, 2], grid)
     assert (labelmap > 0).sum() == mesh_to_mask(*sphere((20, 20, 20), 15), grid).sum()
     assert not (labelmap == 2).any()
+
+
+def test_a_mesh_that_holds_another_keeps_what_lies_outside_that_one():
+    """Epicardium and cavity, and a neighbour that overlaps the wall: deeper wins, the cavity within the winner."""
+    grid = Grid((60, 40, 40), np.eye(4))
+    cavity, epicardium, neighbour = (sphere(centre, radius) for centre, radius in
+                                     (((20, 20, 20), 9), ((20, 20, 20), 15), ((42, 20, 20), 10)))
+    meshes, values = [cavity, epicardium, neighbour], [500, 205, 600]
+    labelmap = meshes_to_labelmap(meshes, values, grid, members=[[0], [1, 0], [2]])
+    inside = [mesh_to_mask(*mesh, grid) for mesh in meshes]
+    assert ((labelmap == 500) == inside[0]).all()
+    assert ((labelmap != 0) == np.any(inside, axis=0)).all()
+    assert (labelmap[inside[1] & ~inside[0] & ~inside[2]] == 205).all()
+    line = labelmap[:, 20, 20]  # wall and neighbour both cover x = 33 and 34: 35 - x deep and x - 32 deep
+    assert line[29:34].tolist() == [205] * 5
+    assert line[34:51].tolist() == [600] * 17
+    own = own_parts(inside, [[0], [1, 0], [2]])
+    assert (own[1] == (inside[1] & ~inside[0])).all()
+    assert own[2] is inside[2]
 
 
 def test_no_meshes_give_an_empty_label_map():

@@ -1,0 +1,62 @@
+"""The coarse pass over a whole volume that finds the structures, and so the region for the fine network."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import nn
+
+from implicitmeshnet.coordinates import transform
+from implicitmeshnet.unet import UNet
+from implicitmeshnet.volume import Grid, Volume, network_grid, resample_image, resample_labels
+
+
+@dataclass(frozen=True, eq=False)
+class Overview:
+    """A whole volume at a coarse spacing."""
+
+    image: torch.Tensor  # (X, Y, Z) in [-1, 1]
+    label: torch.Tensor | None  # the same shape, uint8: 1 where any structure is
+    grid: Grid
+
+
+class Localiser(nn.Module):
+    """A small UNet: overview (B, 1, X, Y, Z) of any size -> logits (B, 2, X, Y, Z) of background and structures."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.unet = UNet(channels, channels[:-1], 2, 0.0)
+
+    def forward(self, image):
+        divisor = 2 ** (len(self.unet.encoder) - 1)
+        shape = image.shape[2:]
+        sizes = [max(-(-n // divisor), 3) * divisor for n in shape]  # three voxels at the bottleneck, see data.shape
+        padding = [size for n, wanted in zip(reversed(shape), reversed(sizes), strict=True) for size in (0, wanted - n)]
+        logits = self.unet(F.pad(image, padding, value=-1.0))[1]
+        return logits[:, :, : shape[0], : shape[1], : shape[2]]
+
+
+def overview_of(image: Volume, labels: Volume | None, spacing_mm: float, values: list[int]) -> Overview:
+    """The overview of a canonical volume of normalised intensity and of its label map, where there is one."""
+    shape = [max(2, int(np.ceil(side_mm / spacing_mm))) for side_mm in image.data.shape * image.grid.spacing_mm]
+    grid = network_grid(image.grid, shape, spacing_mm)
+    label = None if labels is None else torch.from_numpy(resample_labels(labels, grid, [values]))
+    return Overview(torch.from_numpy(resample_image(image, grid, background=-1.0)), label, grid)
+
+
+def centre_mm(mask, grid: Grid) -> np.ndarray | None:
+    """World position (3,) of the centroid of a mask's largest connected part; None where the mask is empty."""
+    parts, count = ndimage.label(mask)
+    if count == 0:
+        return None
+    largest = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    return transform(grid.affine, np.argwhere(largest).mean(0))
+
+
+@torch.inference_mode()
+def locate(localiser: Localiser, overview: Overview, device) -> np.ndarray | None:
+    """World position (3,) of the structures that the coarse pass finds, None where it finds none."""
+    logits = localiser(overview.image[None, None].to(device))[0].cpu()
+    return centre_mm((logits[1] > logits[0]).numpy(), overview.grid)
