@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from implicitmeshnet.checkpoint import load_network, pick_device, snapshot_path
 from implicitmeshnet.config import Config, load_config
-from implicitmeshnet.coordinates import to_grid_sample, transform
+from implicitmeshnet.coordinates import transform
 from implicitmeshnet.dataset import find_cases, prepare_case, split_cases
 from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, own_parts, write_mesh
 from implicitmeshnet.figures import Structure, case_preview
 from implicitmeshnet.io import InputError, run_script, write_table
 from implicitmeshnet.localise import locate
 from implicitmeshnet.metrics import dice, mean_and_deviation, self_intersecting_faces, surface_distances, volume_ml
+from implicitmeshnet.ops import sample_trilinear
 from implicitmeshnet.repair import untangle
 from implicitmeshnet.volume import Grid, read_grid, read_labels, write_volume
 
@@ -147,19 +148,28 @@ def compare(labelmap, segmentation, reference, values: list[int], grid: Grid) ->
 def segmentation_on_grid(logits, network_grid: Grid, values: list[int], grid: Grid) -> np.ndarray:
     """Logits (S + 1, X, Y, Z) on the network's grid -> int16 label map on `grid`, background outside the former.
 
-    Probabilities are interpolated linearly and the largest wins; slab by slab, to bound the memory.
+    Probabilities are interpolated linearly and the largest wins. Where all eight voxels around a point agree, that is
+    their class, so only the rest is interpolated. The two grids' axes must be parallel, as `network_grid` makes them.
     """
-    probabilities = logits.cpu().softmax(0)[None, 1:]  # background is what is left, so it is 1 outside
-    normalised = np.linalg.inv(network_grid.world_from_normalised) @ grid.affine
-    lookup = np.array([0, *values], dtype=np.int16)
-    labelmap = np.empty(grid.shape, dtype=np.int16)
-    j, k = (torch.arange(n, dtype=torch.float64) for n in grid.shape[1:])
-    for i in range(grid.shape[0]):
-        voxels = torch.stack(torch.meshgrid(torch.tensor([float(i)], dtype=torch.float64), j, k, indexing="ij"), -1)
-        points = to_grid_sample(transform(normalised, voxels)).float()[None]
-        read = F.grid_sample(probabilities, points, align_corners=True)[0, :, 0]  # (S, Y, Z)
-        labelmap[i] = lookup[torch.cat([1 - read.sum(0, keepdim=True), read]).argmax(0).numpy()]
-    return labelmap
+    around = 2  # voxels of background, so that the outermost cells hold nothing else
+    others = F.pad(logits.cpu().softmax(0)[1:], (around,) * 6)
+    probabilities = torch.cat([1 - others.sum(0, keepdim=True), others])[None]  # (1, S + 1, X + 4, Y + 4, Z + 4)
+    classes = probabilities.argmax(1).float()  # (1, X + 4, ...)
+    highest, lowest = F.max_pool3d(classes, 2, 1), -F.max_pool3d(-classes, 2, 1)
+    cells = torch.where(highest == lowest, highest, -1)[0].to(torch.int8).numpy()  # (X + 3, ...)
+    matrix = np.linalg.inv(network_grid.affine) @ grid.affine
+    axes = np.abs(matrix[:3, :3]).argmax(0)  # of the network's grid, by axis of `grid`
+    positions = [matrix[axis, own] * np.arange(count) + matrix[axis, 3] + around
+                 for own, (axis, count) in enumerate(zip(axes, grid.shape, strict=True))]
+    index = [np.clip(np.floor(line), 0, cells.shape[axis] - 1).astype(int)
+             for axis, line in zip(axes, positions, strict=True)]
+    found = cells.transpose(axes)[np.ix_(*index)]
+    mixed = np.nonzero(found < 0)
+    points = torch.empty(1, len(mixed[0]), 3)
+    for axis, line, voxels in zip(axes, positions, mixed, strict=True):
+        points[0, :, axis] = torch.from_numpy(2 * line[voxels] / cells.shape[axis] - 1)
+    found[mixed] = sample_trilinear([probabilities], points)[0].argmax(-1).numpy()
+    return np.array([0, *values], dtype=np.int16)[found]
 
 
 def print_summary(rows: list[dict], structures: list[str]):

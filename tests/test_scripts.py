@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial.transform import Rotation
 
 import implicitmeshnet_eval
 import implicitmeshnet_train
 import pretrain_drn
 from implicitmeshnet.checkpoint import save_snapshot
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.export import read_mesh
+from implicitmeshnet.export import mesh_to_mask, read_mesh
 from implicitmeshnet.metrics import euler_characteristic, is_closed
 from implicitmeshnet.phantom import create_case
-from implicitmeshnet.volume import read_grid, read_labels, write_volume
+from implicitmeshnet.volume import Grid, network_grid, read_grid, read_image, read_labels, write_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -250,6 +252,63 @@ def test_the_validation_split_alone_is_the_case_that_training_held_out(evaluated
     call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
          f"--test_dir_in={evaluated / 'data'}", f"--test_dir_out={evaluated / 'held_out'}", "--validation_split")
     assert "1 of 1 cases written" in capsys.readouterr().out
+
+
+def test_the_segmentation_is_the_largest_of_the_interpolated_probabilities():
+    """Against plain interpolation at every voxel, for a permuted, flipped, oblique image partly outside the box."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", [5, -4, 8], degrees=True).as_matrix() @ np.array(
+        [[0, 0, -1.6], [1.1, 0, 0], [0, 1.1, 0]])
+    grid = Grid((45, 50, 30), affine)
+    box = network_grid(grid, (12, 16, 14), 2.5, transform(affine, np.array([10.0, 25, 15])))
+    noise = np.random.default_rng(0).normal(size=(4, 12, 16, 14))
+    logits = torch.from_numpy(np.stack([gaussian_filter(channel, 2) for channel in noise])) * 20
+    segmentation = implicitmeshnet_eval.segmentation_on_grid(logits, box, [7, 5, 9], grid)
+    voxels = transform(np.linalg.inv(box.affine) @ affine, np.argwhere(np.ones(grid.shape)).astype(float))
+    others = [map_coordinates(channel, voxels.T, order=1, mode="grid-constant")
+              for channel in logits.softmax(0)[1:].numpy()]
+    wanted = np.array([0, 7, 5, 9])[np.argmax([1 - np.sum(others, 0), *others], axis=0)].reshape(grid.shape)
+    assert set(np.unique(wanted)) == {0, 5, 7, 9}
+    assert np.mean(segmentation != wanted) < 1e-4  # rounding decides between equal probabilities
+
+
+@pytest.fixture(scope="module")
+def whole_heart(folder):
+    """A network of a wall and the cavity in it, whose region a coarse pass finds, trained and evaluated."""
+    run = folder / "whole"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        call(implicitmeshnet_train, monkeypatch, f"--config={folder / 'config.json'}", f"--training.run_dir={run}",
+             '--data.structures={"LV": [500], "Myo": [205], "AO": [820]}', '--data.encloses={"Myo": ["LV"]}',
+             "--data.region=found", "--training.epochs=8", "--training.repeats=6", "--training.learning_rate=0.005",
+             "--training.validate_every=8", "--loss.laplacian_end=1", "--loss.laplacian_start=10")
+        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={run / 'config.json'}",
+             f"--test_dir_in={folder / 'data'}", f"--test_dir_out={run / 'out'}")
+    return run
+
+
+def test_a_mesh_around_another_leaves_it_its_voxels(whole_heart):
+    labelmap = read_labels(whole_heart / "out/ct_train_1001_mesh_labelmap.nii.gz")
+    masks = {name: mesh_to_mask(*read_mesh(whole_heart / f"out/ct_train_1001_{name}_mesh.ply"), labelmap.grid)
+             for name in ("LV", "Myo", "AO")}
+    assert not (masks["LV"] & (labelmap.data == 205)).any()
+    assert (labelmap.data[masks["Myo"] & ~masks["LV"] & ~masks["AO"]] == 205).all()
+    rows = {row["structure"]: row for row in csv.DictReader((whole_heart / "out/metrics.csv").open())}
+    assert float(rows["Myo"]["dice"]) > 0.3
+
+
+def test_the_region_follows_the_heart(whole_heart, monkeypatch, tmp_path):
+    """The same image in a volume that is 100 mm longer: the same meshes, where a crop at the centre would miss them."""
+    image = read_image(whole_heart.parent / "data/ct_train_1001_image.nii.gz")
+    longer = np.pad(image.data, ((20, 0), (0, 0), (0, 0)), constant_values=-1000)
+    affine = image.grid.affine.copy()
+    affine[:3, 3] -= 20 * affine[:3, 0]
+    write_volume(tmp_path / "in/ct_train_1001_image.nii.gz", longer, affine)
+    call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={whole_heart / 'config.json'}",
+         f"--test_dir_in={tmp_path / 'in'}", f"--test_dir_out={tmp_path / 'out'}")
+    for name in ("LV", "Myo", "AO"):
+        before, after = (read_mesh(path / f"out/ct_train_1001_{name}_mesh.ply")[0].mean(0)
+                         for path in (whole_heart, tmp_path))
+        assert np.linalg.norm(after - before) < 15
 
 
 def test_a_bad_case_is_named_and_the_others_go_on(evaluated, tmp_path, monkeypatch):
