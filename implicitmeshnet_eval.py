@@ -1,6 +1,6 @@
 """Images -> closed surface meshes in world millimetres, label maps on the images' own grids, and metrics.
 
-    python implicitmeshnet_eval.py --implicitmeshnet_config=configs_implicitmeshnet/phantom_lv_la.json \\
+    python implicitmeshnet_eval.py --implicitmeshnet_config=configs_implicitmeshnet/whole_heart.json \\
         --test_dir_in=data/phantom/test --test_dir_out=test_out [--device=cpu|cuda|mps]
 
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,

@@ -1,6 +1,6 @@
 """Train ImplicitMeshNet from images and voxel labels. The same command resumes an interrupted run.
 
-    python implicitmeshnet_train.py --config=configs_implicitmeshnet/phantom_lv_la.json [--section.key=value ...]
+    python implicitmeshnet_train.py --config=configs_implicitmeshnet/whole_heart.json [--section.key=value ...]
 
 Writes into training.run_dir: config.json (what evaluation needs, template included), best.pt (weights of the best
 validation, half precision), last.pt (everything, to resume), preview.png, overview.png and TensorBoard events.
