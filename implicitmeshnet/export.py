@@ -107,9 +107,15 @@ def _deepest_wins(parts, values, grid: Grid, depths_mm, members=None) -> np.ndar
     `depths_mm` takes the voxels (N, 3) that several masks claim to how deep they lie in each: an iterable of (N,).
     """
     owner, claims = np.full(grid.shape, -1, dtype=np.int8), np.zeros(grid.shape, dtype=np.int8)
-    for index, (box, inside) in enumerate(parts):
+    order = sorted(range(len(parts)), key=lambda index: -len(members[index]) if members else 0)  # the enclosed last
+    for index in order:
+        box, inside = parts[index]
         owner[box][inside] = index
         claims[box] += inside
+    for outer, (_, *inner) in enumerate(members or ()):
+        for index in inner:  # it may lie there
+            box, (one, other) = _common_box(parts[outer], parts[index])
+            claims[box] -= one & other
     contested = np.argwhere(claims > 1)
     if len(contested):
         claimed = _claims(parts, contested)  # (S, N)
@@ -120,6 +126,16 @@ def _deepest_wins(parts, values, grid: Grid, depths_mm, members=None) -> np.ndar
                 deepest[(deepest == outer) & claimed[index]] = index
         owner[tuple(contested.T)] = deepest
     return np.array([*values, 0], dtype=np.int16)[owner]
+
+
+def _common_box(*parts):
+    """Where the boxes of masks overlap, and each mask there."""
+    boxes = [box for box, _ in parts]
+    common = tuple(slice(low := max(ends.start for ends in axis), max(low, min(ends.stop for ends in axis)))
+                   for axis in zip(*boxes, strict=True))
+    shift = [[slice(ends.start - own.start, ends.stop - own.start) for ends, own in zip(common, box, strict=True)]
+             for box in boxes]
+    return common, [inside[tuple(part)] for part, (_, inside) in zip(shift, parts, strict=True)]
 
 
 def _claims(parts, voxels) -> np.ndarray:
