@@ -30,6 +30,7 @@ WALL = ("[normal 320-row CT](https://discovery.researcher.life/article/normal-pe
         "myocardium-using-320-mdct/0813604bfd783979bb9a6e49a3d33e6a), means of segments")
 LOW_DOSE = "[Di Cesare 2018](https://doi.org/10.4103/jcis.JCIS_51_18), the scanner's two targets"
 KILOVOLTS = "[80 to 100 kV](https://doi.org/10.4329/wjr.v15.i2.32)"
+MMWHS = "[MM-WHS, Zhuang 2019](https://doi.org/10.1016/j.media.2019.101537), its CT's means"
 PUBLISHED = {  # row: (range or mean ± SD, source)
     "LV volume, ml": ("98 ± 21 to 113 ± 26; 135 ± 26 to 160 ± 29", f"{KANG}, women to men; {HUDSMITH}"),
     "RV volume, ml": ("148 ± 35 to 190 ± 33", HUDSMITH),
@@ -44,6 +45,8 @@ PUBLISHED = {  # row: (range or mean ± SD, source)
     "AO, HU": ("325 and 327; 512 ± 108 to 602 ± 125", f"{CADEMARTIRI}; {KILOVOLTS}"),
     "PA, HU": ("320 and 357", CADEMARTIRI),
     "noise in the ascending aorta, SD, HU": ("33 and 51", LOW_DOSE),
+    "voxel in plane, mm": ("0.78", MMWHS),
+    "voxel through plane, mm": ("1.60", MMWHS),
 }
 
 
