@@ -21,6 +21,7 @@ STEP_MM = 1.5
 HUDSMITH = "[Hudsmith 2005](https://doi.org/10.1080/10976640500295516), MR, women to men"
 FUCHS = "[Fuchs 2016](https://esc365.escardio.org/journal/49352), CT"
 KANG = "Kang 2017, CT, in [Table 3 of this review](https://pmc.ncbi.nlm.nih.gov/articles/PMC7758747/table/t3)"
+HINDSO = "[Hindsø 2017](https://doi.org/10.1007/s10554-016-1015-9), CT, mean over the wall"
 ROGERS = ("[Framingham, CT](https://thoracickey.com/distribution-determinants-and-normal-reference-values-of-thoracic-"
           "and-abdominal-aortic-diameters-by-computed-tomography-from-the-framingham-heart-study)")
 TRUONG = "[Truong 2012](https://pmc.ncbi.nlm.nih.gov/articles/PMC3275437), CT"
@@ -37,7 +38,8 @@ PUBLISHED = {  # row: (range or mean ± SD, source)
     "LA volume, ml": ("89 ± 21 to 103 ± 30, the largest of the cycle", HUDSMITH),
     "RA volume, ml": ("97.5th percentile 73 to 85 ml/m²", f"{FUCHS}, women to men"),
     "Myo volume, ml": ("103 ± 19 to 138 ± 28 (mass over 1.05 g/ml)", f"{KANG}, women to men"),
-    "LV wall, mm": ("7.8 ± 1.0 to 10.8 ± 1.8", f"{KANG}, women's posterior wall to men's septum"),
+    "LV wall, mm": ("7.8 ± 1.0 to 10.8 ± 1.8; 5.4 and 6.6",
+                    f"{KANG}, women's posterior wall to men's septum; {HINDSO}, women and men"),
     "ascending aorta, mm": ("31.9 to 34.1, means of women and men", ROGERS),
     "pulmonary trunk, mm": ("25.1 ± 2.8", TRUONG),
     "RV, HU": ("below 175 in 19, above in 21 of 40", RIGHT),

@@ -30,7 +30,8 @@ def parse_arguments(description: str, kind):
 
 
 def claim_run_dir(run_dir: Path, config, source: Path):
-    """Write the config into a run folder, where a new run must find none and an old one its own config.
+    """Write the config into a run folder, where a new run must find none and an old one its own config, but for more
+    epochs: so a run is lengthened, its learning rate from there on along the longer cosine.
 
     `source` is the file that the config was read from.
     """
@@ -40,13 +41,13 @@ def claim_run_dir(run_dir: Path, config, source: Path):
         del wanted["snapshot"]
         for section, values in wanted.items():
             for key, value in values.items():
-                if found[section][key] != value and key != "run_dir":  # a run folder may have moved
+                longer = key == "epochs" and value > found[section][key]
+                if found[section][key] != value and not longer and key != "run_dir":  # a run folder may have moved
                     raise InputError(
                         f"training.run_dir: {run_dir} holds a run with {section}.{key} = {found[section][key]}, wanted"
                         f" {value}; choose another folder, or delete this one to start anew"
                     )
-        return
-    if best.exists() or source.resolve() == path.resolve():
+    elif best.exists() or source.resolve() == path.resolve():
         raise InputError(
             f"training.run_dir: wanted a new folder or a run to resume, found {best if best.exists() else path} without"
             " last.pt; choose another folder, or move that file away"

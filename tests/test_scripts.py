@@ -16,7 +16,8 @@ from scipy.spatial.transform import Rotation
 import implicitmeshnet_eval
 import implicitmeshnet_train
 import pretrain_drn
-from implicitmeshnet.checkpoint import save_snapshot
+from implicitmeshnet.checkpoint import load_checkpoint, save_snapshot
+from implicitmeshnet.config import load_config
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.export import mesh_to_mask, read_mesh
 from implicitmeshnet.metrics import euler_characteristic, is_closed
@@ -99,6 +100,17 @@ def test_an_interrupted_run_resumes_to_the_same_weights(trained, monkeypatch):
 def test_a_run_folder_with_another_config_is_refused(trained, monkeypatch):
     with pytest.raises(ValueError, match=r"holds a run with training\.learning_rate = 0\.0001, wanted 0\.5"):
         call(implicitmeshnet_train, monkeypatch, f"--config={trained / 'config.json'}", "--training.learning_rate=0.5")
+
+
+def test_a_finished_run_can_be_lengthened(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    call(implicitmeshnet_train, monkeypatch, f"--config={trained / 'config.json'}", "--training.epochs=4",
+         f"--training.run_dir={tmp_path / 'run'}", "--device=cpu")
+    assert len(load_checkpoint(tmp_path / "run/last.pt")["history"]) == 4
+    assert load_config(tmp_path / "run/config.json").training.epochs == 4
+    with pytest.raises(ValueError, match=r"holds a run with training\.epochs = 4, wanted 3"):
+        call(implicitmeshnet_train, monkeypatch, f"--config={trained / 'config.json'}", "--training.epochs=3",
+             f"--training.run_dir={tmp_path / 'run'}", "--device=cpu")
 
 
 def test_a_run_folder_without_its_best_or_its_last_checkpoint_is_refused_and_left_alone(trained, tmp_path, monkeypatch):
