@@ -106,7 +106,7 @@ def _deepest_wins(parts, values, grid: Grid, depths_mm, members=None) -> np.ndar
 
     `depths_mm` takes the voxels (N, 3) that several masks claim to how deep they lie in each: an iterable of (N,).
     """
-    owner, claims = np.full(grid.shape, -1, dtype=np.int8), np.zeros(grid.shape, dtype=np.int8)
+    owner, claims = np.full(grid.shape, -1, dtype=np.int16), np.zeros(grid.shape, dtype=np.int16)
     order = sorted(range(len(parts)), key=lambda index: -len(members[index]) if members else 0)  # the enclosed last
     for index in order:
         box, inside = parts[index]
