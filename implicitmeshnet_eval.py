@@ -89,8 +89,7 @@ def evaluate_case(network, case, config: Config, device, out: Path, mesh_format:
     start = time.perf_counter()
     names = list(config.data.structures)
     reference = None if case.label is None else read_labels(case.label).data
-    known = [value for group in config.data.structures.values() for value in group]
-    if reference is not None and not has_value(reference, known).any():
+    if reference is not None and not has_value(reference, config.data.label_values).any():
         tqdm.write(f"{case.label}: has none of the label values of data.structures, so there are no metrics for it")
         case, reference = replace(case, label=None), None
     grid = read_grid(case.image)
@@ -165,7 +164,7 @@ def segmentation_on_grid(logits, network_grid: Grid, values: list[int], grid: Gr
     probabilities = probabilities.contiguous(memory_format=torch.channels_last_3d)
     classes = probabilities.argmax(1).float()  # (1, X + 4, ...)
     highest, lowest = F.max_pool3d(classes, 2, 1), -F.max_pool3d(-classes, 2, 1)
-    cells = torch.where(highest == lowest, highest, -1)[0].to(torch.int8).numpy()  # (X + 3, ...)
+    cells = torch.where(highest == lowest, highest, -1)[0].to(torch.int16).numpy()  # (X + 3, ...)
     matrix = np.linalg.inv(network_grid.affine) @ grid.affine
     axes = np.abs(matrix[:3, :3]).argmax(0)  # of the network's grid, by axis of `grid`
     positions = [matrix[axis, own] * np.arange(count) + matrix[axis, 3] + around

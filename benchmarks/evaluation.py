@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from timing import at_least
+
 from implicitmeshnet.checkpoint import load_network, save_snapshot, snapshot_path
 from implicitmeshnet.config import REPOSITORY, load_config, save_config
 from implicitmeshnet.dataset import find_cases
@@ -26,8 +28,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True)
     parser.add_argument("--test_dir", required=True, help="labelled cases")
-    parser.add_argument("--cases", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", type=at_least(1), default=3)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     config = load_config(arguments.config)
@@ -37,8 +39,9 @@ def main():
         images = Path(folder) / "images"
         images.mkdir()
         for case in find_cases(arguments.test_dir, labelled=True)[: arguments.cases]:
-            for path in (case.image, case.label):
-                (images / path.name).symlink_to(path.absolute())
+            for kind, path in (("image", case.image), ("label", case.label)):
+                ending = ".nii.gz" if path.name.endswith(".gz") else ".nii"
+                (images / f"{case.name}_{kind}{ending}").symlink_to(path.absolute())
         rows = {f"all {len(config.data.structures)} structures": write(Path(folder) / "all", network, config),
                 f"{first} alone": write(Path(folder) / "one", one_structure(network, config, first), config)}
         taken = {name: [] for name in rows}
@@ -84,7 +87,8 @@ def run(folder: Path, images: Path, device: str):
          f"--implicitmeshnet_config={folder / 'config.json'}", f"--test_dir_out={folder / 'out'}"])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise InputError(f"implicitmeshnet_eval.py: wanted a run without error, found exit status {status >> 8}")
+        raise InputError(f"implicitmeshnet_eval.py: wanted a run without error, found exit status"
+                         f" {os.waitstatus_to_exitcode(status)}")
     with (folder / "out/metrics.csv").open() as file:
         seconds = {row["case"]: float(row["seconds"]) for row in csv.DictReader(file)}
     return statistics.median(seconds.values()), usage.ru_maxrss / 1024

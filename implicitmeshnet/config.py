@@ -28,7 +28,8 @@ class DataConfig:
     encloses: dict[str, list[str]] = field(default_factory=dict)
     """Structure -> others that its mesh holds too, as the epicardium holds the left ventricle: {"Myo": ["LV"]}."""
     region: str = "centre"
-    """Where the network's grid lies: 'centre' of the volume, the paper's; 'found' by a coarse pass over all of it."""
+    """Where the network's grid lies. 'centre': of the volume, the paper's. 'found': around the structures, in training
+    by the label, in evaluation by a coarse pass over the whole volume, whose largest connected part counts."""
     overview_spacing_mm: float = 8.0
     """Of the coarse pass."""
     shape: tuple[int, int, int] = (128, 128, 128)
@@ -41,6 +42,11 @@ class DataConfig:
     percentiles: tuple[float, float] = (0.5, 99.5)
     validation_cases: int = 4
     """Cases held out of `dir` for validation, drawn with training.seed."""
+
+    @property
+    def label_values(self) -> list[int]:
+        """The values of all structures."""
+        return [value for group in self.structures.values() for value in group]
 
     @property
     def members(self) -> list[list[int]]:
@@ -265,17 +271,18 @@ def _checks(config: Config):
     divisor = 2 ** max(levels - 1, 0)
     names = [f"e{i}" for i in range(levels)] + [f"d{i}" for i in range(levels - 1)]
     read = [name for stage in network.stage_levels for name in stage]
-    values = [value for group in data.structures.values() for value in group]
+    values = data.label_values
     return [
         ("data.structures", bool(values) and all(data.structures.values()), "at least one label value a structure"),
         ("data.structures", len(set(values)) == len(values), "distinct label values"),
         ("data.structures", all(0 < value < 2**15 for value in values), "label values from 1 to 32767"),
         ("data.structures", all(name.replace("_", "").isalnum() for name in data.structures),
          "names of letters, digits and underscores"),
+        ("data.structures", len(data.structures) <= 254, "at most 254 structures"),
         ("data.encloses", all({outer, *inner} <= set(data.structures) and outer not in inner
-                              and not any(name in data.encloses for name in inner)
+                              and len(set(inner)) == len(inner) and not any(map(data.encloses.get, inner))
                               for outer, inner in data.encloses.items()),
-         "structures of data.structures, each enclosing others that enclose none"),
+         "structures of data.structures, each enclosing distinct others that enclose none"),
         ("data.region", data.region in ("centre", "found"), "'centre' or 'found'"),
         ("data.overview_spacing_mm", 1e-3 <= data.overview_spacing_mm <= 1e3, "0.001 to 1000"),
         ("data.shape", all(6 <= n < 4096 and n % divisor == 0 for n in data.shape) and max(data.shape) > divisor,

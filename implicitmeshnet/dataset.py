@@ -150,12 +150,15 @@ def prepare_case(case: Case, config: DataConfig, margin: int = 0, locate=None) -
     image = Volume(normalise_intensity(image.data, config), image.grid)
     overview, centre = None, None
     if config.region == "found":
-        values = [value for group in config.structures.values() for value in group]
-        overview = overview_of(image, labels, config.overview_spacing_mm, values)
+        try:
+            overview = overview_of(image, labels, config.overview_spacing_mm, config.label_values)
+        except InputError as error:
+            raise InputError(f"{case.image}: {error}") from error
         centre = locate(overview) if locate else centre_mm(overview.label.numpy(), overview.grid)
         if centre is None:
-            raise InputError(f"{case.image}: wanted an image that shows {', '.join(config.structures)}, found none of"
-                             f" them in the coarse pass at {config.overview_spacing_mm:g} mm")
+            path, shows = (case.image, "an image") if locate else (case.label, "a label")
+            raise InputError(f"{path}: wanted {shows} that shows {', '.join(config.structures)} at"
+                             f" data.overview_spacing_mm = {config.overview_spacing_mm:g}, found none of them")
     grid = network_grid(image.grid, config.shape, config.spacing_mm, centre)
     padded = _pad(grid, margin)
     label = None
@@ -167,7 +170,7 @@ def prepare_case(case: Case, config: DataConfig, margin: int = 0, locate=None) -
 
 def check_labels(case: Case, labels: Volume, config: DataConfig):
     """Raise InputError where a label map has none of the configured values."""
-    wanted = sorted(value for group in config.structures.values() for value in group)
+    wanted = sorted(config.label_values)
     if not any((labels.data == value).any() for value in wanted):
         found = np.unique(labels.data).tolist()
         found = ", ".join(map(str, found[:20])) + (", ..." if len(found) > 20 else "")

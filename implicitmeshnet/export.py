@@ -6,6 +6,7 @@ A file says its space where 3D Slicer writes and looks for it (Slicer, Libs/MRML
 
 import base64
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from implicitmeshnet.metrics import mesh_volume_ml
 from implicitmeshnet.ops import mesh2sdf, sample_trilinear, voxelize
 from implicitmeshnet.volume import Grid
 
-LATTICE = 64
-"""Points along each axis at which overlapping meshes are measured."""
+LATTICE, LATTICE_MM = 48, 48.0
+"""Where meshes overlap they are measured at so many nodes along each side of cubes of this size, or of smaller ones."""
 SIGNS = {"LPS": (-1.0, -1.0, 1.0), "RAS": (1.0, 1.0, 1.0)}  # world RAS <-> space; a rotation, so faces keep their side
 
 
@@ -84,10 +85,10 @@ def meshes_to_labelmap(meshes, values, grid: Grid, members=None) -> np.ndarray:
 
     A voxel inside several meshes goes to the one in which it lies deepest, by the meshes' signed distances; ties go to
     the mesh that comes first. `members` are DataConfig.members: where a mesh that holds others wins, what lies in one
-    of these too goes to that one.
+    of these too goes to that one, or to the one of them in which it lies deepest.
     """
     parts = [_voxelize_in_box(vertices_mm, faces, grid) for vertices_mm, faces in meshes]
-    return _deepest_wins(parts, values, grid, lambda contested: _depths_in_meshes_mm(meshes, grid, contested), members)
+    return _deepest_wins(parts, values, grid, partial(_depths_in_meshes_mm, meshes, grid), members)
 
 
 def masks_to_labelmap(masks, values, grid: Grid) -> np.ndarray:
@@ -98,32 +99,34 @@ def masks_to_labelmap(masks, values, grid: Grid) -> np.ndarray:
     """
     boxes = [(find_objects(mask.view(np.uint8)) or [(slice(0, 0),) * 3])[0] for mask in masks]
     parts = [(box, mask[box]) for box, mask in zip(boxes, masks, strict=True)]
-    return _deepest_wins(parts, values, grid, lambda contested: _depths_in_masks_mm(parts, grid, contested))
+    return _deepest_wins(parts, values, grid, partial(_depths_in_masks_mm, parts, grid))
 
 
 def _deepest_wins(parts, values, grid: Grid, depths_mm, members=None) -> np.ndarray:
     """The label map of masks, each given in a box of the grid: slices, and the bool array there.
 
-    `depths_mm` takes the voxels (N, 3) that several masks claim to how deep they lie in each: an iterable of (N,).
+    `depths_mm` takes the voxels (N, 3) that several masks claim, and which claim them (S, N), to how deep they lie in
+    these: (S, N), whatever elsewhere.
     """
+    members = members or [[index] for index in range(len(parts))]
     owner, claims = np.full(grid.shape, -1, dtype=np.int16), np.zeros(grid.shape, dtype=np.int16)
-    order = sorted(range(len(parts)), key=lambda index: -len(members[index]) if members else 0)  # the enclosed last
-    for index in order:
+    for index in sorted(range(len(parts)), key=lambda index: -len(members[index])):  # the enclosed last
         box, inside = parts[index]
         owner[box][inside] = index
         claims[box] += inside
-    for outer, (_, *inner) in enumerate(members or ()):
-        for index in inner:  # it may lie there
-            box, (one, other) = _common_box(parts[outer], parts[index])
+    for outer, (_, *inner) in enumerate(members):
+        if len(inner) == 1:  # it may lie there: no contest
+            box, (one, other) = _common_box(parts[outer], parts[inner[0]])
             claims[box] -= one & other
     contested = np.argwhere(claims > 1)
     if len(contested):
         claimed = _claims(parts, contested)  # (S, N)
-        depths = np.where(claimed, np.stack(list(depths_mm(contested))), -np.inf)
+        depths = np.where(claimed, depths_mm(contested, claimed), -np.inf)
         deepest = depths.argmax(0)
-        for outer, (_, *inner) in enumerate(members or ()):
-            for index in inner:
-                deepest[(deepest == outer) & claimed[index]] = index
+        for outer, (_, *inner) in enumerate(members):
+            if inner:
+                to_inner = (deepest == outer) & claimed[inner].any(0)
+                deepest[to_inner] = np.array(inner)[depths[inner].argmax(0)][to_inner]
         owner[tuple(contested.T)] = deepest
     return np.array([*values, 0], dtype=np.int16)[owner]
 
@@ -148,25 +151,32 @@ def _claims(parts, voxels) -> np.ndarray:
     return claimed
 
 
-def _depths_in_masks_mm(parts, grid: Grid, voxels):
-    for box, inside in parts:
-        depth_mm = distance_transform_edt(np.pad(inside, 1), sampling=grid.spacing_mm)
-        offset = np.clip(voxels - [part.start for part in box], -1, inside.shape) + 1  # the padding, 0, when outside
-        yield depth_mm[tuple(offset.T)].astype(np.float32)
+def _depths_in_masks_mm(parts, grid: Grid, voxels, claimed):
+    depths = np.zeros(claimed.shape, dtype=np.float32)
+    for row, chosen, (box, inside) in zip(depths, claimed, parts, strict=True):
+        if chosen.any():
+            depth_mm = distance_transform_edt(np.pad(inside, 1), sampling=grid.spacing_mm)
+            offset = voxels[chosen] - [part.start for part in box] + 1
+            row[chosen] = depth_mm[tuple(offset.T)]
+    return depths
 
 
-def _depths_in_meshes_mm(meshes, grid: Grid, voxels):
-    """Exact distances on a lattice over the voxels' box, interpolated linearly to them."""
-    points = transform(grid.affine, voxels.astype(np.float64))
-    low, high = points.min(0), points.max(0)
-    middle, half_mm = (low + high) / 2, max((high - low).max() / 2, 1.0)
-    points = torch.from_numpy((points - middle) / half_mm).float()[None]
-    for vertices_mm, faces in meshes:
-        vertices = torch.from_numpy((np.asarray(vertices_mm, dtype=np.float64) - middle) / half_mm).float()
-        faces = torch.as_tensor(np.ascontiguousarray(faces), dtype=torch.int64)
-        sdf = mesh2sdf(vertices, faces, LATTICE)
-        depth_mm = -half_mm * sample_trilinear([sdf[None, None]], points)[0, :, 0].numpy()
-        yield depth_mm.round(3)  # so that rounding errors do not decide ties
+def _depths_in_meshes_mm(meshes, grid: Grid, voxels, claimed):
+    """Exact distances at the nodes of lattices over the voxels, cube by cube of LATTICE_MM, interpolated linearly."""
+    points, depths = transform(grid.affine, voxels.astype(np.float64)), np.zeros(claimed.shape, dtype=np.float32)
+    cubes = np.floor((points - points.min(0)) / LATTICE_MM).astype(int)
+    _, cube = np.unique(np.ravel_multi_index(cubes.T, cubes.max(0) + 1), return_inverse=True)
+    for chosen in np.split(np.argsort(cube, kind="stable"), np.cumsum(np.bincount(cube))[:-1]):
+        low, high = points[chosen].min(0), points[chosen].max(0)
+        middle, half_mm = (low + high) / 2, max((high - low).max() / 2, 1.0)
+        near = torch.from_numpy((points[chosen] - middle) / half_mm).float()[None]
+        for index in np.flatnonzero(claimed[:, chosen].any(1)):
+            vertices, faces = meshes[index]
+            vertices = torch.from_numpy((np.asarray(vertices, dtype=np.float64) - middle) / half_mm).float()
+            sdf = mesh2sdf(vertices, torch.as_tensor(np.ascontiguousarray(faces), dtype=torch.int64), LATTICE)
+            depth_mm = -half_mm * sample_trilinear([sdf[None, None]], near)[0, :, 0].numpy()
+            depths[index, chosen] = depth_mm.round(3)  # so that rounding errors do not decide ties
+    return depths
 
 
 def _voxelize_in_box(vertices_mm, faces, grid: Grid):

@@ -1,5 +1,6 @@
 """The coarse pass over a whole volume that finds the structures, and so the region for the fine network."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,11 @@ from scipy import ndimage
 from torch import nn
 
 from implicitmeshnet.coordinates import transform
+from implicitmeshnet.io import InputError
 from implicitmeshnet.unet import UNet
 from implicitmeshnet.volume import Grid, Volume, network_grid, resample_image, resample_labels
+
+MAX_VOXELS = 2**24  # of an overview: a body of 2 m at 4 mm
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +43,15 @@ class Localiser(nn.Module):
 
 
 def overview_of(image: Volume, labels: Volume | None, spacing_mm: float, values: list[int]) -> Overview:
-    """The overview of a canonical volume of normalised intensity and of its label map, where there is one."""
-    shape = [max(2, int(np.ceil(side_mm / spacing_mm))) for side_mm in image.data.shape * image.grid.spacing_mm]
+    """The overview of a canonical volume of normalised intensity and of its label map, where there is one.
+
+    At least three voxels along each axis, of which the middle one then lies in the volume however thin it is. Raises
+    InputError where the overview would have more than MAX_VOXELS.
+    """
+    shape = [max(3, int(np.ceil(side_mm / spacing_mm))) for side_mm in image.data.shape * image.grid.spacing_mm]
+    if math.prod(shape) > MAX_VOXELS:
+        raise InputError(f"data.overview_spacing_mm: wanted an overview of at most {MAX_VOXELS} voxels, found"
+                         f" {tuple(shape)} for {spacing_mm:g} mm")
     grid = network_grid(image.grid, shape, spacing_mm)
     label = None if labels is None else torch.from_numpy(resample_labels(labels, grid, [values]))
     return Overview(torch.from_numpy(resample_image(image, grid, background=-1.0)), label, grid)

@@ -2,6 +2,7 @@
 deep route, which trains both networks in turns."""
 
 import argparse
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +43,8 @@ def claim_run_dir(run_dir: Path, config, source: Path):
         for section, values in wanted.items():
             for key, value in values.items():
                 longer = key == "epochs" and value > found[section][key]
-                if found[section][key] != value and not longer and key != "run_dir":  # a run folder may have moved
+                same = json.dumps(found[section][key]) == json.dumps(value)  # in the same order too
+                if not (same or longer or key == "run_dir"):  # a run folder may have moved
                     raise InputError(
                         f"training.run_dir: {run_dir} holds a run with {section}.{key} = {found[section][key]}, wanted"
                         f" {value}; choose another folder, or delete this one to start anew"

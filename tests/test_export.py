@@ -207,9 +207,34 @@ def test_a_mesh_that_holds_another_keeps_what_lies_outside_that_one():
     line = labelmap[:, 20, 20]  # wall and neighbour both cover x = 33 and 34: 35 - x deep and x - 32 deep
     assert line[29:34].tolist() == [205] * 5
     assert line[34:51].tolist() == [600] * 17
+    shifted = sphere((31, 20, 20), 10)  # reaches into the cavity: x - 21 deep, against 35 - x in the epicardium
+    line = meshes_to_labelmap([cavity, epicardium, shifted], values, grid, members=[[0], [1, 0], [2]])[:, 20, 20]
+    assert line[21:31].tolist() == [500] * 8 + [600] * 2
     own = own_parts(inside, [[0], [1, 0], [2]])
     assert (own[1] == (inside[1] & ~inside[0])).all()
     assert own[2] is inside[2]
+
+
+def test_of_two_enclosed_meshes_that_overlap_the_deeper_wins():
+    grid = Grid((60, 40, 40), np.eye(4))
+    outer, one, other = (sphere(centre, radius) for centre, radius in
+                         (((31, 20, 20), 18), ((24, 20, 20), 10), ((38, 20, 20), 10)))
+    alone = meshes_to_labelmap([one, other], [2, 3], grid)
+    held = meshes_to_labelmap([outer, one, other], [1, 2, 3], grid, members=[[0, 1, 2], [1], [2]])
+    inside = mesh_to_mask(*one, grid) | mesh_to_mask(*other, grid)
+    assert (held[inside] == alone[inside]).all()
+    assert (held[mesh_to_mask(*outer, grid) & ~inside] == 1).all()
+
+
+def test_overlaps_far_apart_are_measured_as_finely_as_one():
+    grid = Grid((40, 40, 400), np.eye(4))
+    plates = [trimesh.creation.box(bounds=[[low, 5.3, 5.3], [high, 33.7, 33.7]]) for low, high in
+              ((10.2, 14.6), (12.2, 18.0))]
+    near = [(np.array(mesh.vertices), np.array(mesh.faces)) for mesh in plates]
+    far = [(vertices + np.array([0, 0, 350]), faces) for vertices, faces in near]
+    alone, both = (meshes_to_labelmap(meshes, [1, 2, 3, 4][: len(meshes)], grid) for meshes in (near, near + far))
+    assert (alone[..., :50] == both[..., :50]).all()
+    assert (both[10:19, 10:30, 20] == np.array([0, 1, 1, 1, 2, 2, 2, 2, 0])[:, None]).all()
 
 
 def test_no_meshes_give_an_empty_label_map():

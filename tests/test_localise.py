@@ -1,5 +1,7 @@
 """The coarse pass: overviews of any volume, the region that is found in them, and a localiser that learns to find."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -38,6 +40,25 @@ def test_an_overview_spans_the_volume_and_keeps_the_label_in_place():
     np.testing.assert_allclose(centre_mm(overview.label.numpy(), overview.grid), centre, atol=1)
 
 
+@pytest.mark.parametrize("thickness", [2, 3, 7])
+def test_an_overview_of_a_thin_slab_shows_it(thickness):
+    data = np.ones((40, 40, thickness))
+    slab = Volume(data, Grid(data.shape, np.eye(4)))
+    overview = overview_of(slab, Volume(data.astype(np.int32), slab.grid), 8.0, [1])
+    assert overview.image.max() == 1
+    assert abs(centre_mm(overview.label.numpy(), overview.grid)[2] - (thickness - 1) / 2) <= 3
+
+
+def test_an_overview_beyond_all_measure_is_refused(case):
+    with pytest.raises(InputError, match=r"a_image\.nii\.gz: data\.overview_spacing_mm: wanted an overview of at most"):
+        prepare_case(case, replace(CONFIG, overview_spacing_mm=0.05))
+
+
+def test_a_label_too_thin_for_the_overview_is_named(case):
+    with pytest.raises(InputError, match=r"a_label\.nii\.gz: wanted a label that shows LV at data\.overview_spacing"):
+        prepare_case(case, replace(CONFIG, overview_spacing_mm=60.0))
+
+
 def test_the_centre_is_the_largest_parts():
     mask = np.zeros((20, 20, 20), dtype=bool)
     mask[2:5, 2:5, 2:5] = mask[10:14, 10:14, 10:14] = True
@@ -71,7 +92,7 @@ def test_the_papers_crop_stays_at_the_volumes_centre(case):
 
 
 def test_nothing_found_is_one_sentence_that_names_the_image(case):
-    with pytest.raises(InputError, match=r"a_image\.nii\.gz: wanted an image that shows LV, found none of them"):
+    with pytest.raises(InputError, match=r"a_image\.nii\.gz: wanted an image that shows LV at .*, found none of them"):
         prepare_case(case, CONFIG, locate=lambda overview: None)
 
 
@@ -79,6 +100,10 @@ def test_a_localiser_takes_any_size_and_learns_to_find():
     torch.manual_seed(0)
     localiser = Localiser((4, 8, 8))
     assert localiser(torch.randn(1, 1, 5, 30, 13)).shape == (1, 2, 5, 30, 13)
+    seen = []
+    localiser.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[2:]))
+    localiser(torch.randn(1, 1, 5, 30, 13))
+    assert seen == [(12, 32, 16)]  # at least three voxels at the bottleneck
     optimizer = torch.optim.Adam(localiser.parameters(), 0.02)
     generator = np.random.default_rng(1)
 

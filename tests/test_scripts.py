@@ -16,9 +16,10 @@ from scipy.spatial.transform import Rotation
 import implicitmeshnet_eval
 import implicitmeshnet_train
 import pretrain_drn
-from implicitmeshnet.checkpoint import load_checkpoint, save_snapshot
+from implicitmeshnet.checkpoint import load_checkpoint, load_network, save_snapshot
 from implicitmeshnet.config import load_config
 from implicitmeshnet.coordinates import transform
+from implicitmeshnet.dataset import find_cases, prepare_case
 from implicitmeshnet.export import mesh_to_mask, read_mesh
 from implicitmeshnet.metrics import euler_characteristic, is_closed
 from implicitmeshnet.phantom import create_case
@@ -304,6 +305,13 @@ def test_a_mesh_around_another_leaves_it_its_voxels(whole_heart):
              for name in ("LV", "Myo", "AO")}
     assert not (masks["LV"] & (labelmap.data == 205)).any()
     assert (labelmap.data[masks["Myo"] & ~masks["LV"] & ~masks["AO"]] == 205).all()
+    assert (masks["LV"] & masks["Myo"]).sum() > 0.8 * masks["LV"].sum()
+    config = load_config(whole_heart / "config.json")
+    network = load_network(config, whole_heart / "best.pt")
+    (case, *_) = find_cases(config.data.dir, labelled=True)
+    own, _ = implicitmeshnet_train.predict_masks(network, prepare_case(case, config.data), config, "cpu")
+    assert not (own[0] & own[1]).any()
+    assert own[1].any()
     rows = {row["structure"]: row for row in csv.DictReader((whole_heart / "out/metrics.csv").open())}
     assert float(rows["Myo"]["dice"]) > 0.3
 
