@@ -29,7 +29,7 @@ class DataConfig:
     """Structure -> others that its mesh holds too, as the epicardium holds the left ventricle: {"Myo": ["LV"]}."""
     region: str = "centre"
     """Where the network's grid lies. 'centre': of the volume, the paper's. 'found': around the structures, in training
-    by the label, in evaluation by a coarse pass over the whole volume, whose largest connected part counts."""
+    by the label, in evaluation by a coarse pass over the whole volume; one connected part of it counts."""
     overview_spacing_mm: float = 8.0
     """Of the coarse pass."""
     shape: tuple[int, int, int] = (128, 128, 128)

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from scipy.ndimage import gaussian_filter, maximum_filter
+from skimage.segmentation import watershed
 from torch import nn
 
 from implicitmeshnet.coordinates import transform
@@ -15,6 +17,8 @@ from implicitmeshnet.unet import UNet
 from implicitmeshnet.volume import Grid, Volume, network_grid, resample_image, resample_labels
 
 MAX_VOXELS = 2**24  # of an overview: a body of 2 m at 4 mm
+SUMMIT_WIDTH = 3.0  # standard deviation of the smoothing in which summits are sought, voxels of the overview
+SUMMIT_DISTANCE = 4  # voxels from a summit, along each axis, within which there is no other
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +70,24 @@ def centre_mm(mask, grid: Grid) -> np.ndarray | None:
     return transform(grid.affine, np.argwhere(largest).mean(0))
 
 
+def strongest_basin(odds) -> np.ndarray:
+    """Of the voxels with positive log-odds (X, Y, Z), those of the basin with the greatest sum: bool (X, Y, Z).
+
+    Watershed of the smoothed log-odds: another organ of like density that touches the structures, as the liver may
+    touch the heart, has a summit of its own and is cut off at the saddle between the two.
+    """
+    mask = odds > 0
+    smooth = np.where(mask, gaussian_filter(odds, SUMMIT_WIDTH), -np.inf)
+    summits = mask & (smooth == maximum_filter(smooth, 2 * SUMMIT_DISTANCE + 1))
+    markers, count = ndimage.label(summits)
+    if count == 0:
+        return mask
+    basins = watershed(-smooth, markers, mask=mask)
+    return basins == 1 + np.argmax(ndimage.sum(odds, basins, range(1, count + 1)))
+
+
 @torch.inference_mode()
 def locate(localiser: Localiser, overview: Overview, device) -> np.ndarray | None:
     """World position (3,) of the structures that the coarse pass finds, None where it finds none."""
     logits = localiser(overview.image[None, None].to(device))[0].cpu()
-    return centre_mm((logits[1] > logits[0]).numpy(), overview.grid)
+    return centre_mm(strongest_basin((logits[1] - logits[0]).numpy()), overview.grid)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.dataset import Case, prepare_case
 from implicitmeshnet.io import InputError
-from implicitmeshnet.localise import Localiser, Overview, centre_mm, locate, overview_of
+from implicitmeshnet.localise import Localiser, Overview, centre_mm, locate, overview_of, strongest_basin
 from implicitmeshnet.volume import Grid, Volume, canonical, write_volume
 
 AFFINE = np.array([[0, 0, -2.0, 40], [1.5, 0, 0, -90], [0, 1.5, 0, 12], [0, 0, 0, 1]])
@@ -64,6 +65,22 @@ def test_the_centre_is_the_largest_parts():
     mask[2:5, 2:5, 2:5] = mask[10:14, 10:14, 10:14] = True
     np.testing.assert_allclose(centre_mm(mask, Grid(mask.shape, np.diag([2, 2, 2, 1.0]))), [23, 23, 23])
     assert centre_mm(np.zeros_like(mask), Grid(mask.shape, np.eye(4))) is None
+
+
+def test_a_larger_organ_that_touches_is_cut_off():
+    """A heart of certain voxels, and a liver of more and less certain ones that reaches it."""
+    index = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), -1)
+    heart, liver = (radius - np.linalg.norm(index - centre, axis=-1) for radius, centre in
+                    ((7, (20, 20, 26)), (10, (26, 19, 10))))
+    odds = np.maximum(np.minimum(2 * heart, 8), np.minimum(liver, 1.2)).astype(np.float32)
+    assert ndimage.label(odds > 0)[1] == 1
+    assert (liver > 0).sum() > 2 * (heart > 0).sum()
+    basin = strongest_basin(odds)
+    np.testing.assert_allclose(np.argwhere(basin).mean(0), [20, 20, 26], atol=0.7)
+    assert not strongest_basin(np.full((5, 5, 5), -1.0)).any()
+    speck = np.full((9, 9, 9), -1.0)
+    speck[4, 4, 4] = 0.1
+    assert strongest_basin(speck).nonzero() == (4, 4, 4)
 
 
 @pytest.fixture
