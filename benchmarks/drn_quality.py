@@ -28,6 +28,7 @@ HELD_OUT_SEED = 2**33
 SHAPES = 64
 KINDS = ("ellipsoids", "tubes", "cups")
 CASES = 3
+BOX_MM = 166.4  # of configs_implicitmeshnet/whole_heart.json
 DRAWN = 4  # shapes at once
 STEPS = 150
 
@@ -80,9 +81,10 @@ def judge(name: str, drn, meshes, device):
 
 
 def phantom_meshes(folder: str, shape, sphere, faces, device):
-    """Meshes (S, cases, V, 3) of the phantoms' structures, fitted to their labels in a box of 128 mm."""
-    data = DataConfig(structures={name: [value] for name, value in LABELS.items()}, shape=shape,
-                      spacing_mm=128 / max(shape))
+    """Meshes (S, cases, V, 3) of the phantoms' structures, the myocardium's as the epicardium, fitted to their labels
+    in the box that the whole-heart network sees."""
+    data = DataConfig(structures={name: [value] for name, value in LABELS.items()}, encloses={"Myo": ["LV"]},
+                      region="found", shape=shape, spacing_mm=BOX_MM / max(shape))
     samples = TrainingSet(find_cases(folder, labelled=True)[:CASES], data)
     centres, radii = (torch.tensor(value, dtype=torch.float32)
                       for value in template_statistics(samples, data))
