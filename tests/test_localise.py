@@ -139,5 +139,9 @@ def test_a_localiser_takes_any_size_and_learns_to_find():
     for _ in range(3):
         shown, centre = overview()
         assert np.linalg.norm(locate(localiser, shown, "cpu") - centre) < 12  # two voxels, of a volume of 30
-    empty = Overview(torch.full((12, 12, 12), -1.0), None, Grid((12, 12, 12), np.eye(4)))
-    assert locate(localiser, empty, "cpu") is None
+
+
+def test_where_background_is_likelier_everywhere_nothing_is_found():
+    overview = Overview(torch.zeros(12, 12, 12), None, Grid((12, 12, 12), np.eye(4)))
+    assert locate(lambda image: torch.tensor([1.0, -1.0]).view(1, 2, 1, 1, 1).expand(-1, -1, 12, 12, 12), overview,
+                  "cpu") is None
