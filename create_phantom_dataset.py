@@ -20,8 +20,8 @@ import torch
 from tqdm import tqdm
 
 from implicitmeshnet.io import InputError, run_script
+from implicitmeshnet.nifti import write_volume
 from implicitmeshnet.phantom import FIELDS_OF_VIEW, create_case
-from implicitmeshnet.volume import write_volume
 
 MAX_SHIFT_MM = 100
 

@@ -1,34 +1,40 @@
-"""Images -> closed surface meshes in world millimetres, label maps on the images' own grids, and metrics.
+"""Images -> closed surface meshes in world millimetres, label maps on the images' own grids, and a table.
 
     python implicitmeshnet_eval.py --implicitmeshnet_config=configs_implicitmeshnet/whole_heart.json \\
         --test_dir_in=data/phantom/test --test_dir_out=test_out [--device=cpu|cuda|mps]
 
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
-<case>_unet_segmentation.nii.gz and <case>_preview.png; and metrics.csv where labels lie beside the images.
+<case>_unet_segmentation.nii.gz and <case>_preview.png; and metrics.csv, a row per case and structure: volumes,
+overlaps, agreement and warnings, and the comparison with the label where one lies beside the image.
+
+Exit status 2 where the input of a case, or of all, is at fault, 1 with a traceback where this program is; what other
+cases gave is written either way.
 """
 
 import argparse
+import sys
 import time
-from dataclasses import replace
+import traceback
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from implicitmeshnet.checkpoint import load_network, pick_device, snapshot_path
-from implicitmeshnet.config import Config, load_config
-from implicitmeshnet.coordinates import transform
-from implicitmeshnet.dataset import find_cases, prepare_case, split_cases
-from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, own_parts, write_mesh
-from implicitmeshnet.figures import Structure, case_preview
+from implicitmeshnet.checkpoint import pick_device
+from implicitmeshnet.dataset import Case, find_cases, read_case, split_cases, splits_of
+from implicitmeshnet.export import MESH_FORMATS, overlaps_ml, write_mesh
 from implicitmeshnet.io import InputError, run_script, write_table
-from implicitmeshnet.localise import locate
-from implicitmeshnet.metrics import dice, mean_and_deviation, self_intersecting_faces, surface_distances, volume_ml
-from implicitmeshnet.ops import sample_trilinear
-from implicitmeshnet.repair import untangle
-from implicitmeshnet.volume import Grid, read_grid, read_labels, write_volume
+from implicitmeshnet.metrics import (
+    dice,
+    mean_and_deviation,
+    mesh_volume_ml,
+    self_intersecting_faces,
+    surface_distances,
+    volume_ml,
+)
+from implicitmeshnet.nifti import write_volume
+from implicitmeshnet.predict import Predictor, Surfaces, has_value, preview
+from implicitmeshnet.volume import Volume
 
 
 def main():
@@ -37,31 +43,54 @@ def main():
     parser.add_argument("--test_dir_in", required=True, help="folder of images, in one of the layouts of the README")
     parser.add_argument("--test_dir_out", required=True, help="folder for the results, made where missing")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
-    parser.add_argument("--mesh_format", default="ply", choices=("ply", "stl", "obj", "vtp"))
+    parser.add_argument("--mesh_format", default="ply", choices=MESH_FORMATS)
     parser.add_argument("--space", default="LPS", choices=("LPS", "RAS"), help="of the mesh files; 3D Slicer wants LPS")
+    parser.add_argument("--split", choices=("Tr", "Ts"),
+                        help="of a data set's root: imagesTr or imagesTs, by default the latter where there is one")
     parser.add_argument("--validation_split", action="store_true",
                         help="only the cases of --test_dir_in that a training with this config holds out")
     arguments = parser.parse_args()
-    config, device = load_config(arguments.implicitmeshnet_config), pick_device(arguments.device)
-    network = load_network(config, snapshot_path(config, arguments.implicitmeshnet_config), device)
-    cases = find_cases(arguments.test_dir_in, labelled=arguments.validation_split)
-    if arguments.validation_split:
-        _, cases = split_cases(cases, config.data.validation_cases, config.training.seed)
+    predictor = Predictor.from_config(arguments.implicitmeshnet_config, pick_device(arguments.device))
+    cases = chosen_cases(arguments, predictor.config)
     out = Path(arguments.test_dir_out)
-    check_output(out, Path(arguments.test_dir_in), cases, list(config.data.structures))
+    check_output(out, Path(arguments.test_dir_in), cases, predictor.names)
 
-    rows, failures = [], []
+    rows, failures, faults = [], [], []
     for case in tqdm(cases, desc="cases"):
         try:
-            rows += evaluate_case(network, case, config, device, out, arguments.mesh_format, arguments.space)
+            rows += evaluate_case(predictor, case, out, arguments.mesh_format, arguments.space)
         except InputError as error:
             failures.append(str(error))
+        except MemoryError:
+            failures.append(f"{case.image}: wanted memory enough for this volume, found too little")
+        except Exception:  # of our own: the other cases go on
+            faults.append(f"{case.image}: {traceback.format_exc()}")
     if rows:
         write_table(out / "metrics.csv", rows)
-        print_summary(rows, list(config.data.structures))
-    print(f"{len(cases) - len(failures)} of {len(cases)} cases written to {out}")
+        print_summary(rows, predictor.names)
+    else:
+        (out / "metrics.csv").unlink(missing_ok=True)
+    print(f"{len(cases) - len(failures) - len(faults)} of {len(cases)} cases written to {out}")
+    for message in failures + faults:
+        print(message, file=sys.stderr)
+    if faults:
+        sys.exit(1)
     if failures:
-        raise InputError(f"{len(failures)} of {len(cases)} cases failed: " + "; ".join(failures))
+        raise InputError(f"{len(failures)} of {len(cases)} cases failed, see above")
+
+
+def chosen_cases(arguments, config) -> list[Case]:
+    """The cases of --test_dir_in that the arguments name; says which split was taken where a data set has both."""
+    folder, splits = arguments.test_dir_in, splits_of(arguments.test_dir_in)
+    if arguments.split is not None and arguments.split not in splits:
+        raise InputError(f"--split: wanted a folder images{arguments.split} in --test_dir_in, found none in {folder}")
+    if arguments.validation_split:
+        cases = find_cases(folder, labelled=True)
+        return split_cases(cases, config.data.validation_cases, config.training.seed)[1]
+    split = arguments.split or next(iter(splits), "Tr")
+    if len(splits) > 1 and arguments.split is None:
+        print(f"{folder}: took imagesTs; --split=Tr takes imagesTr")
+    return find_cases(folder, labelled=False, split=split)
 
 
 def check_output(out: Path, source: Path, cases, structures: list[str]):
@@ -84,111 +113,80 @@ def mesh_stems(case: str, structures: list[str]) -> list[str]:
     return [case] if len(structures) == 1 else [f"{case}_{name}" for name in structures]
 
 
-def evaluate_case(network, case, config: Config, device, out: Path, mesh_format: str, space: str) -> list[dict]:
-    """Write one case's files; a row of metrics per structure, none where the case has no label."""
+def evaluate_case(predictor: Predictor, case: Case, out: Path, mesh_format: str, space: str) -> list[dict]:
+    """Write one case's files and remove those of the same names that an earlier run left; a row per structure."""
     start = time.perf_counter()
-    names = list(config.data.structures)
-    reference = None if case.label is None else read_labels(case.label).data
-    if reference is not None and not has_value(reference, config.data.label_values).any():
-        tqdm.write(f"{case.label}: has none of the label values of data.structures, so there are no metrics for it")
-        case, reference = replace(case, label=None), None
-    grid = read_grid(case.image)
-    sample = prepare_case(case, config.data, locate=lambda overview: locate(network.localiser, overview, device))
-    with torch.inference_mode():
-        prediction = network(sample.image[None, None].to(device))
-    normalised = prediction.vertices[0].cpu().double().numpy()  # (S, V, 3)
-    faces = network.decoder.faces.cpu().numpy()
-    predicted = transform(sample.grid.world_from_normalised, normalised)  # mm
-    vertices = [untangle(structure, faces) for structure in predicted]
-    values = [config.data.structures[name][0] for name in names]
-    labelmap = meshes_to_labelmap([(structure, faces) for structure in vertices], values, grid,
-                                  config.data.members)
-    segmentation = segmentation_on_grid(prediction.segmentation[0], sample.grid, values, grid)
+    image, labels = read_case(case)
+    surfaces = predictor(image, str(case.image))
     seconds = time.perf_counter() - start
+    warnings = list(surfaces.warnings)
+    structures = predictor.config.data.structures
+    if labels is not None:
+        warnings += labels.warnings
+        if not has_value(labels.data, predictor.config.data.label_values).any():
+            warnings.append(f"{case.label}: has none of the label values of data.structures, so there are no metrics")
+            labels = None
+    for warning in warnings:
+        tqdm.write(f"warning: {warning}", file=sys.stderr)
 
-    for stem, structure in zip(mesh_stems(case.name, names), vertices, strict=True):
-        write_mesh(out / f"{stem}_mesh.{mesh_format}", structure, faces, space)
-    write_volume(out / f"{case.name}_mesh_labelmap.nii.gz", labelmap, grid.affine)
-    write_volume(out / f"{case.name}_unet_segmentation.nii.gz", segmentation, grid.affine)
-    preview(out / f"{case.name}_preview.png", sample, config, vertices, faces)
-    rows = []
-    if reference is not None:
-        for name, structure, raw in zip(names, vertices, predicted, strict=True):
-            rows.append({"case": case.name, "structure": name}
-                        | compare(labelmap, segmentation, reference, config.data.structures[name], grid)
-                        | {"self_intersecting_faces": int(self_intersecting_faces(structure, faces).sum()),
-                           "before_repair": int(self_intersecting_faces(raw, faces).sum()),
-                           "faces": len(faces), "seconds": seconds})
-    return rows
-
-
-def preview(path: Path, sample, config: Config, vertices, faces):
-    """Slices with contours on the network's grid, the label's dashed, and the meshes; vertices (S, V, 3) mm."""
-    masks = own_parts([mesh_to_mask(structure, faces, sample.grid) for structure in vertices], config.data.members)
-    structures = [
-        Structure(name, mask, None if sample.label is None else (sample.label == index).numpy(), structure, faces)
-        for index, (name, mask, structure) in enumerate(zip(config.data.structures, masks, vertices, strict=True), 1)
-    ]
-    case_preview(path, sample.image.numpy(), sample.grid.spacing_mm, structures)
-
-
-def has_value(labels, values: list[int]) -> np.ndarray:
-    """np.isin for a few values, 20 times as fast."""
-    found = labels == values[0]
-    for value in values[1:]:
-        found |= labels == value
-    return found
+    stems = mesh_stems(case.name, surfaces.names)
+    for stem, vertices in zip(stems, surfaces.vertices, strict=True):
+        write_mesh(out / f"{stem}_mesh.{mesh_format}", vertices, surfaces.faces, space)
+        for other in set(MESH_FORMATS) - {mesh_format}:
+            (out / f"{stem}_mesh.{other}").unlink(missing_ok=True)
+    for kind, data in (("mesh_labelmap", surfaces.labelmap), ("unet_segmentation", surfaces.segmentation)):
+        write_volume(out / f"{case.name}_{kind}.nii.gz", data, image.grid.affine, image.grid.header)
+    preview(out / f"{case.name}_preview.png", surfaces, labels, predictor.config.data)
+    overlaps = overlaps_ml([(vertices, surfaces.faces) for vertices in surfaces.vertices], image.grid,
+                           predictor.config.data.members)
+    return [{"case": case.name, "structure": name}
+            | compare(surfaces, labels, structures[name])
+            | measure(surfaces, index)
+            | {f"overlap_{other}_ml": value for other, value in zip(surfaces.names, overlaps[index], strict=True)}
+            | {"seconds": seconds, "warnings": "; ".join(warnings)}
+            for index, name in enumerate(surfaces.names)]
 
 
-def compare(labelmap, segmentation, reference, values: list[int], grid: Grid) -> dict:
-    """Metrics of one structure on the image's own grid, mesh label map and voxel segmentation against the label."""
-    mesh, unet, truth = labelmap == values[0], segmentation == values[0], has_value(reference, values)
-    return {
-        "dice": dice(mesh, truth),
-        **surface_distances(mesh, truth, grid.spacing_mm),
-        "volume_ml": volume_ml(mesh, grid.spacing_mm),
-        "label_volume_ml": volume_ml(truth, grid.spacing_mm),
-        "unet_dice": dice(unet, truth),
-    }
+def compare(surfaces: Surfaces, labels: Volume | None, values: list[int]) -> dict:
+    """Metrics of one structure on the image's own grid, mesh label map and voxel segmentation against the label; empty
+    where there is no label."""
+    spacing_mm = surfaces.grid.spacing_mm
+    mesh = surfaces.labelmap == values[0]
+    row = dict.fromkeys(("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml"))
+    if labels is not None:
+        truth = has_value(labels.data, values)
+        row |= {"dice": dice(mesh, truth), **surface_distances(mesh, truth, spacing_mm),
+                "unet_dice": dice(surfaces.segmentation == values[0], truth),
+                "label_volume_ml": volume_ml(truth, spacing_mm)}
+    return row | {"volume_ml": volume_ml(mesh, spacing_mm)}
 
 
-def segmentation_on_grid(logits, network_grid: Grid, values: list[int], grid: Grid) -> np.ndarray:
-    """Logits (S + 1, X, Y, Z) on the network's grid -> int16 label map on `grid`, background outside the former.
-
-    Probabilities are interpolated linearly and the largest wins. Where all eight voxels around a point agree, that is
-    their class, so only the rest is interpolated. The two grids' axes must be parallel, as `network_grid` makes them.
-    """
-    around = 2  # voxels of background, so that the outermost cells hold nothing else
-    others = F.pad(logits.cpu().softmax(0)[1:], (around,) * 6)
-    probabilities = torch.cat([1 - others.sum(0, keepdim=True), others])[None]  # (1, S + 1, X + 4, Y + 4, Z + 4)
-    probabilities = probabilities.contiguous(memory_format=torch.channels_last_3d)
-    classes = probabilities.argmax(1).float()  # (1, X + 4, ...)
-    highest, lowest = F.max_pool3d(classes, 2, 1), -F.max_pool3d(-classes, 2, 1)
-    cells = torch.where(highest == lowest, highest, -1)[0].to(torch.int16).numpy()  # (X + 3, ...)
-    matrix = np.linalg.inv(network_grid.affine) @ grid.affine
-    axes = np.abs(matrix[:3, :3]).argmax(0)  # of the network's grid, by axis of `grid`
-    positions = [matrix[axis, own] * np.arange(count) + matrix[axis, 3] + around
-                 for own, (axis, count) in enumerate(zip(axes, grid.shape, strict=True))]
-    index = [np.clip(np.floor(line), 0, cells.shape[axis] - 1).astype(int)
-             for axis, line in zip(axes, positions, strict=True)]
-    found = cells.transpose(axes)[np.ix_(*index)]
-    mixed = np.nonzero(found < 0)
-    points = torch.empty(1, len(mixed[0]), 3)
-    for axis, line, voxels in zip(axes, positions, mixed, strict=True):
-        points[0, :, axis] = torch.from_numpy(2 * line[voxels] / cells.shape[axis] - 1)
-    found[mixed] = sample_trilinear([probabilities], points)[0].argmax(-1).numpy()
-    return np.array([0, *values], dtype=np.int16)[found]
+def measure(surfaces: Surfaces, index: int) -> dict:
+    """What is known of one structure's mesh without a label."""
+    faces, raw = surfaces.faces, surfaces.raw_vertices[index]
+    return {"mesh_volume_ml": mesh_volume_ml(surfaces.vertices[index], faces),
+            "agreement": surfaces.agreement[surfaces.names[index]],
+            "self_intersecting_faces": surfaces.crossing[index],
+            "before_repair": int(self_intersecting_faces(raw, faces).sum()),
+            "faces": len(faces)}
 
 
 def print_summary(rows: list[dict], structures: list[str]):
-    """Mean and standard deviation per structure over the cases in which it is labelled."""
-    print(f"{'structure':<16}{'cases':>6}{'Dice':>17}{'ASSD_mm':>20}{'HD95_mm':>20}{'crossing %':>13}{'UNet Dice':>17}")
+    """Mean and standard deviation per structure over the cases, of metrics over those in which it is labelled."""
+    print(f"{'structure':<16}{'cases':>6}{'Dice':>17}{'ASSD_mm':>20}{'HD95_mm':>20}{'crossing %':>13}{'UNet Dice':>17}"
+          f"{'agreement':>17}")
     for name in structures:
-        chosen = [row for row in rows if row["structure"] == name and row["label_volume_ml"] > 0]
-        cells = [mean_and_deviation([row[key] for row in chosen])
+        chosen = [row for row in rows if row["structure"] == name]
+        labelled = [row for row in chosen if row["label_volume_ml"]]
+        cells = [mean_and_deviation([row[key] for row in labelled])
                  for key in ("dice", "assd_mm", "hd95_mm", "unet_dice")]
-        crossing = 100 * np.mean([row["self_intersecting_faces"] / row["faces"] for row in chosen or rows])
-        print(f"{name:<16}{len(chosen):>6}{cells[0]:>17}{cells[1]:>20}{cells[2]:>20}{crossing:>13.3f}{cells[3]:>17}")
+        agreement = mean_and_deviation([row["agreement"] for row in chosen if not np.isnan(row["agreement"])])
+        crossing = 100 * np.mean([row["self_intersecting_faces"] / row["faces"] for row in chosen])
+        print(f"{name:<16}{len(labelled):>6}{cells[0]:>17}{cells[1]:>20}{cells[2]:>20}{crossing:>13.3f}{cells[3]:>17}"
+              f"{agreement:>17}")
+    doubtful = {row["case"] for row in rows if row["warnings"]}
+    if doubtful:
+        print(f"{len(doubtful)} of {len({row['case'] for row in rows})} cases with warnings, see metrics.csv")
 
 
 if __name__ == "__main__":

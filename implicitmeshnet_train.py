@@ -9,6 +9,7 @@ validation, half precision), last.pt (everything, to resume), preview.png, overv
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -16,15 +17,20 @@ from tqdm import tqdm
 from implicitmeshnet.augment import augment
 from implicitmeshnet.checkpoint import save_snapshot
 from implicitmeshnet.config import Config
-from implicitmeshnet.coordinates import transform, voxel_from_normalised
-from implicitmeshnet.dataset import TrainingSet, find_cases, split_cases, template_statistics
-from implicitmeshnet.export import own_parts
-from implicitmeshnet.figures import Structure, case_preview
+from implicitmeshnet.dataset import (
+    Case,
+    TrainingSet,
+    check_cases,
+    find_cases,
+    read_case,
+    split_cases,
+    template_statistics,
+)
 from implicitmeshnet.io import run_script
 from implicitmeshnet.losses import MeshLoss
 from implicitmeshnet.metrics import dice
-from implicitmeshnet.network import ImplicitMeshNet, build_network
-from implicitmeshnet.ops import voxelize
+from implicitmeshnet.network import build_network
+from implicitmeshnet.predict import NothingFound, Predictor, has_value, preview
 from implicitmeshnet.training import (
     best_dice,
     best_epoch,
@@ -47,7 +53,9 @@ def main():
         find_cases(config.data.dir, labelled=True), config.data.validation_cases, config.training.seed
     )
     margin = max(config.data.shape) // 8 if config.training.augmentation else 0
-    training, validation = TrainingSet(training, config.data, margin), TrainingSet(validation, config.data)
+    check_cases(validation, config.data)
+    training = TrainingSet(training, config.data, margin)
+    config.data.intensity_range = training.intensity_range
     if config.network.template == "mean":
         centres, radii = template_statistics(training, config.data)
         config.network.template_centres = tuple(map(tuple, centres.tolist()))
@@ -63,6 +71,7 @@ def main():
     optimizer = torch.optim.AdamW(
         network.parameters(), config.training.learning_rate, weight_decay=config.training.weight_decay
     )
+    predictor = Predictor(network, config, device)
     parts = {"network": network, "optimizer": optimizer}
     if deep:
         parts |= {"drn": deep.drn, "drn_optimizer": deep.optimizer}
@@ -74,10 +83,10 @@ def main():
         record = {"epoch": epoch + 1, **losses}
         last = epoch + 1 == config.training.epochs
         if last or (epoch + 1) % config.training.validate_every == 0:
-            record["dice"] = validate(network, validation, config, device)
+            record["dice"] = validate(predictor, validation)
             if mean_dice(record) > best_dice(history):
                 save_snapshot(run_dir / "best.pt", network)
-                preview(network, validation[0], config, device, run_dir / "preview.png", writer, epoch + 1)
+                draw_preview(predictor, validation[0], run_dir / "preview.png", writer, epoch + 1)
         end_epoch(run_dir, parts, history, record | {"seconds": time.perf_counter() - start}, writer)
     writer.close()
     best = best_epoch(history)
@@ -135,41 +144,32 @@ def localiser_loss(localiser, overview, config: Config, generator, device):
     return F.cross_entropy(localiser(image[None].float()), label[None].long())
 
 
-@torch.no_grad()
-def predict_masks(network: ImplicitMeshNet, sample, config: Config, device):
-    """Each structure's own part (X, Y, Z) of the network's grid, without what it encloses, and the vertices (S, V, 3)
-    of the meshes in its voxels."""
-    network.eval()
-    vertices = network(sample.image[None, None].to(device)).vertices[0].cpu()
-    shape = sample.image.shape
-    vertices = transform(voxel_from_normalised(shape), vertices)
-    faces = network.decoder.faces.cpu()
-    masks = [voxelize(structure, faces, list(shape)).numpy() for structure in vertices]
-    return own_parts(masks, config.data.members), vertices
-
-
-def validate(network, samples, config: Config, device) -> dict[str, float]:
-    """Mean Dice per structure of the voxelized meshes, on the network's grid."""
-    scores = {name: [] for name in config.data.structures}
-    for sample in samples:
-        masks, _ = predict_masks(network, sample, config, device)
-        for index, (name, mask) in enumerate(zip(scores, masks, strict=True), 1):
-            reference = sample.label == index
+def validate(predictor: Predictor, cases: list[Case]) -> dict[str, float]:
+    """Mean Dice per structure as the evaluation measures it: on the image's own grid, the region found by the coarse
+    pass, the meshes repaired. 0 for a structure that is labelled where nothing is found."""
+    structures = predictor.config.data.structures
+    scores = {name: [] for name in structures}
+    for case in cases:
+        image, labels = read_case(case)
+        try:
+            labelmap = predictor(image, str(case.image)).labelmap
+        except NothingFound:
+            labelmap = np.zeros_like(labels.data)
+        for name, values in structures.items():
+            reference = has_value(labels.data, values)
             if reference.any():
-                scores[name].append(dice(mask, reference.numpy()))
+                scores[name].append(dice(labelmap == values[0], reference))
     return {name: sum(values) / max(len(values), 1) for name, values in scores.items()}
 
 
-def preview(network, sample, config: Config, device, path: Path, writer, epoch: int):
-    """Contours and meshes of one validation case, as a picture beside the snapshot and in TensorBoard."""
-    masks, vertices = predict_masks(network, sample, config, device)
-    faces = network.decoder.faces.cpu().numpy()
-    structures = [
-        Structure(name, mask, (sample.label == index).numpy(), config.data.spacing_mm * mesh.numpy(), faces)
-        for index, (name, mask, mesh) in enumerate(zip(config.data.structures, masks, vertices, strict=True), 1)
-    ]
-    spacing_mm = (config.data.spacing_mm,) * 3
-    writer.add_figure("preview", case_preview(path, sample.image.numpy(), spacing_mm, structures), epoch)
+def draw_preview(predictor: Predictor, case: Case, path: Path, writer, epoch: int):
+    """Contours and meshes of a validation case, as a picture beside the snapshot and in TensorBoard."""
+    image, labels = read_case(case)
+    try:
+        surfaces = predictor(image, str(case.image))
+    except NothingFound:
+        return
+    writer.add_figure("preview", preview(path, surfaces, labels, predictor.config.data), epoch)
 
 
 if __name__ == "__main__":

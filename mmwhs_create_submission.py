@@ -26,7 +26,8 @@ from implicitmeshnet.dataset import check_same_grid
 from implicitmeshnet.export import masks_to_labelmap
 from implicitmeshnet.io import InputError, run_script, write_table
 from implicitmeshnet.metrics import dice, mean_and_deviation, surface_distances
-from implicitmeshnet.volume import Volume, read_grid, read_labels, resample_nearest, write_volume
+from implicitmeshnet.nifti import read_grid, read_labels, write_volume
+from implicitmeshnet.volume import Volume, resample_nearest
 
 VALUES = {"LV": (500,), "Myo": (205,), "RV": (600,), "LA": (420, 421), "RA": (550,), "AO": (820,), "PA": (850,)}
 """MM-WHS label values, the first the one to write, in the order of the scorer's columns."""

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from implicitmeshnet.dataset import find_cases
 from implicitmeshnet.io import run_script
+from implicitmeshnet.nifti import read_image, read_labels
 from implicitmeshnet.phantom import LABELS
-from implicitmeshnet.volume import canonical, read_image, read_labels, resample_nearest
+from implicitmeshnet.volume import canonical, resample_nearest
 
 STEP_MM = 1.5
 HUDSMITH = "[Hudsmith 2005](https://doi.org/10.1080/10976640500295516), MR, women to men"

@@ -42,6 +42,9 @@ class DataConfig:
     percentiles: tuple[float, float] = (0.5, 99.5)
     validation_cases: int = 4
     """Cases held out of `dir` for validation, drawn with training.seed."""
+    intensity_range: tuple[tuple[float, float], ...] | None = None
+    """Least and greatest 5, 25, 50, 75 and 95 % quantile of normalised intensities over the training cases; training
+    fills it in the config it writes beside the snapshot, evaluation warns of images outside it."""
 
     @property
     def label_values(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,17 +13,20 @@ from tqdm import tqdm
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.io import InputError
-from implicitmeshnet.localise import Overview, centre_mm, overview_of
+from implicitmeshnet.nifti import read_image, read_labels
+from implicitmeshnet.overview import Overview, label_centre_mm, overview_of
+from implicitmeshnet.plausibility import check_box, intensity_quantiles, intensity_range, shares_outside
 from implicitmeshnet.volume import (
     Grid,
     Volume,
+    box_inside,
     canonical,
+    in_order_of,
     network_grid,
     normalise_intensity,
-    read_image,
-    read_labels,
     resample_image,
     resample_labels,
+    voxels_apart,
 )
 
 ENDINGS = (".nii.gz", ".nii")
@@ -45,40 +49,54 @@ class Sample:
     label: torch.Tensor | None  # same shape, uint8: 0 background, s + 1 the config's structure s
     grid: Grid  # without the margin
     overview: Overview | None = None  # of the whole volume, where data.region is 'found'
+    shares_outside: np.ndarray | None = None  # (S,) of each structure's label that lies outside the grid
+    quantiles: list[float] | None = None  # of the intensities within the grid, see `plausibility`
 
 
-def find_cases(folder, labelled: bool) -> list[Case]:
+def find_cases(folder, labelled: bool, split: str = "Tr") -> list[Case]:
     """The cases of a folder, sorted by name; with `labelled` each must have a label.
 
-    Layouts: imagesTr and labelsTr (Decathlon: NAME for both; nnU-Net: image NAME_0000, label NAME; dataset.json may
-    name the file_ending), MM-WHS (NAME_image and NAME_label), or, for unlabelled cases, any NIfTI files. Raises
-    InputError for a missing or empty folder, a missing label, a name found twice, more than one channel.
+    Layouts: imagesTr and labelsTr, or of the split 'Ts' imagesTs and labelsTs (Decathlon: NAME for both; nnU-Net: image
+    NAME_0000, label NAME; dataset.json may name the file_ending), MM-WHS (NAME_image and NAME_label), or, for
+    unlabelled cases, any NIfTI files, NAME or NAME_0000. Raises InputError for a missing or empty folder, a missing
+    label, a name found twice, more than one channel.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: wanted a folder of cases, found none")
-    if (folder / "imagesTr").is_dir():
-        cases = _decathlon_cases(folder)
-    else:
-        files = _nifti_files(folder, ENDINGS)
-        images = {stem.removesuffix("_image"): path for stem, path in files.items() if stem.endswith("_image")}
-        if not (images or labelled):
-            labels = {f"{stem}_label" for stem in files}
-            images = {stem: path for stem, path in files.items() if stem not in labels}
-        cases = [Case(name, path, files.get(f"{name}_label")) for name, path in images.items()]
+    cases = _data_set_cases(folder, split) if splits_of(folder) else _flat_cases(folder, labelled)
     if not cases:
-        raise InputError(
-            f"{folder}: wanted NAME_image.nii.gz files (MM-WHS) or an imagesTr folder with some, found none"
-        )
+        wanted = f"images in images{split}" if splits_of(folder) else (
+            "NAME_image.nii.gz files (MM-WHS) or an imagesTr folder with some")
+        raise InputError(f"{folder}: wanted {wanted}, found none")
     for case in cases:
         if labelled and case.label is None:
             raise InputError(f"{case.image}: wanted a label for this image, found none")
     return sorted(cases, key=lambda case: case.name)
 
 
-def _decathlon_cases(folder: Path) -> list[Case]:
+def splits_of(folder) -> list[str]:
+    """Which of a data set's splits, 'Ts' and 'Tr', a folder has images of; none where it is no data set's root."""
+    return [split for split in ("Ts", "Tr") if (Path(folder) / f"images{split}").is_dir()]
+
+
+def _flat_cases(folder: Path, labelled: bool) -> list[Case]:
+    files = _nifti_files(folder, ENDINGS)
+    images = {stem.removesuffix("_image"): path for stem, path in files.items() if stem.endswith("_image")}
+    if not (images or labelled):
+        labels = {f"{stem}_label" for stem in files}
+        images = _without_channels({stem: path for stem, path in files.items() if stem not in labels}, {})
+    return [Case(name, path, files.get(f"{name}_label")) for name, path in images.items()]
+
+
+def _data_set_cases(folder: Path, split: str) -> list[Case]:
     endings = _file_endings(folder / "dataset.json")
-    images, labels = (_nifti_files(folder / name, endings) for name in ("imagesTr", "labelsTr"))
+    images, labels = (_nifti_files(folder / f"{kind}{split}", endings) for kind in ("images", "labels"))
+    return [Case(name, path, labels.get(name)) for name, path in _without_channels(images, labels).items()]
+
+
+def _without_channels(images: dict[str, Path], labels: dict[str, Path]) -> dict[str, Path]:
+    """Images by their case's name: NAME_0000 is NAME's first channel, unless a label is called NAME_0000 too."""
     cases = {}
     for stem, path in images.items():
         name = stem
@@ -86,9 +104,9 @@ def _decathlon_cases(folder: Path) -> list[Case]:
         if stem not in labels and re.fullmatch(r"\d{4}", channel) and f"{base}_0000" in images:
             name = base
         if name in cases:
-            raise InputError(f"{path}: wanted single-channel images, found another channel {cases[name].image.name}")
-        cases[name] = Case(name, path, labels.get(name))
-    return list(cases.values())
+            raise InputError(f"{path}: wanted single-channel images, found another channel {cases[name].name}")
+        cases[name] = path
+    return cases
 
 
 def _file_endings(path: Path) -> tuple[str, ...]:
@@ -132,40 +150,69 @@ def split_cases(cases: list[Case], validation_cases: int, seed: int) -> tuple[li
     )
 
 
-def prepare_case(case: Case, config: DataConfig, margin: int = 0, locate=None) -> Sample:
-    """Read one case onto the network's grid, widened by `margin` voxels on every side.
+def read_case(case: Case) -> tuple[Volume, Volume | None]:
+    """Read a case's image and, where it has one, its label map, brought to the image's own voxel order.
 
-    Where data.region is 'found' the grid lies around what `locate` finds in the case's Overview, a world position (3,)
-    or None; by default around the label. Raises InputError for an unreadable file, a label that does not fit its image
-    or has none of the structures, and where nothing is found.
+    What is doubtful about both files alike is said of the image alone. Raises InputError for an unreadable file and for
+    a label map that does not lie on its image.
     """
     image = read_image(case.image)
-    labels = None
-    if case.label is not None:
-        labels = read_labels(case.label)
-        check_labels(case, labels, config)
-        check_same_grid(case.label, image.grid, labels.grid)
-        labels = canonical(Volume(labels.data, image.grid))
+    if case.label is None:
+        return image, None
+    labels = in_order_of(read_labels(case.label), image.grid)
+    check_same_grid(case.label, image.grid, labels.grid)
+    own = [warning for warning in labels.warnings
+           if warning.replace(str(case.label), str(case.image)) not in image.warnings]
+    return image, Volume(labels.data, image.grid, tuple(own))
+
+
+def standardise(image: Volume, config: DataConfig) -> Volume:
+    """The canonical volume of normalised intensities: what overviews and the network's samples are cut from."""
     image = canonical(image)  # first, so that the same voxels make the percentiles in any orientation
-    image = Volume(normalise_intensity(image.data, config), image.grid)
-    overview, centre = None, None
-    if config.region == "found":
-        try:
-            overview = overview_of(image, labels, config.overview_spacing_mm, config.label_values)
-        except InputError as error:
-            raise InputError(f"{case.image}: {error}") from error
-        centre = locate(overview) if locate else centre_mm(overview.label.numpy(), overview.grid)
-        if centre is None:
-            path, shows = (case.image, "an image") if locate else (case.label, "a label")
-            raise InputError(f"{path}: wanted {shows} that shows {', '.join(config.structures)} at"
-                             f" data.overview_spacing_mm = {config.overview_spacing_mm:g}, found none of them")
-    grid = network_grid(image.grid, config.shape, config.spacing_mm, centre)
+    return replace(image, data=normalise_intensity(image.data, config))
+
+
+def on_network_grid(name: str, image: Volume, labels: Volume | None, grid: Grid, config: DataConfig,
+                    margin: int = 0) -> Sample:
+    """A standardised image and its canonical label map on the network's grid, `margin` voxels wider on every side."""
     padded = _pad(grid, margin)
     label = None
     if labels is not None:
         label = torch.from_numpy(resample_labels(labels, padded, list(config.structures.values())))
-    image = torch.from_numpy(resample_image(image, padded, background=-1.0))
-    return Sample(case.name, image, label, grid, overview)
+    return Sample(name, torch.from_numpy(resample_image(image, padded, background=-1.0)), label, grid)
+
+
+def read_labelled(case: Case, config: DataConfig) -> tuple[Volume, Volume]:
+    """`read_case` of a training, which prints the warnings and refuses a label map that has none of the structures."""
+    image, labels = read_case(case)
+    for warning in image.warnings + labels.warnings:
+        tqdm.write(f"warning: {warning}", file=sys.stderr)
+    check_labels(case, labels, config)
+    return image, labels
+
+
+def training_sample(case: Case, config: DataConfig, margin: int = 0) -> Sample:
+    """Read a labelled case onto the network's grid, which lies around the structures where data.region is 'found'.
+
+    Raises InputError as `read_case`, and for a label map that has none of the structures.
+    """
+    image, labels = read_labelled(case, config)
+    image, labels = standardise(image, config), canonical(labels)
+    overview, centre = None, None
+    if config.region == "found":
+        overview = overview_of(case.image, image, labels, config)
+        centre = label_centre_mm(labels, config)
+    grid = network_grid(image.grid, config.shape, config.spacing_mm, centre)
+    sample = on_network_grid(case.name, image, labels, grid, config, margin)
+    core = sample.image.numpy()[tuple(slice(margin, margin + n) for n in grid.shape)]
+    return replace(sample, overview=overview, shares_outside=shares_outside(labels, grid, config),
+                   quantiles=intensity_quantiles(core[box_inside(grid, image.grid)]))
+
+
+def check_cases(cases: list[Case], config: DataConfig):
+    """Read labelled cases that are needed later; errors as `training_sample`, warnings as there."""
+    for case in tqdm(cases, desc="checking validation cases", unit="case"):
+        read_labelled(case, config)
 
 
 def check_labels(case: Case, labels: Volume, config: DataConfig):
@@ -181,8 +228,7 @@ def check_same_grid(path, wanted: Grid, found: Grid, owner: str = "the image"):
     """Raise InputError where a file's grid is not its owner's, by shape or by more than a hundredth of a voxel."""
     if found.shape != wanted.shape:
         raise InputError(f"{path}: wanted {owner}'s shape {wanted.shape}, found {found.shape}")
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(wanted.shape) - 1.0)
-    apart = np.abs(transform(np.linalg.inv(wanted.affine) @ found.affine, corners) - corners).max()
+    apart = voxels_apart(wanted.shape, wanted.affine, found.affine)
     if apart > AFFINE_TOLERANCE:
         raise InputError(f"{path}: wanted {owner}'s affine, found one that lies {apart:.3g} voxels off")
 
@@ -196,13 +242,15 @@ def _pad(grid: Grid, margin: int) -> Grid:
 class TrainingSet:
     """Prepared samples in memory, images as float16; `samples[i]` is a Sample with a float32 image.
 
-    Raises InputError as `prepare_case`, and where a structure appears in no case at all.
+    Prints a line for each structure that the network's grid cuts. `intensity_range` are the quantiles of what the
+    network sees. Raises InputError as `training_sample`, where a structure appears in no case at all, and where the
+    grid leaves most of one out.
     """
 
     def __init__(self, cases: list[Case], config: DataConfig, margin: int = 0):
         self.samples, seen = [], np.zeros(256, bool)
         for case in tqdm(cases, desc="reading cases", unit="case"):
-            sample = prepare_case(case, config, margin)
+            sample = training_sample(case, config, margin)
             seen |= torch.bincount(sample.label.flatten(), minlength=256).numpy() > 0
             self.samples.append(replace(sample, image=sample.image.half()))
         for index, name in enumerate(config.structures, 1):
@@ -211,7 +259,11 @@ class TrainingSet:
                     f"data.structures: wanted {name} in at least one of {len(cases)} cases, found it in none"
                 )
 
-    def __len__(self):
+        for line in check_box([sample.shares_outside for sample in self.samples], config):
+            print(line)
+        self.intensity_range = intensity_range([sample.quantiles for sample in self.samples])
+
+    def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:

@@ -7,6 +7,7 @@ A file says its space where 3D Slicer writes and looks for it (Slicer, Libs/MRML
 import base64
 import re
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,25 @@ def meshes_to_labelmap(meshes, values, grid: Grid, members=None) -> np.ndarray:
     """
     parts = [_voxelize_in_box(vertices_mm, faces, grid) for vertices_mm, faces in meshes]
     return _deepest_wins(parts, values, grid, partial(_depths_in_meshes_mm, meshes, grid), members)
+
+
+def overlaps_ml(meshes, grid: Grid, members) -> np.ndarray:
+    """Volume (S, S) in ml that two of S meshes both claim, each (vertices_mm (V, 3), faces (F, 3)), on a grid's voxels.
+
+    For a mesh that holds another, by `members` of DataConfig, it is what of the other sticks out of it.
+    """
+    parts = [_voxelize_in_box(vertices_mm, faces, grid) for vertices_mm, faces in meshes]
+    voxel_ml = abs(np.linalg.det(grid.affine[:3, :3])) / 1000
+    overlaps = np.zeros((len(parts), len(parts)))
+    for first, second in combinations(range(len(parts)), 2):
+        _, (one, other) = _common_box(parts[first], parts[second])
+        shared = np.count_nonzero(one & other)
+        if second in members[first]:
+            shared = np.count_nonzero(parts[second][1]) - shared
+        elif first in members[second]:
+            shared = np.count_nonzero(parts[first][1]) - shared
+        overlaps[first, second] = overlaps[second, first] = shared * voxel_ml
+    return overlaps
 
 
 def masks_to_labelmap(masks, values, grid: Grid) -> np.ndarray:
@@ -241,3 +261,4 @@ def _vtp(vertices, faces, space) -> bytes:
 
 
 ENCODERS = {".ply": _ply, ".stl": _stl, ".obj": _obj, ".vtp": _vtp}
+MESH_FORMATS = tuple(suffix.removeprefix(".") for suffix in ENCODERS)

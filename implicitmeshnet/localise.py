@@ -1,8 +1,5 @@
 """The coarse pass over a whole volume that finds the structures, and so the region for the fine network."""
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,23 +8,11 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 from skimage.segmentation import watershed
 from torch import nn
 
-from implicitmeshnet.coordinates import transform
-from implicitmeshnet.io import InputError
 from implicitmeshnet.unet import UNet
-from implicitmeshnet.volume import Grid, Volume, network_grid, resample_image, resample_labels
 
-MAX_VOXELS = 2**24  # of an overview: a body of 2 m at 4 mm
 SUMMIT_WIDTH = 3.0  # standard deviation of the smoothing in which summits are sought, voxels of the overview
 SUMMIT_DISTANCE = 4  # voxels from a summit, along each axis, within which there is no other
-
-
-@dataclass(frozen=True, eq=False)
-class Overview:
-    """A whole volume at a coarse spacing."""
-
-    image: torch.Tensor  # (X, Y, Z) in [-1, 1]
-    label: torch.Tensor | None  # the same shape, uint8: 1 where any structure is
-    grid: Grid
+PART_SHARE = 0.05  # of the strongest part's log-odds, that another part must have to belong to it
 
 
 class Localiser(nn.Module):
@@ -45,33 +30,38 @@ class Localiser(nn.Module):
         logits = self.unet(F.pad(image, padding, value=-1.0))[1]
         return logits[:, :, : shape[0], : shape[1], : shape[2]]
 
+    @torch.inference_mode()
+    def find(self, overview, room) -> np.ndarray:
+        """Where the structures are in an overview (X, Y, Z), within so many voxels along each axis: bool (X, Y, Z)."""
+        device = next(self.parameters()).device
+        logits = self(overview[None, None].to(device))[0].cpu()
+        return parts_that_belong((logits[1] - logits[0]).numpy(), room)
 
-def overview_of(image: Volume, labels: Volume | None, spacing_mm: float, values: list[int]) -> Overview:
-    """The overview of a canonical volume of normalised intensity and of its label map, where there is one.
 
-    At least three voxels along each axis, of which the middle one then lies in the volume however thin it is. Raises
-    InputError where the overview would have more than MAX_VOXELS.
+def parts_that_belong(odds, room) -> np.ndarray:
+    """Of the voxels with positive log-odds (X, Y, Z), those of the structures, bool (X, Y, Z).
+
+    The strongest basin of all; and of each other connected part its strongest basin, where that has PART_SHARE of the
+    former's log-odds and all that is taken fits into `room` voxels along each axis, as the structures do in training.
     """
-    shape = [max(3, int(np.ceil(side_mm / spacing_mm))) for side_mm in image.data.shape * image.grid.spacing_mm]
-    if math.prod(shape) > MAX_VOXELS:
-        raise InputError(f"data.overview_spacing_mm: wanted an overview of at most {MAX_VOXELS} voxels, found"
-                         f" {tuple(shape)} for {spacing_mm:g} mm")
-    grid = network_grid(image.grid, shape, spacing_mm)
-    label = None if labels is None else torch.from_numpy(resample_labels(labels, grid, [values]))
-    return Overview(torch.from_numpy(resample_image(image, grid, background=-1.0)), label, grid)
+    basins, strengths = _basins(odds)
+    if not len(strengths):
+        return odds > 0
+    connected, _ = ndimage.label(odds > 0)
+    found, parts = np.zeros(odds.shape, dtype=bool), set()
+    for basin in 1 + np.argsort(-strengths, kind="stable"):
+        if strengths[basin - 1] < PART_SHARE * strengths.max():
+            break
+        mask = basins == basin
+        part = connected[mask][0]
+        if part not in parts and (not parts or _fits(found | mask, room)):
+            found |= mask
+            parts.add(part)  # others of it are cut off
+    return found
 
 
-def centre_mm(mask, grid: Grid) -> np.ndarray | None:
-    """World position (3,) of the centroid of a mask's largest connected part; None where the mask is empty."""
-    parts, count = ndimage.label(mask)
-    if count == 0:
-        return None
-    largest = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    return transform(grid.affine, np.argwhere(largest).mean(0))
-
-
-def strongest_basin(odds) -> np.ndarray:
-    """Of the voxels with positive log-odds (X, Y, Z), those of the basin with the greatest sum: bool (X, Y, Z).
+def _basins(odds) -> tuple[np.ndarray, np.ndarray]:
+    """The basins of the voxels with positive log-odds, int (X, Y, Z) from 1 on, and the sum of each one's log-odds.
 
     Watershed of the smoothed log-odds: another organ of like density that touches the structures, as the liver may
     touch the heart, has a summit of its own and is cut off at the saddle between the two.
@@ -81,13 +71,11 @@ def strongest_basin(odds) -> np.ndarray:
     summits = mask & (smooth == maximum_filter(smooth, 2 * SUMMIT_DISTANCE + 1))
     markers, count = ndimage.label(summits)
     if count == 0:
-        return mask
+        return markers, np.zeros(0)
     basins = watershed(-smooth, markers, mask=mask)
-    return basins == 1 + np.argmax(ndimage.sum(odds, basins, range(1, count + 1)))
+    return basins, np.atleast_1d(ndimage.sum(odds, basins, range(1, count + 1)))
 
 
-@torch.inference_mode()
-def locate(localiser: Localiser, overview: Overview, device) -> np.ndarray | None:
-    """World position (3,) of the structures that the coarse pass finds, None where it finds none."""
-    logits = localiser(overview.image[None, None].to(device))[0].cpu()
-    return centre_mm(strongest_basin((logits[1] - logits[0]).numpy()), overview.grid)
+def _fits(mask, room) -> bool:
+    lines = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return all(line[-1] - line[0] < size for line, size in zip(lines, room, strict=True))

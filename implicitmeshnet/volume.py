@@ -1,34 +1,30 @@
-"""NIfTI in and out, canonical orientation, resampling, intensity: the only nibabel user.
+"""Volumes in the world: canonical orientation, resampling, intensity.
 
 A volume is read in the file's own voxel order; `canonical` turns it to RAS+. The network sees it on `network_grid`,
 whose axes run along the canonical volume's, so `resample_image` and `resample_labels` are one matrix per axis.
 """
 
-import gzip
-import io
 import math
-import zlib
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import nibabel as nib
 import numpy as np
+from nibabel import Nifti1Header
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-from nibabel.spatialimages import HeaderDataError
 from scipy.ndimage import find_objects
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
-from implicitmeshnet.io import InputError, atomic_path
+from implicitmeshnet.io import InputError
 
 TIE_BREAK = (1e-3, 2e-3, 4e-3)  # source voxels
-WRITTEN_AS = {"bool": np.uint8, "int64": np.int32, "float16": np.float32, "float64": np.float32}
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
     shape: tuple[int, int, int]
     affine: np.ndarray  # (4, 4) float64, voxel -> world, mm RAS
+    header: Nifti1Header | None = None
+    """Of the file that the grid was read from: its forms, codes and units, for label maps on the same grid."""
 
     @property
     def spacing_mm(self) -> np.ndarray:  # (3,)
@@ -43,64 +39,27 @@ class Grid:
 class Volume:
     data: np.ndarray  # (X, Y, Z)
     grid: Grid
+    warnings: tuple[str, ...] = ()
+    """A sentence on each thing about the file that may make results wrong."""
 
 
-def read_grid(path) -> Grid:
-    """Shape and affine of a NIfTI file, from its header alone. Errors as `read_image`."""
-    with _open_nifti(path) as image:
-        return _grid(image)
-
-
-def read_image(path) -> Volume:
-    """Read a NIfTI volume as float32, scaled by the header, in the file's own voxel order.
-
-    Trailing axes of length 1 are dropped; voxels that are NaN or infinite take the smallest finite value. Raises
-    InputError where the file is missing, damaged, no NIfTI, not one 3-D channel, or has no invertible affine.
-    """
-    volume = _read(path, np.float32)
-    finite = np.isfinite(volume.data)
-    if not finite.any():
-        raise InputError(f"{path}: wanted finite voxel values, found none")
-    if not finite.all():
-        volume.data[~finite] = volume.data[finite].min()
-    return volume
-
-
-def read_labels(path) -> Volume:
-    """Read a NIfTI label map as int32 in the file's own voxel order. Errors as `read_image`, and non-integer values."""
-    volume = _read(path, None)
-    if volume.data.dtype.kind == "f":
-        rounded = np.rint(volume.data)
-        wrong = ~(np.abs(volume.data - rounded) <= 1e-3)  # a scaling in the header may leave rounding errors
-        if wrong.any():
-            raise InputError(f"{path}: wanted integer label values, found {volume.data[wrong][0]:g}")
-        volume = Volume(rounded, volume.grid)
-    if volume.data.min() < -(2**31) or volume.data.max() >= 2**31:
-        raise InputError(f"{path}: wanted label values of at most 32 bits, found {volume.data.max():g}")
-    return Volume(volume.data.astype(np.int32), volume.grid)
-
-
-def write_volume(path, data, affine):
-    """Write data (X, Y, Z) with its (4, 4) affine in mm as .nii or .nii.gz, whole or not at all.
-
-    sform holds the affine exactly (in float32); qform the nearest one without shear. bool is written as uint8, 64-bit
-    numbers as 32-bit ones. Raises InputError for another suffix and for a path that cannot be written.
-    """
-    if not str(path).endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: wanted a name that ends in .nii or .nii.gz")
-    data = np.asarray(data)
-    image = nib.Nifti1Image(data.astype(WRITTEN_AS.get(data.dtype.name, data.dtype), copy=False), affine)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner", strip_shears=True)
-    image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+def voxels_apart(shape, affine, other) -> float:
+    """How far apart two affines (4, 4) put the corners of a grid of `shape`, at most along an axis, in voxels of the
+    first."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1.0)
+    return float(np.abs(transform(np.linalg.inv(affine) @ other, corners) - corners).max())
 
 
 def canonical(volume: Volume) -> Volume:
     """The same volume with its voxel axes permuted and flipped to those closest to RAS+."""
     orientation = io_orientation(volume.grid.affine)
-    return Volume(apply_orientation(volume.data, orientation), _canonical_grid(volume.grid))
+    return replace(volume, data=apply_orientation(volume.data, orientation), grid=_canonical_grid(volume.grid))
+
+
+def in_order_of(volume: Volume, grid: Grid) -> Volume:
+    """The same volume with its voxel axes permuted and flipped to those closest to another grid's."""
+    orientation = io_orientation(np.linalg.inv(grid.affine) @ volume.grid.affine)
+    return replace(volume, data=apply_orientation(volume.data, orientation), grid=_turned(volume.grid, orientation))
 
 
 def network_grid(grid: Grid, shape, spacing_mm: float, centre_mm=None) -> Grid:
@@ -136,25 +95,52 @@ def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarra
 def resample_labels(volume: Volume, target: Grid, values: list[list[int]]) -> np.ndarray:
     """Structure indices on the target grid, uint8 (X, Y, Z): 0 background, s + 1 where a label of values[s] is largest.
 
-    Every structure's indicator is resampled like an image, background being the rest, and the largest share wins. Grids
-    half a voxel apart would tie at every border and lose it to the background (a tenth of a hippocampus), so labels are
-    read TIE_BREAK aside. Raises ValueError as `resample_image`.
+    Every structure's indicator is resampled like an image, background being the rest, and the largest share wins.
+    Raises ValueError as `resample_image`.
     """
-    index = np.zeros_like(volume.data, np.uint8)  # in the same memory order, which is most of the speed
-    for structure, group in enumerate(values, 1):
-        for value in group:
-            index[volume.data == value] = structure
-    weights, inside = _axis_weights(volume.grid, target, TIE_BREAK)
     largest, total = np.zeros((2, *target.shape), np.float32)
     label = np.zeros(target.shape, np.uint8)
+    for structure, share in shares(volume, target, values):
+        label[share > largest] = structure
+        np.maximum(largest, share, out=largest)
+        total += share
+    return np.where(largest > 1 - total, label, np.uint8(0))
+
+
+def shares(volume: Volume, target: Grid, values: list[list[int]]):
+    """Of each structure that is there, its index s + 1 and the share of each target voxel that it fills.
+
+    Shares are float32 (X, Y, Z), the structure's indicator resampled like an image, 0 outside the volume. Grids half a
+    voxel apart would tie at every border and lose it to the background (a tenth of a hippocampus), so the labels are
+    read TIE_BREAK aside. Raises ValueError as `resample_image`.
+    """
+    index = structure_index(volume, values)
+    weights, inside = _axis_weights(volume.grid, target, TIE_BREAK)
     for structure, box in enumerate(find_objects(index), 1):
         if box is not None:
             mask = (index[box] == structure).astype(np.float32)
             share = _apply([matrix[:, part] for matrix, part in zip(weights, box, strict=True)], mask)
-            label[share > largest] = structure
-            np.maximum(largest, share, out=largest)
-            total += share
-    return np.where(inside & (largest > 1 - total), label, np.uint8(0))
+            yield structure, np.where(inside, share, np.float32(0))
+
+
+def structure_index(volume: Volume, values: list[list[int]]) -> np.ndarray:
+    """Structure indices of a label map, uint8 (X, Y, Z): 0 background, s + 1 where the label is one of values[s]."""
+    index = np.zeros_like(volume.data, np.uint8)  # in the same memory order, which is most of the speed
+    for structure, group in enumerate(values, 1):
+        for value in group:
+            index[volume.data == value] = structure
+    return index
+
+
+def box_inside(volume: Grid, target: Grid) -> tuple[slice, slice, slice]:
+    """The voxels of a volume whose centres lie within a target grid's outer faces; axes parallel, else ValueError."""
+    matrix = _parallel(volume, target)
+    box = []
+    for axis, size in enumerate(target.shape):
+        ends = matrix[axis, 3] + matrix[axis, axis] * np.array([-0.5, size - 0.5])
+        first, last = np.ceil(ends.min().round(6)), np.floor(ends.max().round(6))
+        box.append(slice(max(int(first), 0), max(int(last) + 1, 0)))
+    return tuple(box)
 
 
 def resample_nearest(volume: Volume, spacing_mm: float) -> Volume:
@@ -186,62 +172,19 @@ def normalise_intensity(data: np.ndarray, config: DataConfig) -> np.ndarray:
         low, high = map(float, np.percentile(data[::step, ::step, ::step], config.percentiles))
         if low == high:
             low, high = float(data.min()), float(data.max())
-    if low == high:
+    if high - low < np.finfo(np.float32).tiny:  # of no meaning, and its inverse is infinite
         return np.full(data.shape, -1, np.float32)
-    return np.clip((data.astype(np.float32) - low) * (2 / (high - low)) - 1, -1, 1)
-
-
-@contextmanager
-def _open_nifti(path):
-    """Yield the checked nibabel image of a file, its data not yet read; whatever goes wrong is an InputError."""
-    try:
-        with open(path, "rb") as file:
-            stream = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
-            start = stream.read(540)
-            stream.seek(0)
-            kinds = [kind for kind in (nib.Nifti1Image, nib.Nifti2Image) if kind.header_class.may_contain_header(start)]
-            if not kinds:
-                raise InputError(f"{path}: wanted a NIfTI volume, found another kind of file")
-            image = kinds[0].from_file_map(kinds[0].make_file_map({"image": stream}), mmap=False)
-            _check_header(path, image)
-            yield image
-    except InputError:
-        raise
-    except (OSError, EOFError, ValueError, MemoryError, zlib.error, HeaderDataError) as error:
-        if getattr(error, "strerror", None):
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: wanted an intact NIfTI file, found a truncated or damaged one ({reason})") from error
-
-
-def _check_header(path, image):
-    if image.get_data_dtype().kind not in "iuf":
-        raise InputError(f"{path}: wanted one real number per voxel, found data type {image.get_data_dtype()}")
-    shape = image.shape
-    if len(shape) < 3 or min(shape[:3]) < 2 or any(n != 1 for n in shape[3:]):
-        raise InputError(f"{path}: wanted a 3-D volume with one channel, found shape {shape}")
-    affine = image.affine
-    if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > 1e6:
-        raise InputError(f"{path}: wanted an invertible affine, found {affine[:3].tolist()}")
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing_mm.min() < 1e-3 or spacing_mm.max() > 1e3:
-        raise InputError(f"{path}: wanted a voxel spacing of 0.001 to 1000 mm, found {spacing_mm.tolist()}")
-
-
-def _grid(image) -> Grid:
-    return Grid(tuple(int(n) for n in image.shape[:3]), np.array(image.affine, np.float64))
-
-
-def _read(path, dtype) -> Volume:
-    with _open_nifti(path) as image:
-        data = np.asarray(image.dataobj, dtype)
-        image.file_map["image"].fileobj.seek(0, io.SEEK_END)  # gzip compares its checksum there
-        grid = _grid(image)
-    return Volume(data.reshape(grid.shape), grid)
+    unit = np.clip(data.astype(np.float32), low, high)
+    unit -= np.float32(low)
+    unit *= np.float32(2 / (high - low))
+    return np.clip(unit - 1, -1, 1)
 
 
 def _canonical_grid(grid: Grid) -> Grid:
-    orientation = io_orientation(grid.affine)
+    return _turned(grid, io_orientation(grid.affine))
+
+
+def _turned(grid: Grid, orientation) -> Grid:
     shape = np.empty(3, int)
     shape[orientation[:, 0].astype(int)] = grid.shape
     return Grid(tuple(shape.tolist()), grid.affine @ inv_ornt_aff(orientation, grid.shape))
@@ -252,10 +195,7 @@ def _axis_weights(source: Grid, target: Grid, shift=(0.0, 0.0, 0.0)):
 
     The volume is read `shift` source voxels beside the target's voxel centres.
     """
-    matrix = np.linalg.inv(source.affine) @ target.affine
-    across = np.abs(matrix[:3, :3] - np.diag(matrix.diagonal()[:3])) @ np.array(target.shape)
-    if across.max() > 1e-2:  # source voxels, over the whole grid
-        raise ValueError(f"target: wanted axes parallel to the volume's, found them {across.max():.3g} voxels apart")
+    matrix = _parallel(source, target)
     weights, inside = [], []
     for axis, (count, size) in enumerate(zip(source.shape, target.shape, strict=True)):
         step = matrix[axis, axis]
@@ -263,6 +203,15 @@ def _axis_weights(source: Grid, target: Grid, shift=(0.0, 0.0, 0.0)):
         weights.append(_triangle_weights(positions + shift[axis], max(1.0, abs(step)), count))
         inside.append((positions >= -0.5) & (positions <= count - 0.5))
     return weights, inside[0][:, None, None] & inside[1][:, None] & inside[2]
+
+
+def _parallel(source: Grid, target: Grid) -> np.ndarray:
+    """The matrix from target to source voxels; ValueError where the grids' axes are not parallel."""
+    matrix = np.linalg.inv(source.affine) @ target.affine
+    across = np.abs(matrix[:3, :3] - np.diag(matrix.diagonal()[:3])) @ np.array(target.shape)
+    if across.max() > 1e-2:  # source voxels, over the whole grid
+        raise ValueError(f"target: wanted axes parallel to the volume's, found them {across.max():.3g} voxels apart")
+    return matrix
 
 
 def _triangle_weights(positions, half_width: float, count: int) -> np.ndarray:

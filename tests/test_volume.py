@@ -1,6 +1,5 @@
-"""NIfTI in and out, orientation, resampling, intensity."""
+"""Orientation, resampling, intensity."""
 
-import gzip
 import itertools
 
 import nibabel as nib
@@ -12,19 +11,15 @@ from scipy.spatial.transform import Rotation
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.io import InputError
+from implicitmeshnet.nifti import read_grid, read_image, read_labels, write_volume
 from implicitmeshnet.volume import (
     Grid,
     Volume,
     canonical,
     network_grid,
     normalise_intensity,
-    read_grid,
-    read_image,
-    read_labels,
     resample_image,
     resample_labels,
-    write_volume,
 )
 
 fast = settings(max_examples=60, derandomize=True, deadline=None)
@@ -191,173 +186,6 @@ def test_canonical_keeps_every_voxel_where_it_is():
     for value in (0, 17, 42, 59):
         before, after = (np.argwhere(volume == value)[0].astype(float) for volume in (data, turned.data))
         np.testing.assert_allclose(transform(grid.affine, before), transform(turned.grid.affine, after))
-
-
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("dtype", ["int16", "uint8", "float32", "bool", "int64"])
-def test_what_is_written_is_read_back(tmp_path, suffix, dtype):
-    data = (np.random.default_rng(0).integers(0, 100, (3, 4, 5)) % 2).astype(dtype)
-    affine = np.array([[0, -0.5, 0, 7], [0.25, 0, 0, 8], [0, 0, 1.5, 9], [0, 0, 0, 1.0]])
-    path = tmp_path / f"sub.folder/volume{suffix}"
-    write_volume(path, data, affine)
-    for volume in (read_image(path), read_labels(path)):
-        assert (volume.data == data).all()
-        assert (volume.grid.affine == affine).all()
-    assert read_image(path).data.dtype == np.float32
-    assert read_labels(path).data.dtype == np.int32
-    grid = read_grid(path)
-    assert grid.shape == (3, 4, 5)
-    assert (grid.affine == affine).all()
-    np.testing.assert_allclose(grid.spacing_mm, [0.25, 0.5, 1.5])
-    header = nib.load(path).header
-    assert header["sform_code"] == header["qform_code"] == 1
-    assert header.get_xyzt_units()[0] == "mm"
-    np.testing.assert_allclose(header.get_qform(), affine, atol=1e-6)
-    assert [found.name for found in path.parent.iterdir()] == [path.name]
-
-
-def test_a_sheared_affine_stays_exact_in_the_sform(tmp_path):
-    affine = np.array([[1, 0.25, 0, 7], [0, 1, 0, 8], [0, 0, 1.5, 9], [0, 0, 0, 1.0]])
-    write_volume(tmp_path / "sheared.nii", np.zeros((3, 4, 5), np.int16), affine)
-    assert (read_grid(tmp_path / "sheared.nii").affine == affine).all()
-
-
-def test_an_existing_file_survives_a_failed_write(tmp_path):
-    path = tmp_path / "volume.nii.gz"
-    write_volume(path, np.ones((2, 2, 2), np.int16), np.eye(4))
-    with pytest.raises(Exception, match=r"data|dtype|shape"):
-        write_volume(path, np.array(["text"]), np.eye(4))
-    assert read_image(path).data.sum() == 8
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def save(path, data):
-    nib.save(nib.Nifti1Image(data, np.eye(4)), path)
-    return path
-
-
-def test_scaling_in_the_header_is_applied(tmp_path):
-    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
-    image.header.set_slope_inter(2.0, -1024.0)
-    nib.save(image, tmp_path / "scaled.nii.gz")
-    expected = 2.0 * np.arange(24).reshape(2, 3, 4) - 1024
-    assert (read_image(tmp_path / "scaled.nii.gz").data == expected).all()
-    assert (read_labels(tmp_path / "scaled.nii.gz").data == expected).all()
-
-
-def test_one_channel_in_four_dimensions_is_a_volume(tmp_path):
-    volume = read_image(save(tmp_path / "volume.nii.gz", np.ones((2, 3, 4, 1, 1), np.float32)))
-    assert volume.data.shape == volume.grid.shape == (2, 3, 4)
-    assert read_grid(tmp_path / "volume.nii.gz").shape == (2, 3, 4)
-
-
-def test_voxels_that_are_not_finite_take_the_finite_minimum(tmp_path):
-    data = np.arange(8, dtype=np.float32).reshape(2, 2, 2) - 3
-    data[0, 0, 1], data[1, 1, 1], data[0, 1, 0] = np.nan, np.inf, -np.inf
-    result = read_image(save(tmp_path / "volume.nii", data)).data
-    assert result[0, 0, 1] == result[1, 1, 1] == result[0, 1, 0] == -3
-    assert (result[1, :, 0] == data[1, :, 0]).all()
-
-
-def test_nifti_2_and_big_endian_files_are_read(tmp_path):
-    data = np.arange(24, dtype=">i2").reshape(2, 3, 4)
-    nib.save(nib.Nifti2Image(data.astype(np.int16), np.eye(4)), tmp_path / "two.nii.gz")
-    nib.save(nib.Nifti1Image(data, np.eye(4), nib.Nifti1Header(endianness=">")), tmp_path / "big.nii")
-    for name in ("two.nii.gz", "big.nii"):
-        assert (read_image(tmp_path / name).data == data).all()
-
-
-def bad_file(folder, kind):
-    path = folder / "bad.nii.gz"
-    zeros = np.zeros((4, 4, 4), np.int16)
-    if kind == "missing":
-        return path
-    if kind == "folder":
-        return folder
-    if kind == "text":
-        path.write_text("this is not a volume\n" * 100)
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind in ("truncated", "checksum", "flipped"):
-        save(path, np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16))
-        content = bytearray(path.read_bytes())
-        content[-6 if kind == "checksum" else len(content) // 2] ^= 0xFF
-        path.write_bytes(content[: len(content) // 2] if kind == "truncated" else content)
-    elif kind == "short":
-        path = save(folder / "bad.nii", zeros)
-        path.write_bytes(path.read_bytes()[:-10])
-    elif kind == "png":
-        path.write_bytes(gzip.compress(b"\x89PNG\r\n" + bytes(2000)))
-    elif kind == "2-D":
-        save(path, zeros[0])
-    elif kind == "slice":
-        save(path, zeros[:, :, :1])
-    elif kind == "4-D":
-        save(path, np.zeros((4, 4, 4, 3), np.int16))
-    elif kind == "RGB":
-        save(path, np.zeros((4, 4, 4), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])))
-    elif kind == "complex":
-        save(path, zeros.astype(np.complex64))
-    elif kind in ("singular", "infinite"):
-        content = bytearray(save(folder / "good.nii", zeros).read_bytes())
-        content[280:284] = np.float32(0 if kind == "singular" else np.nan).tobytes()  # first number of srow_x
-        path.write_bytes(gzip.compress(content))
-    return path
-
-
-BAD = {
-    "missing": "cannot be read (No such file or directory)",
-    "folder": "cannot be read (Is a directory)",
-    "text": "wanted a NIfTI volume, found another kind of file",
-    "empty": "wanted a NIfTI volume, found another kind of file",
-    "png": "wanted a NIfTI volume, found another kind of file",
-    "truncated": "wanted an intact NIfTI file, found a truncated or damaged one",
-    "short": "wanted an intact NIfTI file, found a truncated or damaged one",
-    "flipped": "wanted an intact NIfTI file, found a truncated or damaged one",
-    "checksum": "wanted an intact NIfTI file, found a truncated or damaged one",
-    "2-D": "wanted a 3-D volume with one channel, found shape (4, 4)",
-    "slice": "wanted a 3-D volume with one channel, found shape (4, 4, 1)",
-    "4-D": "wanted a 3-D volume with one channel, found shape (4, 4, 4, 3)",
-    "RGB": "wanted one real number per voxel, found data type",
-    "complex": "wanted one real number per voxel, found data type complex64",
-    "singular": "wanted an invertible affine, found",
-    "infinite": "wanted an invertible affine, found",
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-@pytest.mark.parametrize("read", [read_image, read_labels])
-def test_a_bad_file_is_one_sentence_that_names_it(tmp_path, kind, read):
-    path = bad_file(tmp_path, kind)
-    with pytest.raises(InputError) as caught:
-        read(path)
-    assert str(caught.value).startswith(f"{path}: {BAD[kind]}")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", ["missing", "text", "2-D", "singular"])
-def test_a_bad_header_is_found_without_the_data(tmp_path, kind):
-    path = bad_file(tmp_path, kind)
-    with pytest.raises(InputError, match=str(path)):
-        read_grid(path)
-
-
-@pytest.mark.parametrize(("value", "found"), [(1.5, "1.5"), (np.nan, "nan")])
-def test_labels_must_be_integers(tmp_path, value, found):
-    path = save(tmp_path / "label.nii.gz", np.full((2, 2, 2), value, np.float32))
-    with pytest.raises(InputError) as caught:
-        read_labels(path)
-    assert str(caught.value) == f"{path}: wanted integer label values, found {found}"
-
-
-def test_an_image_without_finite_voxels_is_refused(tmp_path):
-    with pytest.raises(InputError, match="wanted finite voxel values, found none"):
-        read_image(save(tmp_path / "image.nii", np.full((2, 2, 2), np.nan, np.float32)))
-
-
-def test_writing_needs_a_nifti_suffix(tmp_path):
-    with pytest.raises(InputError, match=r"wanted a name that ends in \.nii or \.nii\.gz"):
-        write_volume(tmp_path / "volume.mha", np.zeros((2, 2, 2)), np.eye(4))
 
 
 def test_the_window_maps_its_borders_to_minus_one_and_one():

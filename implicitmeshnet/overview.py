@@ -1,0 +1,101 @@
+"""A whole volume at a coarse spacing, in which the coarse pass looks, and where the fine network's box lies."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from implicitmeshnet.config import DataConfig
+from implicitmeshnet.coordinates import transform
+from implicitmeshnet.io import InputError
+from implicitmeshnet.volume import Grid, Volume, network_grid, resample_image, shares, structure_index
+
+MAX_VOXELS = 2**24  # of an overview: a body of 2 m at 4 mm
+
+
+@dataclass(frozen=True, eq=False)
+class Overview:
+    """A whole volume at a coarse spacing."""
+
+    image: torch.Tensor  # (X, Y, Z) in [-1, 1]
+    label: torch.Tensor | None  # the same shape, uint8: 1 where any structure is
+    grid: Grid
+
+
+def overview_of(name, image: Volume, labels: Volume | None, config: DataConfig) -> Overview:
+    """The overview of a canonical volume of normalised intensity and of its label map, where there is one.
+
+    At least three voxels along each axis, of which the middle one then lies in the volume however thin it is. Raises
+    InputError, which begins with `name`, where the overview would have more than MAX_VOXELS.
+    """
+    spacing_mm = config.overview_spacing_mm
+    shape = [max(3, int(np.ceil(side_mm / spacing_mm))) for side_mm in image.data.shape * image.grid.spacing_mm]
+    if math.prod(shape) > MAX_VOXELS:
+        raise InputError(f"{name}: data.overview_spacing_mm: wanted an overview of at most {MAX_VOXELS} voxels, found"
+                         f" {tuple(shape)} for {spacing_mm:g} mm")
+    grid = network_grid(image.grid, shape, spacing_mm)
+    label = None if labels is None else torch.from_numpy(_coarse_label(labels, grid, config))
+    return Overview(torch.from_numpy(resample_image(image, grid, background=-1.0)), label, grid)
+
+
+def _coarse_label(labels: Volume, grid: Grid, config: DataConfig) -> np.ndarray:
+    """Where structures fill at least half of a voxel, or half of what one of them fills of any voxel: uint8 (X, Y, Z).
+
+    So a structure that is smaller than a voxel, or lies between two, shows wherever it lies.
+    """
+    total = np.zeros(grid.shape, np.float32)
+    label = np.zeros(grid.shape, np.uint8)
+    for _, share in shares(labels, grid, list(config.structures.values())):
+        total += share
+        label |= share >= max(share.max() / 2, 1e-6)
+    return label | (total > 0.5)
+
+
+def label_centre_mm(labels: Volume, config: DataConfig) -> np.ndarray | None:
+    """World position (3,) of the network's box around the structures of a canonical label map; None without any.
+
+    Where not all can lie in the box, the structures count alike, whatever their size.
+    """
+    index = structure_index(labels, list(config.structures.values()))
+    counts = [np.zeros(size) for size in index.shape]
+    worths = [np.zeros(size) for size in index.shape]
+    for structure in range(1, len(config.structures) + 1):
+        mask = index == structure
+        total = max(np.count_nonzero(mask), 1)
+        for axis in range(3):
+            profile = _profile(mask, axis)
+            counts[axis] += profile
+            worths[axis] += profile / total
+    return _box_centre_mm(counts, worths, labels.grid, config)
+
+
+def mask_centre_mm(mask, grid: Grid, config: DataConfig) -> np.ndarray | None:
+    """World position (3,) of the network's box around a mask (X, Y, Z) on a grid; None where the mask is empty."""
+    counts = [_profile(mask, axis) for axis in range(3)]
+    return _box_centre_mm(counts, counts, grid, config)
+
+
+def _box_centre_mm(counts, worths, grid: Grid, config: DataConfig) -> np.ndarray | None:
+    """Of the positions at which the network's box holds most worth, the nearest to the centroid; None where there is
+    nothing. Voxels and their worth are given plane by plane across each of the grid's axes."""
+    if not counts[0].any():
+        return None
+    sides = np.multiply(config.shape, config.spacing_mm) / grid.spacing_mm
+    centre = [_best_middle(*profiles, side) for *profiles, side in zip(counts, worths, sides, strict=True)]
+    return transform(grid.affine, np.array(centre))
+
+
+def _best_middle(counts, worths, side: float) -> float:
+    """The middle of the interval of `side` voxels that holds most of `worths`, nearest to the centroid of `counts`."""
+    centroid = np.average(np.arange(len(counts)), weights=counts)
+    edges = np.arange(len(worths) + 1) - 0.5
+    held_below = np.concatenate([[0.0], np.cumsum(worths)]) / np.sum(worths)
+    starts = np.concatenate([[centroid - side / 2], edges, edges - side])  # at the best, an end lies on an edge
+    held = np.interp(starts + side, edges, held_below) - np.interp(starts, edges, held_below)
+    best = starts[held >= held.max() - 1e-6] + side / 2
+    return best[np.argmin(np.abs(best - centroid))]
+
+
+def _profile(mask, axis: int) -> np.ndarray:
+    return np.count_nonzero(mask, axis=tuple({0, 1, 2} - {axis}))
