@@ -174,10 +174,8 @@ def normalise_intensity(data: np.ndarray, config: DataConfig) -> np.ndarray:
             low, high = float(data.min()), float(data.max())
     if high - low < np.finfo(np.float32).tiny:  # of no meaning, and its inverse is infinite
         return np.full(data.shape, -1, np.float32)
-    unit = np.clip(data.astype(np.float32), low, high)
-    unit -= np.float32(low)
-    unit *= np.float32(2 / (high - low))
-    return np.clip(unit - 1, -1, 1)
+    with np.errstate(over="ignore"):
+        return np.clip((data.astype(np.float32) - low) * (2 / (high - low)) - 1, -1, 1)
 
 
 def _canonical_grid(grid: Grid) -> Grid:

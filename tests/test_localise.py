@@ -1,20 +1,28 @@
 """The coarse pass: overviews of any volume, the region that is found in them, and a localiser that learns to find."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
-from implicitmeshnet.config import DataConfig
+from implicitmeshnet.config import Config, DataConfig
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.dataset import Case, prepare_case
+from implicitmeshnet.dataset import Case, standardise, training_sample
 from implicitmeshnet.io import InputError
-from implicitmeshnet.localise import Localiser, Overview, centre_mm, locate, overview_of, strongest_basin
-from implicitmeshnet.volume import Grid, Volume, canonical, write_volume
+from implicitmeshnet.localise import Localiser, parts_that_belong
+from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.network import Prediction
+from implicitmeshnet.nifti import read_image, write_volume
+from implicitmeshnet.overview import label_centre_mm, mask_centre_mm, overview_of
+from implicitmeshnet.predict import NothingFound, Predictor
+from implicitmeshnet.volume import Grid, Volume, canonical
 
 AFFINE = np.array([[0, 0, -2.0, 40], [1.5, 0, 0, -90], [0, 1.5, 0, 12], [0, 0, 0, 1]])
 CONFIG = DataConfig(structures={"LV": [500]}, region="found", shape=(16, 16, 16), spacing_mm=3.0,
@@ -32,39 +40,75 @@ def ball_volume(centre=(90, 40, 20), shape=(120, 80, 50), radius=9):
 def test_an_overview_spans_the_volume_and_keeps_the_label_in_place():
     image, label, centre = ball_volume()
     volumes = [canonical(Volume(data, Grid(data.shape, AFFINE))) for data in (image, label)]
-    overview = overview_of(*volumes, 6.0, [500])
+    overview = overview_of("a", *volumes, CONFIG)
     assert overview.image.shape == overview.label.shape == overview.grid.shape == (17, 30, 20)
     np.testing.assert_allclose(overview.grid.spacing_mm, 6)
     corners = transform(np.linalg.inv(overview.grid.affine), transform(AFFINE, np.array([[0, 0, 0], [119, 79, 49.0]])))
     assert (corners > -1).all()
     assert (corners < overview.grid.shape).all()
-    np.testing.assert_allclose(centre_mm(overview.label.numpy(), overview.grid), centre, atol=1)
+    np.testing.assert_allclose(mask_centre_mm(overview.label.numpy(), overview.grid, CONFIG), centre, atol=1)
 
 
 @pytest.mark.parametrize("thickness", [2, 3, 7])
 def test_an_overview_of_a_thin_slab_shows_it(thickness):
     data = np.ones((40, 40, thickness))
     slab = Volume(data, Grid(data.shape, np.eye(4)))
-    overview = overview_of(slab, Volume(data.astype(np.int32), slab.grid), 8.0, [1])
+    config = replace(CONFIG, structures={"LV": [1]}, overview_spacing_mm=8.0)
+    overview = overview_of("a", slab, Volume(data.astype(np.int32), slab.grid), config)
     assert overview.image.max() == 1
-    assert abs(centre_mm(overview.label.numpy(), overview.grid)[2] - (thickness - 1) / 2) <= 3
+    middle = transform(overview.grid.affine, overview.label.nonzero().double().mean(0).numpy())
+    assert abs(middle[2] - (thickness - 1) / 2) <= 3
 
 
 def test_an_overview_beyond_all_measure_is_refused(case):
     with pytest.raises(InputError, match=r"a_image\.nii\.gz: data\.overview_spacing_mm: wanted an overview of at most"):
-        prepare_case(case, replace(CONFIG, overview_spacing_mm=0.05))
+        training_sample(case, replace(CONFIG, overview_spacing_mm=0.05))
 
 
-def test_a_label_too_thin_for_the_overview_is_named(case):
-    with pytest.raises(InputError, match=r"a_label\.nii\.gz: wanted a label that shows LV at data\.overview_spacing"):
-        prepare_case(case, replace(CONFIG, overview_spacing_mm=60.0))
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(st.tuples(*[st.integers(20, 34)] * 3), st.integers(2, 12), st.booleans())
+def test_a_structure_of_any_size_shows_wherever_it_lies_between_voxels(corner, side_mm, beside_another):
+    """12 mm at 8 mm and smaller, alone or beside a large one."""
+    labels = np.zeros((64, 64, 64), np.int32)
+    labels[tuple(slice(start, start + side_mm) for start in corner)] = 1
+    if beside_another:
+        labels[:, :, 50:] = 2
+    grid = Grid(labels.shape, np.eye(4))
+    config = replace(CONFIG, structures={"small": [1], "large": [2]}, overview_spacing_mm=8.0)
+    overview = overview_of("a", Volume(np.zeros(grid.shape, np.float32), grid), Volume(labels, grid), config)
+    near = overview.label.numpy()[..., :6]
+    assert 1 <= near.sum() <= 8 + 0.1 * side_mm**3
+    middle = transform(overview.grid.affine, np.argwhere(near).mean(0))
+    assert np.abs(middle - np.add(corner, (side_mm - 1) / 2)).max() <= 4.5
 
 
-def test_the_centre_is_the_largest_parts():
-    mask = np.zeros((20, 20, 20), dtype=bool)
-    mask[2:5, 2:5, 2:5] = mask[10:14, 10:14, 10:14] = True
-    np.testing.assert_allclose(centre_mm(mask, Grid(mask.shape, np.diag([2, 2, 2, 1.0]))), [23, 23, 23])
-    assert centre_mm(np.zeros_like(mask), Grid(mask.shape, np.eye(4))) is None
+def boxes(shape, *corners, side=10):
+    mask = np.zeros(shape, dtype=bool)
+    for corner in corners:
+        mask[tuple(slice(start, start + side) for start in corner)] = True
+    return mask
+
+
+@pytest.mark.parametrize("values", [[500, 500], [500, 420], [420, 500]])
+def test_the_box_lies_around_a_pair_of_organs(values):
+    """40 mm apart, in a box of 60 mm that holds both; not around the larger one alone."""
+    labels = 0 * boxes((100, 60, 60)).astype(np.int32)
+    labels[boxes(labels.shape, (20, 25, 25))] = values[0]
+    labels[boxes(labels.shape, (62, 25, 25), side=8)] = values[1]
+    config = replace(CONFIG, structures={"LV": [500], "LA": [420]}, shape=(20, 20, 20), spacing_mm=3.0)
+    grid = Grid(labels.shape, np.eye(4))
+    centre = label_centre_mm(Volume(labels, grid), config)
+    assert 70 - 30.5 <= centre[0] <= 19.5 + 30
+    np.testing.assert_allclose(centre, mask_centre_mm(labels > 0, grid, config), atol=1e-6)
+    assert np.abs(centre[1:] - 29).max() < 1
+
+
+def test_stray_voxels_do_not_move_the_box_off_the_structure():
+    labels = boxes((200, 60, 60), (20, 25, 25)).astype(np.int32) * 500
+    labels[190, 5, 5] = 500
+    centre = label_centre_mm(Volume(labels, Grid(labels.shape, np.eye(4))), CONFIG)
+    assert np.abs(centre - [24.5, 29.5, 29.5]).max() < 5
+    assert label_centre_mm(Volume(0 * labels, Grid(labels.shape, np.eye(4))), CONFIG) is None
 
 
 def test_a_larger_organ_that_touches_is_cut_off():
@@ -75,12 +119,25 @@ def test_a_larger_organ_that_touches_is_cut_off():
     odds = np.maximum(np.minimum(2 * heart, 8), np.minimum(liver, 1.2)).astype(np.float32)
     assert ndimage.label(odds > 0)[1] == 1
     assert (liver > 0).sum() > 2 * (heart > 0).sum()
-    basin = strongest_basin(odds)
-    np.testing.assert_allclose(np.argwhere(basin).mean(0), [20, 20, 26], atol=0.7)
-    assert not strongest_basin(np.full((5, 5, 5), -1.0)).any()
+    found = parts_that_belong(odds, (40, 40, 40))
+    np.testing.assert_allclose(np.argwhere(found).mean(0), [20, 20, 26], atol=0.7)
+    assert not parts_that_belong(np.full((5, 5, 5), -1.0), (5, 5, 5)).any()
     speck = np.full((9, 9, 9), -1.0)
     speck[4, 4, 4] = 0.1
-    assert strongest_basin(speck).nonzero() == (4, 4, 4)
+    assert parts_that_belong(speck, (9, 9, 9)).nonzero() == (4, 4, 4)
+
+
+def test_a_second_organ_that_fits_into_the_box_belongs_and_specks_and_far_ones_do_not():
+    odds = np.full((60, 30, 30), -5.0, np.float32)
+    first, second, far = ((x, 12, 12) for x in (5, 20, 50))
+    odds[boxes(odds.shape, first, side=6)] = 6
+    odds[boxes(odds.shape, second, side=5)] = 5
+    odds[boxes(odds.shape, far, side=5)] = 4
+    odds[boxes(odds.shape, (12, 2, 2), side=1)] = 2
+    both = boxes(odds.shape, first, side=6) | boxes(odds.shape, second, side=5)
+    np.testing.assert_array_equal(parts_that_belong(odds, (22, 22, 22)), both)
+    alone = boxes(odds.shape, first, side=6)
+    np.testing.assert_array_equal(parts_that_belong(odds, (14, 14, 14)), alone)
 
 
 @pytest.fixture
@@ -91,26 +148,50 @@ def case(tmp_path):
     return Case("a", tmp_path / "a_image.nii.gz", tmp_path / "a_label.nii.gz")
 
 
-def test_a_case_is_cut_around_its_label_or_around_what_is_found(case):
+def test_a_case_is_cut_around_its_label(case):
     *_, centre = ball_volume()
-    around_label = prepare_case(case, CONFIG)
-    np.testing.assert_allclose(around_label.grid.world_from_normalised[:3, 3], centre, atol=2)
-    assert around_label.label.sum() * 27 == pytest.approx(np.pi * 4 / 3 * 9**3 * 4.5, rel=0.1)
-    found = prepare_case(Case("a", case.image, None), CONFIG, locate=lambda overview: centre + np.array([0, 12, 0]))
-    np.testing.assert_allclose(found.grid.affine[:3, 3] - around_label.grid.affine[:3, 3], [0, 12, 0], atol=1.6)
-    assert found.overview.label is None
+    sample = training_sample(case, CONFIG)
+    np.testing.assert_allclose(sample.grid.world_from_normalised[:3, 3], centre, atol=2)
+    assert sample.label.sum() * 27 == pytest.approx(np.pi * 4 / 3 * 9**3 * 4.5, rel=0.1)
 
 
 def test_the_papers_crop_stays_at_the_volumes_centre(case):
-    sample = prepare_case(case, DataConfig(structures={"LV": [500]}, shape=(16, 16, 16), spacing_mm=3.0))
+    sample = training_sample(case, DataConfig(structures={"LV": [500]}, shape=(16, 16, 16), spacing_mm=3.0))
     middle = transform(AFFINE, (np.array(nib.load(case.image).shape) - 1) / 2)
     np.testing.assert_allclose(sample.grid.world_from_normalised[:3, 3], middle, atol=2)
     assert sample.overview is None
 
 
-def test_nothing_found_is_one_sentence_that_names_the_image(case):
-    with pytest.raises(InputError, match=r"a_image\.nii\.gz: wanted an image that shows LV at .*, found none of them"):
-        prepare_case(case, CONFIG, locate=lambda overview: None)
+class StandIn(torch.nn.Module):
+    """A network whose coarse pass finds a given mask, and whose meshes are balls in the middle of its box."""
+
+    def __init__(self, config, find):
+        super().__init__()
+        sphere, faces = icosphere(2)
+        self.config = config
+        self.decoder = SimpleNamespace(faces=faces)
+        self.localiser = SimpleNamespace(find=find)
+        self.vertices = 0.5 * sphere
+
+    def forward(self, image):
+        count = len(self.config.structures)
+        vertices = self.vertices.expand(1, count, -1, -1)
+        return Prediction([vertices], torch.zeros(1, count + 1, *image.shape[2:]))
+
+
+def test_the_evaluation_looks_where_the_coarse_pass_finds_something(case):
+    *_, centre = ball_volume()
+    config = Config(data=CONFIG)
+    image = read_image(case.image)
+    overview = overview_of("a", standardise(image, CONFIG), None, CONFIG)
+    index = np.round(transform(np.linalg.inv(overview.grid.affine), centre)).astype(int)
+    mask = np.zeros(overview.grid.shape, dtype=bool)
+    mask[tuple(index)] = True
+    surfaces = Predictor(StandIn(CONFIG, lambda seen, room: mask), config, torch.device("cpu"))(image)
+    assert np.linalg.norm(surfaces.vertices[0].mean(0) - centre) < 6
+    empty = Predictor(StandIn(CONFIG, lambda seen, room: 0 * mask), config, torch.device("cpu"))
+    with pytest.raises(NothingFound, match=r"a_image\.nii\.gz: wanted an image that shows LV at .*, found none"):
+        empty(image, str(case.image))
 
 
 def test_a_localiser_takes_any_size_and_learns_to_find():
@@ -127,7 +208,7 @@ def test_a_localiser_takes_any_size_and_learns_to_find():
     def overview():
         image, label, centre = ball_volume(generator.integers((15, 15, 15), (105, 65, 35)))
         volumes = [canonical(Volume(data, Grid(data.shape, AFFINE))) for data in (image / 400, label)]
-        return overview_of(*volumes, 6.0, [500]), centre
+        return overview_of("a", *volumes, CONFIG), centre
 
     for _ in range(60):
         shown, _ = overview()
@@ -138,10 +219,13 @@ def test_a_localiser_takes_any_size_and_learns_to_find():
     localiser.eval()
     for _ in range(3):
         shown, centre = overview()
-        assert np.linalg.norm(locate(localiser, shown, "cpu") - centre) < 12  # two voxels, of a volume of 30
+        found = mask_centre_mm(localiser.find(shown.image, (8, 8, 8)), shown.grid, CONFIG)
+        assert np.linalg.norm(found - centre) < 12  # two voxels, of a volume of 30
 
 
 def test_where_background_is_likelier_everywhere_nothing_is_found():
-    overview = Overview(torch.zeros(12, 12, 12), None, Grid((12, 12, 12), np.eye(4)))
-    assert locate(lambda image: torch.tensor([1.0, -1.0]).view(1, 2, 1, 1, 1).expand(-1, -1, 12, 12, 12), overview,
-                  "cpu") is None
+    localiser = Localiser((4, 8))
+    with torch.no_grad():
+        localiser.unet.head.weight.zero_()
+        localiser.unet.head.bias.copy_(torch.tensor([1.0, -1.0]))
+    assert not localiser.find(torch.zeros(12, 12, 12), (12, 12, 12)).any()
