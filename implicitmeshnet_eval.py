@@ -71,12 +71,13 @@ def main():
     else:
         (out / "metrics.csv").unlink(missing_ok=True)
     print(f"{len(cases) - len(failures) - len(faults)} of {len(cases)} cases written to {out}")
-    for message in failures + faults:
+    for message in failures[1:] + faults:
         print(message, file=sys.stderr)
     if faults:
         sys.exit(1)
     if failures:
-        raise InputError(f"{len(failures)} of {len(cases)} cases failed, see above")
+        others = f"; {len(failures) - 1} others are named above" if failures[1:] else ""
+        raise InputError(f"{len(failures)} of {len(cases)} cases failed: {failures[0]}{others}")
 
 
 def chosen_cases(arguments, config) -> list[Case]:

@@ -1,0 +1,92 @@
+"""Warnings of results that may be wrong: boxes that cut, images unlike the training's, meshes that are contradicted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from implicitmeshnet.config import DataConfig
+from implicitmeshnet.io import InputError
+from implicitmeshnet.plausibility import (
+    INTENSITY_MARGIN,
+    QUANTILES,
+    agreement_warning,
+    agreements,
+    check_box,
+    intensity_quantiles,
+    intensity_range,
+    intensity_warning,
+    shares_outside,
+)
+from implicitmeshnet.volume import Grid, Volume, box_inside, network_grid
+
+CONFIG = DataConfig(structures={"LV": [500], "LA": [420, 421]}, shape=(16, 16, 16), spacing_mm=2.0)
+
+
+def test_shares_outside_the_box():
+    """The box spans -16 mm to 16 mm around the volume's centre; one structure lies half outside it, one is absent."""
+    labels = np.zeros((100, 40, 40), np.int32)
+    labels[60:72, 15:25, 15:25] = 500
+    grid = Grid(labels.shape, np.eye(4))
+    target = network_grid(grid, CONFIG.shape, CONFIG.spacing_mm)
+    box = box_inside(grid, target)
+    assert [part.stop - part.start for part in box] == [33, 33, 33]  # both faces run through centres
+    shares = shares_outside(Volume(labels, grid), target, CONFIG)
+    assert shares[0] == pytest.approx((72 - box[0].stop) / 12)
+    assert np.isnan(shares[1])
+    assert shares_outside(Volume(labels, grid), network_grid(grid, (64, 16, 16), 2.0), CONFIG)[0] == 0
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.tuples(*[st.integers(2, 40)] * 3), st.tuples(*[st.integers(2, 40)] * 3), st.floats(0.4, 5),
+       st.tuples(*[st.floats(-60, 60)] * 3))
+def test_the_voxels_inside_a_box_are_those_whose_centres_are(shape, size, spacing_mm, centre_mm):
+    grid = Grid(shape, np.diag([1.0, 1.5, 2.0, 1.0]))
+    target = network_grid(grid, size, spacing_mm, np.array(centre_mm))
+    inside = np.zeros(shape, dtype=bool)
+    inside[box_inside(grid, target)] = True
+    voxels = np.stack(np.indices(shape), -1) * [1.0, 1.5, 2.0]
+    place = (voxels - target.affine[:3, 3]) / spacing_mm
+    clear = (np.abs(np.abs(place + 0.5 - np.array(size) / 2) - np.array(size) / 2) > 1e-4).all(-1)
+    wanted = ((place > -0.5) & (place < np.array(size) - 0.5)).all(-1)
+    assert (inside == wanted)[clear].all()
+
+
+def test_a_cut_structure_has_a_line_and_one_that_is_mostly_outside_ends_the_run():
+    outside = [[0.0, 0.2], [0.005, np.nan], [0.0, 0.4], [0.0, 0.0]]
+    assert check_box(outside, CONFIG) == ["LA: 30% of the label outside the box in 2 of 3 cases"]
+    with pytest.raises(InputError, match=r"data\.shape: wanted a box that holds LA, found 91% of its label outside"):
+        check_box([[0.0, 0.91], [0.0, np.nan]], CONFIG)
+    assert check_box([[0.0, np.nan], [0.0, np.nan]], CONFIG) == []
+
+
+def test_an_image_unlike_the_trainings_is_named():
+    rng = np.random.default_rng(0)
+    images = [np.clip(rng.normal(shift, 0.3, 5000), -1, 1) for shift in (-0.1, 0.0, 0.1)]
+    config = replace(CONFIG, intensity_range=intensity_range([intensity_quantiles(image) for image in images]))
+    assert len(config.intensity_range) == len(QUANTILES)
+    assert [intensity_warning(image, config) for image in images] == [None] * 3
+    assert intensity_warning(images[0] + INTENSITY_MARGIN / 2, config) is None
+    for wrong in (images[0] + 0.5, images[0] - 0.5, 0 * images[0], 3 * images[0], np.full(9, -1.0)):
+        assert "the image is unlike the training's" in intensity_warning(wrong, config)
+    assert intensity_warning(images[0] + 5, CONFIG) is None  # an older config has no range
+
+
+def test_a_box_beside_the_volume_has_intensities_too():
+    assert intensity_quantiles(np.zeros(0)) == [-1.0] * len(QUANTILES)
+
+
+def test_meshes_and_segmentation_that_disagree_are_named():
+    labelmap, segmentation = np.zeros((2, 10, 10, 10), np.int16)
+    labelmap[:5], segmentation[:5] = 500, 500
+    labelmap[6:8], segmentation[7:9] = 420, 420
+    agreement = agreements(labelmap, segmentation, {"LV": 500, "LA": 420, "RA": 550})
+    assert agreement["LV"] == 1
+    assert agreement["LA"] == 0.5
+    assert np.isnan(agreement["RA"])
+    warning = agreement_warning(agreement)
+    assert "LA 0.50, RA nan" in warning
+    assert "LV" not in warning
+    assert agreement_warning({"LV": 0.9}) is None

@@ -1,0 +1,119 @@
+"""From a volume to surfaces in the world, by a network that is known: spheres in the middle of its box."""
+
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from implicitmeshnet.config import Config, DataConfig
+from implicitmeshnet.export import overlaps_ml
+from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.metrics import mesh_volume_ml
+from implicitmeshnet.network import Prediction
+from implicitmeshnet.nifti import read_image
+from implicitmeshnet.predict import Predictor, preview
+from implicitmeshnet.volume import Grid, Volume
+
+SHAPE = (24, 24, 24)
+AFFINE = np.array([[0, -1.5, 0, 40], [1.5, 0, 0, -8], [0, 0, 2.0, 5], [0, 0, 0, 1]])
+
+
+class TwoSpheres(torch.nn.Module):
+    """Spheres of radius 0.5 at +-0.3 along X, and a segmentation that holds the first of them alone."""
+
+    localiser = None
+
+    def __init__(self):
+        super().__init__()
+        sphere, faces = icosphere(3)
+        self.decoder = SimpleNamespace(faces=faces)
+        shift = torch.tensor([0.3, 0, 0])
+        self.vertices = torch.stack([0.5 * sphere - shift, 0.5 * sphere + shift])
+
+    def forward(self, image):
+        axes = [torch.linspace(-1, 1, n) for n in SHAPE]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+        first = (points + torch.tensor([0.3, 0, 0])).norm(dim=-1) < 0.5
+        logits = torch.stack([(~first).float(), first.float(), torch.zeros(SHAPE)])[None]
+        return Prediction([self.vertices[None]], 20 * logits)
+
+
+@pytest.fixture
+def predictor():
+    data = DataConfig(structures={"LV": [500], "LA": [420]}, shape=SHAPE, spacing_mm=2.0,
+                      intensity_range=((-0.6, -0.4),) * 5)
+    return Predictor(TwoSpheres(), Config(data=data), torch.device("cpu"))
+
+
+def volume(value=-50.0):
+    return Volume(np.full((50, 60, 40), value, np.float32), Grid((50, 60, 40), AFFINE))
+
+
+def test_surfaces_lie_in_the_middle_of_the_volume_in_world_millimetres(predictor):
+    surfaces = predictor(volume())
+    middle = (AFFINE @ [24.5, 29.5, 19.5, 1])[:3]
+    assert surfaces.vertices.shape == (2, 642, 3)
+    assert np.linalg.norm(surfaces.vertices.mean((0, 1)) - middle) < 2
+    assert surfaces.labelmap.shape == surfaces.segmentation.shape == (50, 60, 40)
+    assert set(np.unique(surfaces.labelmap)) == {0, 420, 500}
+    union_ml = np.count_nonzero(surfaces.labelmap) * 4.5 / 1000
+    meshes = [(structure, surfaces.faces) for structure in surfaces.vertices]
+    overlap_ml = overlaps_ml(meshes, surfaces.grid, [[0], [1]])
+    each_ml = [mesh_volume_ml(structure, surfaces.faces) for structure in surfaces.vertices]
+    assert overlap_ml[0, 1] == overlap_ml[1, 0] > 0.1 * each_ml[0]
+    assert union_ml == pytest.approx(sum(each_ml) - overlap_ml[0, 1], rel=0.03)
+
+
+def test_what_sticks_out_of_an_enclosing_mesh_is_its_overlap(predictor):
+    surfaces = predictor(volume())
+    meshes = [(structure, surfaces.faces) for structure in surfaces.vertices]
+    shared = overlaps_ml(meshes, surfaces.grid, [[0], [1]])[0, 1]
+    outside = overlaps_ml(meshes, surfaces.grid, [[0, 1], [1]])[0, 1]
+    assert shared + outside == pytest.approx(mesh_volume_ml(*meshes[1]), rel=0.03)
+
+
+def test_a_structure_that_the_segmentation_lacks_and_an_odd_image_are_warned_of(predictor):
+    surfaces = predictor(volume(), "heart")
+    assert surfaces.agreement["LV"] > 0.7
+    assert surfaces.agreement["LA"] == 0
+    (warning,) = surfaces.warnings
+    assert warning.startswith("heart: meshes and voxel segmentation disagree")
+    assert "LA 0.00" in warning
+    assert "LV" not in warning
+    odd = predictor(volume(974.0), "heart")
+    assert any("heart: the image is unlike the training's" in warning for warning in odd.warnings)
+
+
+def test_what_is_doubtful_about_the_file_reaches_the_surfaces(predictor, tmp_path):
+    path = tmp_path / "a.nii"
+    image = nib.Nifti1Image(np.full((20, 20, 20), -50, np.int16), None)
+    image.header.set_zooms((2, 2, 2))
+    nib.save(image, path)
+    warnings = predictor(read_image(path), str(path)).warnings
+    assert f"{path}: the header gives no world position" in warnings[0]
+
+
+def test_meshes_that_still_cross_themselves_are_warned_of(predictor, monkeypatch):
+    monkeypatch.setattr("implicitmeshnet.predict.untangle", lambda vertices, faces: vertices)
+    predictor.network.vertices[1, ::2] *= -2
+    surfaces = predictor(volume(), "heart")
+    assert surfaces.crossing[0] == 0
+    assert surfaces.crossing[1] > 0
+    assert any(f"LA {surfaces.crossing[1]}" in warning and "cross themselves" in warning
+               for warning in surfaces.warnings)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_preview_with_and_without_a_label(predictor, tmp_path, labelled):
+    surfaces = predictor(volume())
+    labels = Volume(surfaces.labelmap.astype(np.int32), surfaces.grid) if labelled else None
+    preview(tmp_path / "preview.png", surfaces, labels, predictor.config.data)
+    assert (tmp_path / "preview.png").stat().st_size > 10_000
+
+
+def test_the_networks_mode_is_left_as_it_was(predictor):
+    predictor.network.train()
+    predictor(volume())
+    assert predictor.network.training
