@@ -160,6 +160,28 @@ def resample_nearest(volume: Volume, spacing_mm: float) -> Volume:
     return Volume(data, Grid(tuple(data.shape), affine))
 
 
+def resample_nearest_onto(volume: Volume, grid: Grid) -> Volume:
+    """The volume on another grid, of any affine, by nearest neighbour in world coordinates.
+
+    Voxels whose centre lies more than half a source voxel outside the volume are 0. Raises InputError where the grid
+    has more than 2^31 voxels.
+    """
+    if math.prod(grid.shape) > 2**31:
+        raise InputError(f"grid: wanted at most 2^31 voxels, found {list(grid.shape)}")
+    to_source = np.linalg.inv(volume.grid.affine) @ grid.affine  # voxel to voxel
+    size = np.reshape(volume.data.shape, (3, 1, 1))
+    second, third = np.ogrid[: grid.shape[1], : grid.shape[2]]
+    in_plane = to_source[:3, 1, None, None] * second + to_source[:3, 2, None, None] * third  # (3, Y, Z)
+    data = np.zeros(grid.shape, volume.data.dtype)
+    for index, plane in enumerate(data):
+        start = to_source[:3, 0] * index + to_source[:3, 3]
+        positions = (in_plane + start[:, None, None]).round(6)  # the same whatever the rounding of affines
+        nearest = np.floor(positions + 0.5)
+        inside = ((nearest >= 0) & (nearest < size)).all(0)
+        plane[inside] = volume.data[tuple(nearest[:, inside].astype(int))]
+    return Volume(data, grid)
+
+
 def normalise_intensity(data: np.ndarray, config: DataConfig) -> np.ndarray:
     """Map voxel values to [-1, 1], float32, clipped: the config's window in HU, or the volume's own percentiles.
 

@@ -11,16 +11,21 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 import implicitmeshnet_eval
 import mmwhs_create_submission
 from implicitmeshnet.checkpoint import save_snapshot
 from implicitmeshnet.config import REPOSITORY, load_config, save_config
+from implicitmeshnet.coordinates import transform
 from implicitmeshnet.io import InputError
 from implicitmeshnet.metrics import dice
 from implicitmeshnet.network import build_network
 from implicitmeshnet.phantom import create_case
-from implicitmeshnet.volume import read_grid, read_labels, write_volume
+from implicitmeshnet.volume import Grid, Volume, read_grid, read_labels, resample_nearest_onto, write_volume
 
 CASES = ["ct_test_2001", "ct_test_2018", "mr_test_2018"]
 KEY = 0x2A55  # of stand_in_scorer.c
@@ -121,6 +126,50 @@ def test_the_copy_at_1_mm_covers_the_same_field_by_nearest_neighbour(inputs, mon
     clear = (np.abs(source - np.floor(source) - 0.5) > 1e-3).all(1)  # half-way voxels may go either way
     nearest = source[clear].round().astype(int)
     assert (coarse.data[tuple(nearest.T)] == fine.data[tuple(voxels[clear].T)]).all()
+
+
+def in_itk(volume: Volume):
+    """The same volume as SimpleITK has it: axes reversed in its array, world in LPS."""
+    affine = np.diag([-1, -1, 1, 1]) @ volume.grid.affine
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.data.T))
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetSpacing(volume.grid.spacing_mm.tolist())
+    image.SetDirection((affine[:3, :3] / volume.grid.spacing_mm).ravel().tolist())
+    return image
+
+
+@st.composite
+def grids(draw):
+    """Grids of a few voxels, at any angle, flipped or not, whose middles lie within 12 mm of the world's."""
+    shape = tuple(draw(st.tuples(*[st.integers(2, 14)] * 3)))
+    spacing_mm = draw(st.tuples(*[st.floats(0.4, 4)] * 3))
+    turn = Rotation.random(random_state=draw(st.integers(0, 2**31))).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = turn * draw(st.sampled_from([-1, 1])) * spacing_mm
+    affine[:3, 3] = draw(st.tuples(*[st.floats(-12, 12)] * 3)) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return Grid(shape, affine)
+
+
+@settings(max_examples=100, deadline=None)
+@given(grids(), grids(), st.integers(0, 2**31))
+def test_onto_any_grid_by_nearest_neighbour_as_itk_does_it(source, target, seed):
+    volume = Volume(np.random.default_rng(seed).integers(1, 900, source.shape, np.int16), source)
+    found = resample_nearest_onto(volume, target)
+    like = in_itk(Volume(np.zeros(target.shape, np.int16), target))
+    wanted = SimpleITK.Resample(in_itk(volume), like, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor, 0)
+    wanted = SimpleITK.GetArrayFromImage(wanted).T
+    assert found.data.dtype == np.int16
+    assert found.grid is target
+    differing = np.argwhere(found.data != wanted)  # rounding decides only half-way between two voxels
+    position = transform(np.linalg.inv(source.affine) @ target.affine, differing.astype(float))
+    assert (np.abs(position - np.floor(position) - 0.5).min(1, initial=1) < 1e-5).all()
+
+
+def test_onto_a_grid_of_the_same_voxels_in_another_order():
+    volume = Volume(np.arange(1, 61, dtype=np.int16).reshape(3, 4, 5), Grid((3, 4, 5), np.diag([0.7, 0.7, 2, 1.0])))
+    order = np.array([[0, 0, -1, 2], [1, 0, 0, 0], [0, -1, 0, 4], [0, 0, 0, 1.0]])  # (i, j, k) is (2 - k, i, 4 - j)
+    found = resample_nearest_onto(volume, Grid((4, 5, 3), volume.grid.affine @ order))
+    assert (found.data == volume.data.transpose(1, 2, 0)[:, ::-1, ::-1]).all()
 
 
 @pytest.fixture
