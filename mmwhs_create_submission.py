@@ -4,9 +4,9 @@
     python mmwhs_create_submission.py --input_dir=test_out_wh test_out [--encrypted_gt_dir=... | --gt_dir=...]
 
 Reads <case>_mesh_labelmap.nii.gz, as implicitmeshnet_eval.py leaves them. Writes per case <case>_label.nii.gz on the
-image's own grid and <case>_label_1mm.nii.gz, int16 with the challenge's values; with a ground truth scores_wine.csv
-or scores_plain.csv, a row per case and structure, and a summary. A case that was scored as it is now is not scored
-again without --rescore.
+image's own grid and <case>_label_1mm.nii.gz, int16 with the challenge's values, the latter on the encrypted ground
+truth's own grid where one is given; with a ground truth scores_wine.csv or scores_plain.csv, a row per case and
+structure, and a summary. A case that was scored as it is now is not scored again without --rescore.
 """
 
 import argparse
@@ -22,12 +22,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from implicitmeshnet.coordinates import transform
 from implicitmeshnet.dataset import check_same_grid
 from implicitmeshnet.export import masks_to_labelmap
 from implicitmeshnet.io import InputError, run_script, write_table
 from implicitmeshnet.metrics import dice, mean_and_deviation, surface_distances
 from implicitmeshnet.nifti import read_grid, read_labels, write_volume
-from implicitmeshnet.volume import Volume, resample_nearest
+from implicitmeshnet.volume import Grid, Volume, resample_nearest, resample_nearest_onto
 
 VALUES = {"LV": (500,), "Myo": (205,), "RV": (600,), "LA": (420, 421), "RA": (550,), "AO": (820,), "PA": (850,)}
 """MM-WHS label values, the first the one to write, in the order of the scorer's columns."""
@@ -36,6 +37,11 @@ ALL_VALUES = [value for values in VALUES.values() for value in values]
 ENDING = "_mesh_labelmap.nii.gz"
 SPACING_MM = 1.0
 SCORER = "zxhCardWhsEvaluate.exe"
+LABEL_CUT, FIELD_MISSED = 0.01, 0.05
+"""Shares outside the other's field of view, of what is predicted and of the ground truth's grid, above which a case
+gets a warning; another rounding of one field of view stays below both."""
+PREDICTED_POINTS = 100_000  # that measure the former
+FIELD_POINTS = 25  # that measure the latter, along each axis
 SECONDS = 1800  # that the scorer may take for a case
 KEYS_BY_WINE = ("case", "structure", "dice", "fingerprint")
 KEYS_OF_OURS = ("case", "structure", "dice", "assd_mm", "hd95_mm", "fingerprint")
@@ -65,17 +71,20 @@ def main():
     for case, paths in tqdm(cases.items(), desc="cases"):
         try:
             label = merge(paths, list(sources.values()))
-            fine = resample_nearest(label, SPACING_MM)
+            truth = truths.get(case)
+            encrypted = truth is not None and kind == "wine"
+            fine = onto_encrypted_truth(label, truth) if encrypted else resample_nearest(label, SPACING_MM)
             write_volume(out / f"{case}_label.nii.gz", label.data, label.grid.affine)
             write_volume(out / f"{case}_label_1mm.nii.gz", fine.data, fine.grid.affine)
-            if not truths:
+            if truth is None:
                 continue
-            key = fingerprint(label, truths[case], structures)
+            compared = fine if encrypted else onto_truth(label, truth)
+            key = fingerprint(compared, truth, structures)
             if not up_to_date(table.get(case, []), key, structures):
                 table.pop(case, None)
             if arguments.rescore or case not in table:
-                scores = (score(label, truths[case], structures) if kind == "plain" else
-                          score_by_wine(out / f"{case}_label_1mm.nii.gz", fine, truths[case], case, structures))
+                scores = (score_by_wine(out / f"{case}_label_1mm.nii.gz", truth, case, structures) if encrypted else
+                          score(compared, truth, structures))
                 table[case] = [{"case": case, **row, "fingerprint": key} for row in scores]
                 write_scores(out / f"scores_{kind}.csv", table)
             scored[case] = table[case]
@@ -182,8 +191,56 @@ def merge(paths: list[Path], structures: list[list[str]]) -> Volume:
     return Volume(masks_to_labelmap(masks, values, maps[0].grid), maps[0].grid)
 
 
+def onto_truth(label: Volume, path: Path) -> Volume:
+    """The label map on a ground truth's own grid; a line where one's field of view misses much of the other's."""
+    grid = read_grid(path)
+    cut = share_outside(predicted_points(label), grid)
+    missed = share_outside(field_points(grid), label.grid)
+    if cut > LABEL_CUT:
+        tqdm.write(f"{path}: {cut:.0%} of what is predicted lies outside this ground truth's grid and is not scored")
+    if missed > FIELD_MISSED:
+        tqdm.write(f"{path}: {missed:.0%} of this ground truth's grid lies outside the image and counts as background")
+    try:
+        return resample_nearest_onto(label, grid)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def onto_encrypted_truth(label: Volume, path: Path) -> Volume:
+    """The label map on an encrypted ground truth's own grid, or where its header cannot be read at SPACING_MM.
+
+    The header alone is read: the voxels mean nothing here, and it is for the scorer to say whether they are intact.
+    """
+    try:
+        return onto_truth(label, path)
+    except InputError as error:
+        tqdm.write(f"{error}; so the prediction is scored at {SPACING_MM:g} mm over the image's own field of view")
+        return resample_nearest(label, SPACING_MM)
+
+
+def predicted_points(label: Volume) -> np.ndarray:
+    """The world positions (N, 3) in mm of labelled voxels, evenly chosen where there are many."""
+    voxels = np.argwhere(label.data)
+    every = len(voxels) // PREDICTED_POINTS + 1
+    return transform(label.grid.affine, voxels[::every].astype(np.float64))
+
+
+def field_points(grid: Grid) -> np.ndarray:
+    """A lattice over a grid's field of view: world positions (N, 3) in mm."""
+    steps = np.argwhere(np.ones((FIELD_POINTS,) * 3))
+    return transform(grid.affine, (steps + 0.5) / FIELD_POINTS * grid.shape - 0.5)
+
+
+def share_outside(points_mm: np.ndarray, grid: Grid) -> float:
+    """How many of the points (N, 3) in world mm lie outside a grid's field of view, 0 to 1; 0 where there are none."""
+    voxels = transform(np.linalg.inv(grid.affine), points_mm)
+    outside = ((voxels < -0.5) | (voxels > np.array(grid.shape) - 0.5)).any(1)
+    return float(outside.mean()) if len(outside) else 0.0
+
+
 def fingerprint(label: Volume, truth: Path, structures: list[str]) -> str:
-    """What a score was computed from: the label map, its structures, the ground truth and the scorer beside it."""
+    """What a score was computed from: the label map as it is compared, its structures, the ground truth and the scorer
+    beside it."""
     digest = hashlib.sha256(np.ascontiguousarray(label.data).tobytes() + label.grid.affine.tobytes())
     digest.update(" ".join(structures).encode() + truth.read_bytes())
     scorer = truth.parents[1] / SCORER
@@ -203,9 +260,8 @@ def columns(structures: list[str]) -> list[str]:
 
 
 def score(label: Volume, path: Path, structures: list[str]) -> list[dict]:
-    """Our own metrics against a plain label map on the image's grid, a row per structure."""
+    """Our own metrics of a label map against a plain ground truth on the same grid, a row per structure."""
     truth, rows = read_labels(path), []
-    check_same_grid(path, label.grid, truth.grid, "the prediction")
     if not np.isin(truth.data, ALL_VALUES).any():
         raise InputError(f"{path}: wanted some of the label values {', '.join(map(str, ALL_VALUES))}, found none")
     for name in columns(structures):
@@ -216,11 +272,8 @@ def score(label: Volume, path: Path, structures: list[str]) -> list[dict]:
     return rows
 
 
-def score_by_wine(path: Path, label: Volume, truth: Path, case: str, structures: list[str]) -> list[dict]:
+def score_by_wine(path: Path, truth: Path, case: str, structures: list[str]) -> list[dict]:
     """The Dice that the challenge's scorer appends to a table of its own, a row per structure submitted."""
-    shape = read_grid(truth).shape
-    if shape != label.grid.shape:
-        raise InputError(f"{truth}: wanted the prediction's shape at 1 mm, {label.grid.shape}, found {shape}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         table = Path(folder) / "dice.csv"
         modality, number = modality_and_number(case)

@@ -23,7 +23,7 @@ from implicitmeshnet.phantom import (
     render,
 )
 from implicitmeshnet.signed_distance import ellipsoid, half_space, intersection, tube, union
-from implicitmeshnet.volume import read_image, read_labels
+from implicitmeshnet.nifti import read_image, read_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACING_MM = 2.5

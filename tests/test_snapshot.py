@@ -21,7 +21,7 @@ from implicitmeshnet.metrics import euler_characteristic, is_closed
 from implicitmeshnet.ops import mesh2sdf
 from implicitmeshnet.phantom import create_case
 from implicitmeshnet.shapes import random_shapes
-from implicitmeshnet.volume import read_grid, read_image, read_labels, write_volume
+from implicitmeshnet.nifti import read_grid, read_image, read_labels, write_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs_implicitmeshnet"

@@ -1,6 +1,7 @@
 """The MM-WHS submission: merged label maps, 1 mm copies, and scores with and without wine."""
 
 import csv
+import gzip
 import os
 import shutil
 import stat
@@ -25,7 +26,8 @@ from implicitmeshnet.io import InputError
 from implicitmeshnet.metrics import dice
 from implicitmeshnet.network import build_network
 from implicitmeshnet.phantom import create_case
-from implicitmeshnet.volume import Grid, Volume, read_grid, read_labels, resample_nearest_onto, write_volume
+from implicitmeshnet.nifti import read_grid, read_labels, write_volume
+from implicitmeshnet.volume import Grid, Volume, resample_nearest, resample_nearest_onto
 
 CASES = ["ct_test_2001", "ct_test_2018", "mr_test_2018"]
 KEY = 0x2A55  # of stand_in_scorer.c
@@ -197,7 +199,7 @@ def encrypted_truths(inputs):
     """Ground truths at 1 mm, LV and LA apart, under the stand-in's cipher."""
     truth = np.zeros((24, 36, 32), np.int16)
     truth[3:16, 6:30, 4:18], truth[5:14, 9:27, 18:30] = 500, 420
-    affine = np.eye(4)
+    affine = resample_nearest(Volume(np.zeros(SHAPE, np.int16), Grid(SHAPE, AFFINE)), 1).grid.affine
     for case in CASES:
         write_volume(inputs / f"challenge/nii/{case}_label_encrypt_1mm.nii.gz", truth ^ KEY, affine)
     return truth
@@ -321,11 +323,113 @@ def test_a_truth_without_any_structure_is_refused(inputs, monkeypatch):
         call(monkeypatch, *both(inputs), f"--gt_dir={inputs / 'truth'}")
 
 
-def test_another_shape_than_the_ground_truths_is_refused(inputs, challenge, monkeypatch):
-    write_volume(inputs / "challenge/nii/ct_test_2001_label_encrypt_1mm.nii.gz", challenge[:20], np.eye(4))
-    sentence = r"1 of 3 cases failed: .*prediction's shape at 1 mm, \(24, 36, 32\), found \(20, 36, 32\)"
-    with pytest.raises(InputError, match=sentence):
+MIDDLE_MM = transform(AFFINE, (np.array(SHAPE) - 1.0) / 2)
+
+
+def around_the_middle(shape, directions):
+    """A grid whose middle is the inputs', a little aside so that no voxel lies half-way between two of theirs, and
+    whose axes run along the columns of directions (3, 3), in mm a voxel."""
+    affine = np.eye(4)
+    affine[:3, :3] = directions
+    affine[:3, 3] = MIDDLE_MM + 0.13 - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return Grid(shape, affine)
+
+
+TURNED = Rotation.from_euler("xyz", (25, -10, 40), degrees=True).as_matrix()
+OWN_GRIDS = [
+    around_the_middle((25, 37, 33), AFFINE[:3, :3] / [0.8, 1.5, 2]),  # the same field of view, rounded up
+    around_the_middle((23, 35, 31), AFFINE[:3, :3] / [0.8, 1.5, 2]),  # and down
+    around_the_middle((36, 24, 32), np.diag([1.0, 1, 1])),  # axes in another order and direction
+    around_the_middle((60, 60, 60), TURNED),
+    around_the_middle((30, 40, 20), -TURNED * [1, 1.5, 2]),  # left-handed
+]
+
+
+def truth_on(grid: Grid):
+    """The left ventricle of the first input case, a block of the world, on any grid."""
+    source = transform(np.linalg.inv(AFFINE) @ grid.affine, np.argwhere(np.ones(grid.shape)).astype(float))
+    inside = ((source > [3.5, 3.5, 1.5]) & (source < [19.5, 19.5, 9.5])).all(1)
+    return np.where(inside, 500, 0).astype(np.int16).reshape(grid.shape)
+
+
+def write_first_truth(inputs, grid: Grid):
+    path = inputs / "challenge/nii/ct_test_2001_label_encrypt_1mm.nii.gz"
+    write_volume(path, truth_on(grid) ^ KEY, grid.affine)
+    return path
+
+
+def write_atrium_apart(inputs):
+    """The first case's left atrium without what the left ventricle claims too."""
+    write_volume(inputs / "la/ct_test_2001_mesh_labelmap.nii.gz", box((6, 6, 10), (18, 18, 15), 420), AFFINE)
+
+
+@pytest.mark.parametrize("grid", OWN_GRIDS)
+def test_the_prediction_goes_onto_the_encrypted_truths_own_grid(inputs, challenge, monkeypatch, capsys, grid):
+    write_first_truth(inputs, grid)
+    write_atrium_apart(inputs)
+    call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+    label = read_labels(inputs / "out/ct_test_2001_label_1mm.nii.gz")
+    assert label.grid.shape == grid.shape
+    np.testing.assert_allclose(label.grid.affine, grid.affine, atol=1e-5)
+    row = rows(inputs / "out/scores_wine.csv")[0]
+    assert (row["case"], row["structure"]) == ("ct_test_2001", "LV")
+    assert float(row["dice"]) == pytest.approx(dice(label.data == 500, truth_on(grid) == 500), abs=1e-5)
+    assert float(row["dice"]) > 0.99
+    assert ("outside the image" in capsys.readouterr().out) == (grid.shape[0] in (30, 60))  # the wider ones
+
+
+def test_an_encrypted_truth_whose_header_cannot_be_read_is_compared_at_1_mm(inputs, challenge, monkeypatch, capsys):
+    path = inputs / "challenge/nii/ct_test_2001_label_encrypt_1mm.nii.gz"
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(content[:344] + b"zxh\0" + content[348:]))  # which the stand-in scorer does not mind
+    call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+    check_scores(inputs, challenge)
+    said = capsys.readouterr().out
+    assert f"{path}: wanted a NIfTI volume" in said
+    assert "so the prediction is scored at 1 mm over the image's own field of view" in said
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"\x8b" * 500])
+def test_what_the_scorer_cannot_read_is_its_to_say(inputs, challenge, monkeypatch, damage):
+    path = inputs / "challenge/nii/ct_test_2018_label_encrypt_1mm.nii.gz"
+    noise = np.random.default_rng(0).integers(-(2**15), 2**15, (24, 36, 32)).astype(np.int16)
+    write_volume(path, noise, read_grid(path).affine)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"1 of 3 cases failed: ct_test_2018: wanted one row .* said: (no|cannot)"):
         call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+    assert read_grid(inputs / "out/ct_test_2018_label_1mm.nii.gz").shape == (24, 36, 32)
+    assert {row["case"] for row in rows(inputs / "out/scores_wine.csv")} == {"ct_test_2001", "mr_test_2018"}
+
+
+def test_fields_of_view_that_miss_each_other_are_said(inputs, challenge, monkeypatch, capsys):
+    path = write_first_truth(inputs, around_the_middle((36, 12, 32), np.diag([1.0, 1, 1])))
+    call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+    said = [line for line in capsys.readouterr().out.splitlines() if "outside" in line]
+    voxels = np.argwhere(read_labels(inputs / "out/ct_test_2001_label.nii.gz").data)
+    cut = (np.abs((voxels[:, 0] - 14.5) * 0.8 - 0.13) > 6).mean()  # along the axis of 0.8 mm; the truth has 12 mm of it
+    assert 0.1 < cut < 0.3
+    assert said == [f"{path}: {cut:.0%} of what is predicted lies outside this ground truth's grid and is not scored"]
+    nowhere = around_the_middle((10, 10, 10), np.eye(3))
+    nowhere.affine[:3, 3] += 500
+    write_first_truth(inputs, nowhere)
+    call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+    said = capsys.readouterr().out
+    assert f"{path}: 100% of what is predicted lies outside this ground truth's grid and is not scored" in said
+    assert f"{path}: 100% of this ground truth's grid lies outside the image and counts as background" in said
+
+
+@pytest.mark.parametrize("grid", OWN_GRIDS)
+def test_a_plain_truth_is_compared_on_its_own_grid(inputs, monkeypatch, grid):
+    for case in CASES:
+        write_volume(inputs / f"truth/{case}_label.nii.gz", truth_on(grid), grid.affine)
+    write_atrium_apart(inputs)
+    call(monkeypatch, *both(inputs), f"--gt_dir={inputs / 'truth'}")
+    row = rows(inputs / "out/scores_plain.csv")[0]
+    assert (row["case"], row["structure"]) == ("ct_test_2001", "LV")
+    assert float(row["dice"]) > 0.99
+    assert float(row["assd_mm"]) < 0.05
+    assert read_grid(inputs / "out/ct_test_2001_label.nii.gz").shape == SHAPE
+    assert read_grid(inputs / "out/ct_test_2001_label_1mm.nii.gz").shape == (24, 36, 32)  # ours: nothing was encrypted
 
 
 def test_plain_labels_score_without_wine(inputs, monkeypatch):
