@@ -5,9 +5,12 @@ A file says its space where 3D Slicer writes and looks for it (Slicer, Libs/MRML
 """
 
 import base64
+import logging
 import re
+import warnings
 from functools import partial
-from itertools import combinations
+from io import BytesIO
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,8 @@ from implicitmeshnet.volume import Grid
 
 LATTICE, LATTICE_MM = 48, 48.0
 """Where meshes overlap they are measured at so many nodes along each side of cubes of this size, or of smaller ones."""
+REASON_LETTERS = 200  # of another program's error that ours quotes
+logging.getLogger("trimesh").addHandler(logging.NullHandler())  # what it says of a damaged file stands in our errors
 SIGNS = {"LPS": (-1.0, -1.0, 1.0), "RAS": (1.0, 1.0, 1.0)}  # world RAS <-> space; a rotation, so faces keep their side
 
 
@@ -46,20 +51,96 @@ def read_mesh(path):
     """Read a .ply, .stl or .obj: vertices (V, 3) float64 in world mm RAS, faces (F, 3) int64.
 
     The space is the one that the file names, else LPS, as 3D Slicer assumes. Vertices of an STL, which repeats them
-    for each face, are merged. Raises InputError where the file is missing or no such mesh.
+    for each face, are merged. Raises InputError where the file is missing, damaged or no such mesh: without vertices or
+    faces, with a coordinate that is not finite, or with a face of a vertex that is not there.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (".ply", ".stl", ".obj"):
         raise InputError(f"{path}: wanted a mesh file name that ends in .ply, .stl, .obj, found {suffix!r}")
     try:
-        named = re.search(rb"SPACE=(LPS|RAS)", Path(path).read_bytes()[:1024])
-        mesh = trimesh.load_mesh(path, process=suffix == ".stl", maintain_order=True)
-        vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces, dtype=np.int64)
+        content = Path(path).read_bytes()
+        vertices, faces = _parse_obj(content) if suffix == ".obj" else _parse_by_trimesh(content, suffix)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # a damaged file makes trimesh raise anything
-        raise InputError(f"{path}: wanted a triangle mesh, found a file that cannot be parsed: {error}") from error
+        reason = " ".join(str(error).split())[:REASON_LETTERS] or type(error).__name__
+        if isinstance(error, ImportError):  # of a package that guesses encodings
+            reason = "it is neither text nor as long as its header says"
+        raise InputError(f"{path}: wanted a triangle mesh, found a file that cannot be parsed: {reason}") from error
+    claimed = _claimed_counts(content) if suffix == ".ply" else (len(vertices), 0)
+    _check_mesh(path, vertices, faces, claimed)
+    if suffix == ".stl":
+        vertices, index = np.unique(vertices, axis=0, return_inverse=True)
+        faces = index[faces]
+    named = re.search(rb"SPACE=(LPS|RAS)", content[:1024])
     return vertices * SIGNS[named[1].decode() if named else "LPS"], faces
+
+
+def _parse_by_trimesh(content: bytes, suffix: str):
+    """Vertices (V, 3) float64 and faces (F, 3) int64 of a PLY or STL, unchecked; raises anything."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for said in ("string or file could not be read to its end", "invalid value encountered in cast"):
+            warnings.filterwarnings("error", said)  # numbers that are none, which would else pass as others
+        mesh = trimesh.load_mesh(BytesIO(content), suffix[1:], process=False, maintain_order=True, skip_materials=True)
+    faces = getattr(mesh, "faces", ())  # a cloud of points has none
+    return np.asarray(mesh.vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
+
+
+def _parse_obj(content: bytes):
+    """Vertices (V, 3) float64 and faces (F, 3) int64 of an OBJ, unchecked, polygons as fans of triangles.
+
+    Groups, materials, normals and texture are left out. Raises ValueError for a line that cannot be read.
+    """
+    vertices, faces = [], []
+    joined = re.sub(rb"\\\r?\n", b" ", content)  # a line that ends in a backslash goes on
+    for number, line in enumerate(joined.splitlines(), 1):
+        kind, *values = line.split() or [b""]
+        try:
+            if kind == b"v":
+                x, y, z, *_ = map(float, values)
+                vertices.append((x, y, z))
+            if kind == b"f":
+                first, second, third, *others = [_corner(value, len(vertices)) for value in values]
+                faces += [(first, *pair) for pair in pairwise((second, third, *others))]
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return np.array(vertices, dtype=np.float64), np.array(faces, dtype=np.int64)
+
+
+def _corner(value: bytes, count: int) -> int:
+    """The vertex, from 0, that a face of an OBJ names: from 1, or from the end of the `count` above it if negative."""
+    index = int(value.partition(b"/")[0])
+    return index + count if index < 0 else index - 1
+
+
+def _claimed_counts(content: bytes) -> tuple[int, int]:
+    """How many vertices and faces the header of a PLY announces, 0 where it does not say."""
+    header = content.partition(b"end_header")[0]
+    found = [re.search(rb"element\s+%s\s+(\d+)" % name, header) for name in (b"vertex", b"face")]
+    vertices, faces = (int(match[1]) if match else 0 for match in found)
+    return vertices, faces
+
+
+def _check_mesh(path, vertices, faces, claimed: tuple[int, int]):
+    """Raise InputError for what a file can hold that is no mesh: too little, no numbers, vertices that are not there.
+
+    A PLY cut short as text is parsed without a word, so that its counts are compared with those `claimed`; polygons
+    may have become several triangles.
+    """
+    if min(len(vertices), len(faces)) == 0:
+        raise InputError(f"{path}: wanted a triangle mesh, found {len(vertices)} vertices and {len(faces)} faces")
+    if vertices.shape[1:] != (3,) or faces.shape[1:] != (3,):
+        raise InputError(f"{path}: wanted three coordinates a vertex and three vertices a face, found arrays of shape"
+                         f" {vertices.shape} and {faces.shape}")
+    if len(vertices) != claimed[0] or len(faces) < claimed[1]:
+        raise InputError(f"{path}: wanted {claimed[0]} vertices and {claimed[1]} faces, as its header says, found"
+                         f" {len(vertices)} and {len(faces)}")
+    if not np.isfinite(vertices).all():
+        raise InputError(f"{path}: wanted finite coordinates, found NaN or infinity")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        wrong = faces[(faces < 0) | (faces >= len(vertices))][0]
+        raise InputError(f"{path}: wanted faces of vertices 0 to {len(vertices) - 1}, found one of vertex {wrong}")
 
 
 def orient_outward(vertices, faces):

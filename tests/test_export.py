@@ -1,12 +1,17 @@
 """Mesh files byte by byte and read back by trimesh; masks and label maps on awkward grids."""
 
 import base64
+import random
+import re
 import struct
+import tracemalloc
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 import trimesh
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, orient_outward, own_parts, read_mesh, write_mesh
@@ -121,6 +126,144 @@ def test_bad_files_and_arguments(tmp_path):
     with pytest.raises(InputError, match="vertices: wanted finite coordinates"):
         mesh_to_mask(vertices * np.nan, faces, Grid((4, 4, 4), np.eye(4)))
     assert [file.name for file in tmp_path.iterdir()] == ["b.ply"]
+
+
+PLY = """ply
+format {form} 1.0
+element vertex {vertices}
+property float x
+property float y
+property float z
+element face {faces}
+property list uchar int vertex_indices
+end_header
+"""
+CORNERS = "0 0 0\n1 0 0\n0 1 0\n"
+NUMBERS = struct.pack("<9f", 0, 0, 0, 1, 0, 0, 0, 1, 0)
+BINARY = "binary_little_endian"
+FACET = """solid a
+facet normal 0 0 1
+outer loop
+vertex 0 0 0
+vertex 1 0 0
+vertex {}
+endloop
+endfacet
+endsolid a
+"""
+
+
+def ply(body, form="ascii", vertices=3, faces=1):
+    header = PLY.format(form=form, vertices=vertices, faces=faces)
+    return header.encode() + (body.encode() if isinstance(body, str) else body)
+
+
+@pytest.mark.parametrize(("suffix", "content", "sentence"), [
+    ("ply", b"", "wanted a triangle mesh"),
+    ("stl", b"", "wanted a triangle mesh"),
+    ("obj", b"", "wanted a triangle mesh, found 0 vertices and 0 faces"),
+    ("ply", ply(CORNERS, faces=0), "wanted a triangle mesh, found 0 vertices and 0 faces"),
+    ("ply", ply(NUMBERS, BINARY, faces=0), "wanted a triangle mesh, found 0 vertices and 0 faces"),
+    ("stl", bytes(84), "wanted a triangle mesh, found 0 vertices and 0 faces"),
+    ("stl", b"solid a\nendsolid a\n", "wanted a triangle mesh, found 0 vertices and 0 faces"),
+    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\n", "wanted a triangle mesh, found 3 vertices and 0 faces"),
+    ("obj", b"f 1 2 3\n", "wanted a triangle mesh, found 0 vertices and 1 faces"),
+    ("ply", ply(CORNERS + "3 0 1 3\n"), "wanted faces of vertices 0 to 2, found one of vertex 3"),
+    ("ply", ply(CORNERS + "3 0 1 -1\n"), "wanted faces of vertices 0 to 2, found one of vertex -1"),
+    ("ply", ply(NUMBERS + struct.pack("<B3i", 3, 0, 9, 1), BINARY), "wanted faces of vertices 0 to 2, found one of"),
+    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n", "wanted faces of vertices 0 to 2, found one of vertex 3"),
+    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 0\n", "wanted faces of vertices 0 to 2, found one of vertex -1"),
+    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf -1 -2 -4\n", "wanted faces of vertices 0 to 2, found one of vertex -1"),
+    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 99999999999999999999\n", "wanted a triangle mesh, found a file"),
+    ("ply", ply("0 0 0\nnan 0 0\n0 1 0\n3 0 1 2\n"), "wanted finite coordinates, found NaN or infinity"),
+    ("stl", FACET.format("0 inf 0").encode(), "wanted finite coordinates, found NaN or infinity"),
+    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 1e999\nf 1 2 3\n", "wanted finite coordinates, found NaN or infinity"),
+    ("stl", FACET.format("0 1 x").encode(), "wanted a triangle mesh, found a file that cannot be parsed"),
+    ("obj", b"v 0 0 0\nv 1 0\n", "found a file that cannot be parsed: line 2: "),
+    ("obj", b"v 0 0 0\nv 1 0 0\nf 1 2\n", "found a file that cannot be parsed: line 3: "),
+    ("ply", ply(CORNERS + "3 0 1 2\n", vertices=2), "wanted a triangle mesh, found 2 vertices and 0 faces"),
+    ("ply", ply(CORNERS + "3 0 1 2\n", faces=2), "wanted 3 vertices and 2 faces, as its header says, found 3 and 1"),
+    ("stl", bytes(80) + struct.pack("<I", 10**9) + b"\xff" * 50, "it is neither text nor as long as its header says"),
+])
+def test_a_file_that_is_no_whole_mesh_is_refused(tmp_path, suffix, content, sentence):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(f"{path}: ")) as error:
+        read_mesh(path)
+    assert sentence in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("form", ["ascii", BINARY, "binary_big_endian"])
+@pytest.mark.parametrize(("vertices", "faces"), [(10**9, 1), (3, 10**9), (10**30, 10**30), (10**9, 0)])
+def test_a_header_that_claims_too_much_costs_nothing(tmp_path, form, vertices, faces):
+    path = tmp_path / "a.ply"
+    for body in (b"", CORNERS.encode() + b"3 0 1 2\n", b"\xff" * 100):
+        path.write_bytes(ply(body, form, vertices, faces))
+        tracemalloc.start()
+        with pytest.raises(InputError):
+            read_mesh(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1e6
+
+
+def test_an_obj_of_other_programs(tmp_path):
+    """Quads, references from the end, to texture and to normals that are not there, groups, lines that go on."""
+    (tmp_path / "a.obj").write_bytes(
+        b"mtllib none.mtl\no one\nv 0 0 0 1 1 1\nv 1 0 0\r\nv 1 1 0\nv 0 1 0\nvt 0 0\nvn 0 0 1\nusemtl red\ng a\n"
+        b"f 1/1/4294967295 2//1 3/9 4\n# 0 0\no two\nusemtl blue\nv 0 0 \\\n 5\n  f -1 -2 1\n")
+    vertices, faces = read_mesh(tmp_path / "a.obj")
+    assert (vertices * LPS).tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 5]]
+    assert faces.tolist() == [[0, 1, 2], [0, 2, 3], [4, 3, 0]]
+
+
+def whole_files(tmp_path):
+    """One mesh as every kind of file that is read, by suffix."""
+    vertices, faces = sphere(subdivisions=1)
+    files = []
+    for suffix in ("ply", "stl", "obj"):
+        write_mesh(tmp_path / f"a.{suffix}", vertices, faces)
+        files.append((suffix, (tmp_path / f"a.{suffix}").read_bytes()))
+    seen = trimesh.Trimesh(vertices, faces, process=False)
+    files.append(("ply", seen.export(file_type="ply", encoding="ascii")))
+    files.append(("stl", seen.export(file_type="stl_ascii").encode()))
+    return files
+
+
+def spoil(content, rng):
+    """The file with one to four pieces overwritten, inserted, left out or cut off, most of them near its start."""
+    content = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(min(len(content), rng.choice((300, 10**9))) + 1)
+        piece = rng.choice((b"", b"0", b"-1", b"1000000000", b"nan", b"face", b"list", b" ", b"\n", b"\xff" * 4))
+        content[start : start + rng.choice((0, 1, len(piece), 40))] = piece
+        if rng.random() < 0.2:
+            del content[start:]
+    return bytes(content)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_damaged_file_is_a_mesh_or_one_sentence(tmp_path_factory, seed):
+    folder, rng = tmp_path_factory.mktemp("meshes"), random.Random(seed)
+    suffix, content = rng.choice(whole_files(folder))
+    path = folder / f"b.{suffix}"
+    path.write_bytes(spoil(content, rng))
+    sentence = ""
+    tracemalloc.start()
+    try:
+        vertices, faces = read_mesh(path)
+    except InputError as error:
+        sentence = str(error)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e7
+    if sentence:
+        assert sentence.startswith(f"{path}: wanted ") and "\n" not in sentence and len(sentence) < 500
+    else:
+        assert len(vertices) > 0 and vertices.shape[1:] == (3,) and np.isfinite(vertices).all()
+        assert len(faces) > 0 and faces.shape[1:] == (3,) and 0 <= faces.min() <= faces.max() < len(vertices)
 
 
 def test_orient_outward():
