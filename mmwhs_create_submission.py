@@ -88,7 +88,7 @@ def main():
                 table[case] = [{"case": case, **row, "fingerprint": key} for row in scores]
                 write_scores(out / f"scores_{kind}.csv", table)
             scored[case] = table[case]
-        except InputError as error:
+        except (InputError, MemoryError) as error:
             failures.append(f"{case}: {error}".replace(f"{case}: {case}", case))
         except OSError as error:
             failures.append(f"{case}: {error.filename or 'a file'} cannot be read or written ({error.strerror})")

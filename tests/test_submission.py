@@ -3,6 +3,7 @@
 import csv
 import gzip
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -491,6 +492,51 @@ def test_missing_wine_is_one_sentence(inputs, monkeypatch):
     monkeypatch.setenv("PATH", str(inputs))
     with pytest.raises(InputError, match=r"^wine: wanted this program on the PATH .* found none"):
         call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
+
+
+def spoil(content, rng):
+    """Bytes of which one to four pieces are overwritten, left out or cut off, most of them in a NIfTI header."""
+    content = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(min(len(content), rng.choice((352, 10**9))) + 1)
+        piece = rng.choice((b"", b"\0", b"\1", b"\xff", b"\xff\x7f", b"\0\0\xc0\x7f", b'"', b",", b"\n", b"nan"))
+        content[start : start + rng.choice((len(piece), len(piece), 1))] = piece
+        if rng.random() < 0.1:
+            del content[start:]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("spoilt", ["lv/ct_test_2001_mesh_labelmap", "truth/ct_test_2001_label", "scores"])
+def test_a_damaged_file_is_one_sentence_and_the_other_cases_go_on(inputs, monkeypatch, spoilt):
+    for case in CASES:
+        write_volume(inputs / f"truth/{case}_label.nii.gz", box((4, 4, 2), (20, 20, 9), 500), AFFINE)
+    arguments = [*both(inputs), f"--gt_dir={inputs / 'truth'}"]
+    call(monkeypatch, *arguments)
+    path = inputs / ("out/scores_plain.csv" if spoilt == "scores" else f"{spoilt}.nii.gz")
+    sound, ends = path.read_bytes(), []
+    sound = sound if spoilt == "scores" else gzip.decompress(sound)
+    for seed in range(60):
+        path.write_bytes(spoil(sound, random.Random(seed)))
+        try:
+            call(monkeypatch, *arguments)
+            ends.append("whole")
+        except InputError as error:
+            ends.append(str(error))
+    refused = [end for end in ends if end != "whole"]
+    assert 0 < len(refused) < 60
+    for sentence in refused:
+        assert sentence.startswith(f"{path}: wanted" if spoilt == "scores" else "1 of 3 cases failed: ")
+        assert len(sentence) < 800 and "()" not in sentence and "\n" not in sentence
+
+
+def test_a_case_that_memory_does_not_hold_is_named_and_the_others_go_on(inputs, monkeypatch):
+    def read_or_fail(path):
+        return np.empty(2**50) if "ct_test_2018" in path.name else read_labels(path)
+
+    monkeypatch.setattr(mmwhs_create_submission, "read_labels", read_or_fail)
+    with pytest.raises(InputError, match="1 of 3 cases failed: ct_test_2018: Unable to allocate"):
+        call(monkeypatch, *both(inputs))
+    assert len(list((inputs / "out").iterdir())) == 4
 
 
 def test_maps_of_other_grids_are_refused(inputs, monkeypatch):
