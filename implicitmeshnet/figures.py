@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import gaussian_filter
 
@@ -18,8 +19,14 @@ COLOURS = {
 }  # fmt: skip
 OTHERS = ("#ff6f4e", "#3ddc97", "#6cb4ff", "#f7c948", "#d48cff", "#a3d55d", "#ff9ecb", "#4dd0e1")
 BACKGROUND = "#0d1117"
+REFERENCE_ALPHA = 0.35  # of fillings, so that the image shows through
+ENCLOSING_ALPHA = 0.4  # of meshes that hold others
 MARGIN_MM = 20.0
 RENDER_PIXELS = 700
+PLANES = ("sagittal", "coronal", "axial")  # across the body's axes, in the order of RAS
+ENDS = ("LR", "PA", "IS")  # letters of the body's axes, from their negative to their positive end
+OBLIQUE_DEGREES = 20.0
+"""An axis that lies further off a body axis has no plane's name and a letter more."""
 
 
 @dataclass
@@ -27,10 +34,11 @@ class Structure:
     """What a preview shows of one structure; what is None is not drawn."""
 
     name: str
-    mask: np.ndarray | None = None  # (X, Y, Z) bool on the preview's image: a solid contour
-    reference: np.ndarray | None = None  # the same: a dashed white contour
+    mask: np.ndarray | None = None  # (X, Y, Z) bool on the preview's image: a contour
+    reference: np.ndarray | None = None  # the same: a translucent filling, which no prediction has
     vertices_mm: np.ndarray | None = None  # (V, 3) RAS
     faces: np.ndarray | None = None  # (F, 3) counter-clockwise from outside
+    encloses: bool = False  # its mesh holds another structure's, which shines through it
 
 
 def colours(names) -> dict[str, str]:
@@ -39,31 +47,30 @@ def colours(names) -> dict[str, str]:
     return {name: COLOURS.get(name) or OTHERS[others.index(name) % len(OTHERS)] for name in names}
 
 
-def case_preview(path, image, spacing_mm, structures: list[Structure], window=None) -> Figure:
+def case_preview(path, image, affine, structures: list[Structure], window=None) -> Figure:
     """Three slices through the structures' centre with contours, and their meshes in 3-D; PNG where path is not None.
 
-    image (X, Y, Z) with axes along R, A, S, such as a canonical volume's, and spacing_mm (3,); window is (low, high) of
-    the grey values, by default their 1st and 99th percentile. Slices are in radiological display: the patient's right
+    image (X, Y, Z) with axes nearest to R, A, S, such as a canonical volume's, and its affine (4, 4) to mm RAS; window
+    is (low, high) of the grey values, by default their 1st and 99th percentile. Slices run along the image's own axes
+    and are named by where these lie in the body, oblique ones as oblique; in radiological display: the patient's right
     on the viewer's left, anterior on the left of the sagittal one. Contours are of masks smoothed by 0.7 voxels.
     """
     palette = colours([structure.name for structure in structures])
     window = np.percentile(image, (1, 99)) if window is None else window
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    directions = affine[:3, :3] / spacing_mm
     centre, middle_mm, half_mm = _focus(image.shape, spacing_mm, structures)
     figure = Figure(figsize=(16, 4.55), dpi=100, facecolor=BACKGROUND)
     axes = figure.subplots(1, 4)
     figure.subplots_adjust(left=0.004, right=0.996, bottom=0.1, top=0.93, wspace=0.015)
-    for normal, title in ((2, "axial"), (1, "coronal"), (0, "sagittal")):
+    for normal in (2, 1, 0):
         panel = axes[2 - normal]
         _draw_slice(panel, image, spacing_mm, normal, centre[normal], window)
-        _frame(panel, normal, middle_mm, half_mm)
-        for structure in structures:
-            _draw_contour(panel, structure.mask, spacing_mm, normal, centre[normal],
-                          colors=[palette[structure.name]], linewidths=[2])
-        for structure in structures:
-            _draw_contour(panel, structure.reference, spacing_mm, normal, centre[normal],
-                          colors=["white"], linewidths=[0.9], linestyles=["dashed"])
-        panel.set_title(title, color="white", fontsize=11)
-    meshes = [(structure.vertices_mm, structure.faces, to_rgb(palette[structure.name]))
+        _frame(panel, normal, middle_mm, half_mm, directions)
+        _draw_structures(panel, structures, palette, spacing_mm, normal, centre[normal])
+        panel.set_title(_plane_name(directions, normal), color="white", fontsize=11)
+    meshes = [(structure.vertices_mm, structure.faces,
+               to_rgba(palette[structure.name], ENCLOSING_ALPHA if structure.encloses else 1))
               for structure in structures if structure.vertices_mm is not None]
     axes[3].imshow(render(meshes, RENDER_PIXELS) if meshes else np.zeros((2, 2, 4)))
     axes[3].set_title("meshes", color="white", fontsize=11)
@@ -146,29 +153,60 @@ def _draw_slice(panel, image, spacing_mm, normal: int, index: int, window):
                  extent=extent, interpolation="bicubic")
 
 
-def _frame(panel, normal: int, middle_mm, half_mm: float):
+def _frame(panel, normal: int, middle_mm, half_mm: float, directions):
     """A square view of a slice in radiological display, with its directions lettered."""
     horizontal, vertical = _plane(normal)
     panel.set_xlim(middle_mm[horizontal] + half_mm, middle_mm[horizontal] - half_mm)
     panel.set_ylim(middle_mm[vertical] - half_mm, middle_mm[vertical] + half_mm)
-    left, right = "AP" if normal == 0 else "RL"
-    for letter, x, y in ((left, 0.03, 0.5), (right, 0.97, 0.5), ("A" if normal == 2 else "S", 0.5, 0.96)):
-        panel.text(x, y, letter, transform=panel.transAxes, color="white", fontsize=10, ha="center", va="center",
-                   path_effects=[withStroke(linewidth=2.5, foreground="black")])
+    across, up = directions[:, horizontal], directions[:, vertical]
+    places = ((across, 0.02, 0.5, "left"), (-across, 0.98, 0.5, "right"), (up, 0.5, 0.96, "center"))
+    for direction, x, y, side in places:
+        panel.text(x, y, _letters(direction), transform=panel.transAxes, color="white", fontsize=10, ha=side,
+                   va="center", path_effects=[withStroke(linewidth=2.5, foreground="black")])
 
 
-def _draw_contour(panel, mask, spacing_mm, normal: int, index: int, **style):
-    plane = mask.take(index, normal) if mask is not None else np.zeros(1, dtype=bool)
-    if plane.any():
-        x, y = (np.arange(mask.shape[axis]) * spacing_mm[axis] for axis in _plane(normal))
-        panel.contour(x, y, gaussian_filter(plane.astype(np.float32), 0.7).T, [0.5], **style)
+def _letters(direction) -> str:
+    """What a direction (3,) in RAS points to, as DICOM letters it: the nearest first, those it hardly has left out."""
+    share = np.abs(direction)
+    return "".join(ENDS[axis][int(direction[axis] > 0)] for axis in np.argsort(-share)
+                   if share[axis] > np.sin(np.radians(OBLIQUE_DEGREES)))
+
+
+def _plane_name(directions, normal: int) -> str:
+    """What a slice is called by its true normal: axial, coronal or sagittal, or how far off the nearest of these."""
+    across = np.cross(*(directions[:, axis] for axis in _plane(normal)))
+    share = np.abs(across) / np.linalg.norm(across)
+    nearest = share.argmax()
+    degrees = np.degrees(np.arccos(min(share[nearest], 1.0)))
+    return PLANES[nearest] if degrees <= OBLIQUE_DEGREES else f"oblique, {degrees:.0f}\u00b0 off {PLANES[nearest]}"
+
+
+def _draw_structures(panel, structures, palette, spacing_mm, normal: int, index: int):
+    """The references as fillings, which no contour is mistaken for even where two touch; the predictions' contours
+    over them, last of these what others enclose."""
+    for structure in structures:
+        if structure.reference is not None:
+            x, y, field = _smoothed(structure.reference, spacing_mm, normal, index)
+            if field.max() > 0.5:
+                panel.contourf(x, y, field, [0.5, 2], colors=[palette[structure.name]], alpha=REFERENCE_ALPHA)
+    for structure in sorted(structures, key=lambda structure: not structure.encloses):
+        if structure.mask is not None:
+            x, y, field = _smoothed(structure.mask, spacing_mm, normal, index)
+            if field.min() < 0.5 < field.max():
+                panel.contour(x, y, field, [0.5], colors=[palette[structure.name]], linewidths=[2])
+
+
+def _smoothed(mask, spacing_mm, normal: int, index: int):
+    """Positions in mm along a slice's two axes, and a mask there smoothed by 0.7 voxels, (vertical, horizontal)."""
+    x, y = (np.arange(mask.shape[axis]) * spacing_mm[axis] for axis in _plane(normal))
+    return x, y, gaussian_filter(mask.take(index, normal).astype(np.float32), 0.7).T
 
 
 def _draw_legend(figure, structures, palette):
     handles = [Line2D([], [], color=colour, lw=3, label=name) for name, colour in palette.items()]
     if any(structure.reference is not None for structure in structures):
-        handles += [Line2D([], [], color="white", ls=style, lw=1.5, label=label)
-                    for style, label in (("solid", "prediction"), ("dashed", "reference"))]
+        handles += [Line2D([], [], color="white", lw=2, label="prediction"),
+                    Patch(facecolor=to_rgba("white", REFERENCE_ALPHA), label="reference")]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor="white")
 
 

@@ -146,16 +146,17 @@ def segmentation_on_grid(logits, source: Grid, values: list[int], grid: Grid) ->
 
 
 def preview(path: Path, surfaces: Surfaces, labels: Volume | None, data: DataConfig) -> Figure:
-    """Slices with contours on the network's grid, the label's beside them, and the meshes; PNG."""
+    """Slices with contours on the network's grid, the label filled, and the meshes; PNG."""
     grid = surfaces.sample.grid
     masks = own_parts([mesh_to_mask(vertices, surfaces.faces, grid) for vertices in surfaces.vertices], data.members)
     reference = None
     if labels is not None:
         reference = resample_labels(canonical(labels), grid, list(data.structures.values()))
     structures = [
-        Structure(name, mask, None if reference is None else reference == index, vertices, surfaces.faces)
+        Structure(name, mask, None if reference is None else reference == index, vertices, surfaces.faces,
+                  encloses=name in data.encloses)
         for index, (name, mask, vertices) in enumerate(zip(surfaces.names, masks, surfaces.vertices, strict=True), 1)]
-    return case_preview(path, surfaces.sample.image.numpy(), grid.spacing_mm, structures)
+    return case_preview(path, surfaces.sample.image.numpy(), grid.affine, structures)
 
 
 def has_value(labels, values: list[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A small z-buffer renderer for previews of meshes."""
+"""A small renderer for previews of meshes, opaque and translucent."""
 
 import numpy as np
 
@@ -8,9 +8,10 @@ SAMPLES = 2  # rendered pixels per pixel of the result and axis
 
 
 def render(meshes, pixels: int) -> np.ndarray:
-    """Shaded view of meshes (vertices_mm (V, 3) RAS, faces (F, 3), colour (3,)): float RGBA (pixels, pixels, 4).
+    """Shaded view of meshes (vertices_mm (V, 3) RAS, faces (F, 3), RGBA (4,)): float RGBA (pixels, pixels, 4).
 
-    Parallel projection along VIEW_FROM with superior up, z-buffered; normals are interpolated (Phong shading).
+    Parallel projection along VIEW_FROM with superior up; normals are interpolated (Phong shading). Of each mesh the
+    nearest front face shows, over whatever lies behind it where its colour is translucent.
     """
     toward = np.divide(VIEW_FROM, np.linalg.norm(VIEW_FROM))
     right = np.cross((0.0, 0.0, 1.0), toward) / np.hypot(*toward[:2])
@@ -19,19 +20,37 @@ def render(meshes, pixels: int) -> np.ndarray:
     low, high = (pick([pick(view, axis=0) for view in views], axis=0) for pick in (np.min, np.max))
     size = pixels * SAMPLES
     scale = 0.94 * size / max((high - low)[:2].max(), 1e-9)
-    buffer = np.full(size * size, -np.inf)
-    picture = np.zeros((size * size, 4))
+    layers = []
     for view, (_, faces, colour) in zip(views, meshes, strict=True):
         screen = (view - (low + high) / 2) * scale + [size / 2, size / 2, 0]
-        pixel, depth, normal = _fragments(screen, np.asarray(faces), size)
-        nearest = np.lexsort((depth, pixel))
-        nearest = nearest[np.diff(pixel[nearest], append=-1) != 0]  # the last, so the closest, of each pixel
-        nearest = nearest[depth[nearest] > buffer[pixel[nearest]]]
-        buffer[pixel[nearest]] = depth[nearest]
-        picture[pixel[nearest]] = _shade(normal[nearest], colour)
+        pixel, depth, normal = _nearest(*_fragments(screen, np.asarray(faces), size))
+        layers.append((pixel, depth, _shade(normal, colour)))
+    picture = _blend(*map(np.concatenate, zip(*layers, strict=True)), size * size)
     picture = picture.reshape(pixels, SAMPLES, pixels, SAMPLES, 4).mean((1, 3))
     picture[..., :3] /= np.maximum(picture[..., 3:], 1e-9)
     return picture[::-1].clip(0, 1)
+
+
+def _nearest(pixel, depth, normal):
+    """Of the fragments of one mesh the closest of each pixel, so the last in order of depth."""
+    order = np.lexsort((depth, pixel))
+    order = order[np.diff(pixel[order], append=-1) != 0]
+    return pixel[order], depth[order], normal[order]
+
+
+def _blend(pixel, depth, colour, count: int) -> np.ndarray:
+    """Fragments, colours (N, 4) with premultiplied alpha, over each other from far to near: (count, 4)."""
+    order = np.lexsort((depth, pixel))
+    pixel = pixel[order]
+    colour = colour[order]
+    first = np.flatnonzero(np.diff(pixel, prepend=-1))
+    behind = np.arange(len(pixel)) - np.repeat(first, np.diff(first, append=len(pixel)))  # fragments behind each
+    picture = np.zeros((count, 4))
+    for rank in range(behind.max(initial=-1) + 1):
+        chosen = behind == rank
+        where = pixel[chosen]
+        picture[where] = colour[chosen] + (1 - colour[chosen, 3:]) * picture[where]
+    return picture
 
 
 def _fragments(screen, faces, size: int):
@@ -61,11 +80,15 @@ def _fragments(screen, faces, size: int):
 
 
 def _shade(normal, colour) -> np.ndarray:
-    """RGBA of unit normals (N, 3) on the screen: ambient and Lambert light, a soft highlight, darker rims."""
+    """RGBA (N, 4), alpha premultiplied, of unit normals (N, 3) on the screen under a colour RGBA.
+
+    Ambient and Lambert light, a soft highlight, darker rims; what is translucent is less so at its rims.
+    """
     light = np.divide(LIGHT, np.linalg.norm(LIGHT))
     half = light + np.array([0, 0, 1])
     lambert = (normal @ light).clip(0)[:, None]
     highlight = (normal @ (half / np.linalg.norm(half))).clip(0)[:, None] ** 40
     rim = 0.55 + 0.45 * normal[:, 2:].clip(0) ** 0.6
-    rgb = (np.array(colour) * (0.3 + 0.75 * lambert) * rim + 0.22 * highlight).clip(0, 1)
-    return np.concatenate([rgb, np.ones_like(lambert)], axis=1)
+    rgb = (np.array(colour[:3]) * (0.3 + 0.75 * lambert) * rim + 0.22 * highlight).clip(0, 1)
+    alpha = colour[3] + (1 - colour[3]) * (1 - normal[:, 2:].clip(0, 1)) ** 2
+    return np.concatenate([rgb * alpha, alpha], axis=1)
