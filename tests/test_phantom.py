@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from implicitmeshnet.anatomy import CENTRE, CHEST_CENTRE, table
 from implicitmeshnet.diffeomorphism import integrate, jacobian_determinant, velocity_field
+from implicitmeshnet.nifti import read_image, read_labels
 from implicitmeshnet.phantom import (
     LABELS,
     MAX_MATRIX,
@@ -23,7 +24,6 @@ from implicitmeshnet.phantom import (
     render,
 )
 from implicitmeshnet.signed_distance import ellipsoid, half_space, intersection, tube, union
-from implicitmeshnet.nifti import read_image, read_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACING_MM = 2.5

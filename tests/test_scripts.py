@@ -22,8 +22,8 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.dataset import find_cases, prepare_case
 from implicitmeshnet.export import mesh_to_mask, read_mesh
 from implicitmeshnet.metrics import euler_characteristic, is_closed
-from implicitmeshnet.phantom import create_case
 from implicitmeshnet.nifti import read_grid, read_image, read_labels, write_volume
+from implicitmeshnet.phantom import create_case
 from implicitmeshnet.volume import Grid, network_grid
 
 ROOT = Path(__file__).resolve().parents[1]

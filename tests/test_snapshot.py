@@ -18,10 +18,10 @@ from implicitmeshnet.drn import sdf_quality
 from implicitmeshnet.export import read_mesh
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.metrics import euler_characteristic, is_closed
+from implicitmeshnet.nifti import read_grid, read_image, read_labels, write_volume
 from implicitmeshnet.ops import mesh2sdf
 from implicitmeshnet.phantom import create_case
 from implicitmeshnet.shapes import random_shapes
-from implicitmeshnet.nifti import read_grid, read_image, read_labels, write_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs_implicitmeshnet"

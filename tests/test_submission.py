@@ -26,8 +26,8 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.io import InputError
 from implicitmeshnet.metrics import dice
 from implicitmeshnet.network import build_network
-from implicitmeshnet.phantom import create_case
 from implicitmeshnet.nifti import read_grid, read_labels, write_volume
+from implicitmeshnet.phantom import create_case
 from implicitmeshnet.volume import Grid, Volume, resample_nearest, resample_nearest_onto
 
 CASES = ["ct_test_2001", "ct_test_2018", "mr_test_2018"]
