@@ -9,13 +9,12 @@ import copy
 import dataclasses
 import json
 import math
-import re
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from implicitmeshnet.io import InputError, atomic_path
+from implicitmeshnet.io import InputError, atomic_path, check_path, parse_json, read_json, shorten
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -207,6 +206,8 @@ class DrnConfig:
 
 
 PATH_KEYS = ("data.dir", "training.run_dir", "loss.drn_config", "snapshot")
+MOST_CHANNELS = 4096
+MOST_LEVELS = 12  # beyond these no shape is a multiple of what they divide it by
 
 
 def load_config(path, overrides=(), kind=Config):
@@ -215,47 +216,54 @@ def load_config(path, overrides=(), kind=Config):
     Their values are JSON, bare words strings.
     Raises InputError for a missing or malformed file, an unknown key, or a value of the wrong type or range.
     """
-    path = Path(path)
-    try:
-        tree = json.loads(path.read_text(), object_pairs_hook=_unique_keys)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as a config ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: wanted a config in JSON, found an error: {error}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: wanted one JSON object, found {type(tree).__name__}")
+    tree = read_json(path, "a config")
     for override in overrides:
         _apply_override(tree, override)
     config = _convert(tree, kind, "", str(path))
     validate(config)
-    _map_paths(config, lambda name: str(REPOSITORY / name))
+    _map_paths(config, _absolute)
     return config
 
 
 def save_config(config, path):
     """Write the config as JSON, paths inside the repository relative to its root; through a temporary file."""
     config = copy.deepcopy(config)
-    _map_paths(config, lambda name: name.removeprefix(f"{REPOSITORY}/"))
-    text = json.dumps(dataclasses.asdict(config), indent=2)
-    text = re.sub(r"\[[^][{}]*\]", lambda leaf: json.dumps(json.loads(leaf[0])), text)  # inner lists on one line
+    _map_paths(config, _relative)
+    text = _layout(dataclasses.asdict(config))
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _unique_keys(pairs):
-    tree = dict(pairs)
-    for name in tree:
-        if sum(other == name for other, _ in pairs) > 1:
-            raise ValueError(f"the key {name} stands twice")
-    return tree
+def _absolute(name: str, key: str) -> str:
+    check_path(name, key)
+    return str(REPOSITORY / name)
+
+
+def _relative(name: str, key: str) -> str:
+    """To the repository's root, where the path lies inside it."""
+    return "." if name == str(REPOSITORY) else name.removeprefix(f"{REPOSITORY}/")
+
+
+def _layout(value, indent: str = "") -> str:
+    """A value as JSON, an item a line; lists of plain values, such as a shape, on one line."""
+    inner = f"{indent}  "
+    if isinstance(value, dict) and value:
+        lines = [f"{inner}{json.dumps(name)}: {_layout(item, inner)}" for name, item in value.items()]
+        return "\n".join(["{", ",\n".join(lines), f"{indent}}}"])
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in value):
+        lines = [f"{inner}{_layout(item, inner)}" for item in value]
+        return "\n".join(["[", ",\n".join(lines), f"{indent}]"])
+    return json.dumps(value)
 
 
 def _map_paths(config, function):
+    """Replace every path by function(path, its key)."""
     for key in PATH_KEYS:
         section, _, name = key.rpartition(".")
         holder = getattr(config, section, None) if section else config
-        if getattr(holder, name, None) is not None:
-            setattr(holder, name, function(getattr(holder, name)))
+        path = getattr(holder, name, None)
+        if path is not None:
+            setattr(holder, name, function(path, key))
 
 
 def validate(config):
@@ -264,14 +272,15 @@ def validate(config):
     for key, holds, wanted in [*checks, *_training_checks(config.training)]:
         if not holds:
             section, name = key.split(".")
-            raise InputError(f"{key}: wanted {wanted}, found {getattr(getattr(config, section), name)}")
+            found = shorten(getattr(getattr(config, section), name))
+            raise InputError(f"{key}: wanted {shorten(wanted)}, found {found}")
 
 
 def _checks(config: Config):
     """(key, whether it holds, what is wanted) of everything but the optimiser's settings."""
     data, network, loss, training = config.data, config.network, config.loss, config.training
     levels = len(network.encoder_channels)
-    divisor = 2 ** max(levels - 1, 0)
+    divisor = 2 ** min(max(levels - 1, 0), MOST_LEVELS)
     names = [f"e{i}" for i in range(levels)] + [f"d{i}" for i in range(levels - 1)]
     read = [name for stage in network.stage_levels for name in stage]
     values = data.label_values
@@ -281,6 +290,7 @@ def _checks(config: Config):
         ("data.structures", all(0 < value < 2**15 for value in values), "label values from 1 to 32767"),
         ("data.structures", all(name.replace("_", "").isalnum() for name in data.structures),
          "names of letters, digits and underscores"),
+        ("data.structures", all(len(name) <= 50 for name in data.structures), "names of at most 50 letters"),
         ("data.structures", len(data.structures) <= 254, "at most 254 structures"),
         ("data.encloses", all({outer, *inner} <= set(data.structures) and outer not in inner
                               and len(set(inner)) == len(inner) and not any(map(data.encloses.get, inner))
@@ -296,27 +306,28 @@ def _checks(config: Config):
         ("data.intensity", data.intensity in ("window", "percentile"), "'window' or 'percentile'"),
         ("data.window_hu", data.window_hu > 0, "a positive number"),
         ("data.percentiles", 0 <= data.percentiles[0] < data.percentiles[1] <= 100, "two rising numbers in 0 to 100"),
-        ("data.validation_cases", data.validation_cases >= 1, "at least 1"),
-        ("network.encoder_channels", levels >= 2 and min(network.encoder_channels, default=0) > 0,
-         "at least two positive widths"),
+        ("data.validation_cases", 1 <= data.validation_cases < 2**31, "at least 1 and less than 2^31"),
+        ("network.encoder_channels", levels >= 2 and all(0 < n <= MOST_CHANNELS for n in network.encoder_channels),
+         f"at least two positive widths of at most {MOST_CHANNELS}"),
         ("network.decoder_channels",
-         len(network.decoder_channels) == levels - 1 and min(network.decoder_channels, default=0) > 0,
-         f"{levels - 1} positive widths, one fewer than encoder_channels"),
+         len(network.decoder_channels) == levels - 1 and all(0 < n <= MOST_CHANNELS for n in network.decoder_channels),
+         f"{levels - 1} positive widths of at most {MOST_CHANNELS}, one fewer than encoder_channels"),
         ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
         ("network.localiser_channels",
-         2 <= len(network.localiser_channels) <= 6 and all(0 < n <= 4096 for n in network.localiser_channels),
-         "two to six positive widths of at most 4096"),
+         2 <= len(network.localiser_channels) <= 6 and all(0 < n <= MOST_CHANNELS for n in network.localiser_channels),
+         f"two to six positive widths of at most {MOST_CHANNELS}"),
         ("network.template", network.template in ("mean", "centred"), "'mean' or 'centred'"),
         ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
         ("network.stage_levels", set(read) <= set(names) and all(network.stage_levels), f"names among {names}"),
         ("network.stage_channels", len(network.stage_channels) == len(network.stage_levels) > 0
-         and min(network.stage_channels, default=0) > 0, "one positive width for each entry of stage_levels"),
+         and all(0 < n <= MOST_CHANNELS for n in network.stage_channels),
+         f"one positive width for each entry of stage_levels, at most {MOST_CHANNELS}"),
         ("network.displacement_factor", network.displacement_factor > 0, "a positive number"),
         ("loss.route", loss.route in ("exact", "deep"), "'exact' or 'deep'"),
         ("loss.drn_config", loss.route == "exact" or loss.drn_config is not None,
          "the config of a pretrained DeepRepresentationNetwork for the deep route"),
         ("loss.temperature", loss.temperature > 0, "a positive number"),
-        ("loss.laplacian_epochs", loss.laplacian_epochs >= 1, "at least 1"),
+        ("loss.laplacian_epochs", 1 <= loss.laplacian_epochs < 2**31, "at least 1 and less than 2^31"),
         *((f"loss.{name}", getattr(loss, name) >= 0, "a number of at least 0")
           for name in ("occupancy", "segmentation", "surface", "laplacian_start", "laplacian_end")),
         ("training.repeats", 1 <= training.repeats < 2**31, "at least 1 and less than 2^31"),
@@ -327,18 +338,19 @@ def _checks(config: Config):
 def _drn_checks(config: DrnConfig):
     """The same for the DeepRepresentationNetwork."""
     network, shapes, training = config.network, config.shapes, config.training
-    groups, divisor = max(network.groups, 1), max(network.subvoxels, 1) * 2 ** max(len(network.channels) - 1, 0)
+    groups = max(network.groups, 1)
+    divisor = max(network.subvoxels, 1) * 2 ** min(max(len(network.channels) - 1, 0), MOST_LEVELS)
     return [
         ("network.groups", 1 <= network.groups < 2**16, "at least 1"),
         ("network.subvoxels", 1 <= network.subvoxels <= 8, "1 to 8"),
         ("network.channels",
-         bool(network.channels) and all(0 < n <= 4096 and n % groups == 0 for n in network.channels),
-         f"at least one width of at most 4096, each a multiple of network.groups, {groups}"),
+         bool(network.channels) and all(0 < n <= MOST_CHANNELS and n % groups == 0 for n in network.channels),
+         f"at least one width of at most {MOST_CHANNELS}, each a multiple of network.groups, {groups}"),
         ("network.blocks", len(network.blocks) == len(network.channels) and all(1 <= n <= 100 for n in network.blocks),
          f"1 to 100 for each of {len(network.channels)} stages"),
         ("network.shape", all(3 * divisor <= n <= 1024 and n % divisor == 0 for n in network.shape),
          f"multiples of {divisor} from {3 * divisor} to 1024 for {len(network.channels)} stages"),  # see data.shape
-        ("network.graph_channels", 1 <= network.graph_channels <= 4096, "1 to 4096"),
+        ("network.graph_channels", 1 <= network.graph_channels <= MOST_CHANNELS, f"1 to {MOST_CHANNELS}"),
         ("network.graph_blocks", 0 <= network.graph_blocks <= 100, "0 to 100"),
         ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
         ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
@@ -377,11 +389,13 @@ def _training_checks(training):
 def _apply_override(tree: dict, override: str):
     key, equals, text = override.removeprefix("--").partition("=")
     if not (override.startswith("--") and equals):
-        raise InputError(f"{override}: wanted an override of the form --section.key=value")
+        raise InputError(f"{shorten(override)}: wanted an override of the form --section.key=value")
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = parse_json(text)
+    except json.JSONDecodeError:
         value = text
+    except ValueError as error:
+        raise InputError(f"{shorten(override)}: wanted a value that can be used, found an error: {error}") from error
     if key in PATH_KEYS and value is not None and not isinstance(value, str):
         value = text  # a folder may be called 2024
     if key in PATH_KEYS and isinstance(value, str):
@@ -390,7 +404,7 @@ def _apply_override(tree: dict, override: str):
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise InputError(f"--{key}: {section} is not a section of the config")
+            raise InputError(f"--{shorten(key)}: {shorten(section)} is not a section of the config")
     tree[name] = value
 
 
@@ -401,7 +415,7 @@ def _convert(value, wanted, key: str, source: str):
         hints = typing.get_type_hints(wanted)
         for name in value:
             if name not in hints:
-                raise InputError(f"{source}: unknown key {key + name}, known here: {', '.join(hints)}")
+                raise InputError(f"{source}: unknown key {shorten(key + name)}, known here: {', '.join(hints)}")
         return wanted(**{name: _convert(item, hints[name], f"{key}{name}.", source) for name, item in value.items()})
     if origin is types.UnionType:
         return None if value is None else _convert(value, arguments[0], key, source)
@@ -412,9 +426,19 @@ def _convert(value, wanted, key: str, source: str):
             return origin(_convert(item, kind, key, source) for item, kind in zip(value, kinds, strict=True))
     if origin is dict and isinstance(value, dict):
         return {name: _convert(item, arguments[1], f"{key}{name}.", source) for name, item in value.items()}
-    if wanted is float and type(value) in (int, float) and abs(value) < 1e30:  # neither NaN nor infinite
+    if wanted is float and type(value) in (int, float) and abs(value) <= 1e30:  # neither NaN nor infinite
         return float(value)
-    if type(value) is wanted and wanted is not float:
+    if wanted is int and type(value) is int and abs(value) < 2**63:
+        return value
+    if wanted in (bool, str) and type(value) is wanted:
         return value
     name = getattr(wanted, "__name__", wanted) if origin is None else wanted
-    raise InputError(f"{source}: {key[:-1] or 'config'}: wanted {name}, found {json.dumps(value)}")
+    raise InputError(f"{source}: {shorten(key[:-1]) or 'config'}: wanted {name}, found {_quote(value)}")
+
+
+def _quote(value) -> str:
+    """A value as JSON for a message."""
+    try:
+        return shorten(json.dumps(value))
+    except RecursionError:
+        return "lists or objects nested too deep to quote"

@@ -2,31 +2,93 @@
 
 import csv
 import ctypes
+import json
 import os
+import platform
+import re
+import signal
 import sys
 import tempfile
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there
+    fcntl = None
+
+QUOTED = 300  # letters that a message quotes of what it found
+LONGEST_PATH = 4095  # bytes, on Linux
+HOST = platform.node()[:64]
+PARTIAL = re.compile(r"\..*\.partial-(?P<host>.*)-(?P<process>\d{1,9})-\w{8}(\..*)?", re.DOTALL)
 
 
 class InputError(ValueError):
     """Bad input: one sentence that names the file or argument, what was wanted and what was found."""
 
 
+def shorten(found, longest: int = QUOTED) -> str:
+    """What a message quotes of what it found: the beginning alone, and the whole's length, where it is longer."""
+    text = str(found)
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in the system's words where it has some; never empty."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def exit_at_interrupt():
+    """Let Ctrl-C end the process at once, with the line of `run_script`, until that is called.
+
+    For the seconds that a script's imports take: a KeyboardInterrupt there is a traceback, or an ImportError where a
+    library's C code meets it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind nohup
+        signal.signal(signal.SIGINT, _exit_interrupted)
+
+
+def _exit_interrupted(*_):
+    _say("interrupted")
+    os._exit(130)
+
+
 def run_script(main):
-    """Call main(); bad input becomes one line on stderr and exit status 2, an interrupt exit status 130."""
+    """Call main(); bad input or a file that cannot be used ends as one line on stderr with exit status 2, an interrupt
+    with 130. A fault of our own keeps its traceback and Python's exit status, 1.
+
+    Names that the terminal's encoding does not hold are printed with backslashes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if signal.getsignal(signal.SIGINT) is _exit_interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except InputError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        _say(str(error))
         sys.exit(2)
     except OSError as error:
-        print(f"{Path(sys.argv[0]).name}: {error.filename or 'a file'}: cannot be read or written ({error.strerror})",
-              file=sys.stderr)
+        _say(f"{shorten(error.filename or 'a file')}: cannot be read or written ({reason(error)})")
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        _say("interrupted")
         sys.exit(130)
+
+
+def _say(sentence: str):
+    """One line on stderr after the script's name, control characters escaped, as a file's name may hold some."""
+    line = re.sub(r"[\x00-\x1f\x7f]", lambda character: repr(character[0])[1:-1], sentence)
+    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
+
+
+def core_count() -> int:
+    """The cores that this process may use: those that it may run on, in a Slurm job at most those of its task."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allotted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(cores, max(int(allotted), 1)) if allotted.isdecimal() else cores
 
 
 def keep_freed_memory():
@@ -42,19 +104,150 @@ def keep_freed_memory():
         libc.mallopt(mmap_max, 0)
 
 
+def check_path(name: str, argument: str):
+    """Raise InputError where no file can have this name; `argument` says where it comes from."""
+    try:
+        possible = "\0" not in name and len(os.fsencode(name)) <= LONGEST_PATH
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise InputError(f"{argument}: wanted a path that a file can have, found {shorten(repr(name))}")
+
+
+def read_json(path, meaning: str) -> dict:
+    """The object in a JSON file, in UTF-8, 16 or 32 with or without a byte-order mark.
+
+    `meaning` is what messages call the file's content, such as "a config". Raises InputError for a file that cannot be
+    read, that is no JSON, in which a key stands twice, or whose brackets are nested too deep.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL
+        raise InputError(f"{shorten(path)}: cannot be read as {meaning} ({reason(error)})") from error
+    try:
+        tree = parse_json(data)
+    except ValueError as error:
+        raise InputError(f"{path}: wanted {meaning} in JSON, found an error: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: wanted {meaning}, one JSON object, found {type(tree).__name__}")
+    return tree
+
+
+def parse_json(text: str | bytes):
+    """JSON to values. Raises json.JSONDecodeError for what is no JSON, another ValueError for what cannot be used."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deep") from error
+
+
+def _unique_keys(pairs: list[tuple]) -> dict:
+    tree = {}
+    for name, value in pairs:
+        if name in tree:
+            raise ValueError(f"the key {shorten(name)} stands twice")
+        tree[name] = value
+    return tree
+
+
+def make_folder(path, argument: str) -> Path:
+    """Make a folder where it is missing, prove that a file can be written in it, and clear it of what killed processes
+    left half-written. Raises InputError, naming `argument`, where that cannot be."""
+    path = Path(path)
+    check_path(str(path), argument)
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{argument}: wanted a folder, found the file {path}")
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"\n")
+        remove_partials(path)
+    except OSError as error:
+        raise InputError(f"{argument}: {shorten(path)} cannot be written to ({reason(error)})") from error
+    return path
+
+
+def remove_partials(folder: Path, names: Collection[str] = ()):
+    """Remove the temporary files of `atomic_path` that killed processes left in a folder: those of this machine's, and
+    all of the targets `names`, which no other process may be writing."""
+    for path in folder.glob(".*.partial-*"):
+        found = PARTIAL.fullmatch(path.name)
+        left = found is not None and found["host"] == HOST and not _runs(int(found["process"]))
+        if left or any(path.name.startswith(f".{name}.partial-") for name in names):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether this machine has a process of that number; True where that cannot be asked for."""
+    if os.name == "posix":  # Windows has no harmless signal 0
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:  # somebody else's
+            return True
+    return True
+
+
+@contextmanager
+def locked(folder, argument: str) -> Iterator[None]:
+    """Hold a folder, made where missing, against other processes until the block ends, or the process however it ends.
+
+    Those of the folders made that are empty at the end are removed. Raises InputError, naming `argument`, where another
+    process holds the folder or it cannot be written to. A file system without locks gets a warning.
+    """
+    folder = Path(folder)
+    check_path(str(folder), argument)
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        make_folder(folder, argument)
+        with _lock(folder / ".lock", argument):
+            yield
+    finally:
+        for each in missing:
+            with suppress(OSError):  # it holds something now
+                each.rmdir()
+
+
+@contextmanager
+def _lock(path: Path, argument: str) -> Iterator[None]:
+    """Hold a lock on a file, made for it and removed afterwards: NFS locks no folder, only a file open for writing."""
+    taken = f"{argument}: wanted a folder that no other process uses, found {path.parent} used by"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(f"{taken} {shorten(file.read()) or 'another'}") from error
+        except OSError as error:
+            print(f"{path.parent}: cannot be locked ({reason(error)}); let no second process use it", file=sys.stderr)
+        if not (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))):
+            raise InputError(f"{taken} another")  # which ends just now and has removed this very file
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {HOST}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_path(path):
     """Yield a temporary path beside `path` (same suffix); rename it onto `path` on success, remove it on failure.
 
-    Raises InputError when the folder cannot be written.
+    The temporary name tells whose it is, so that `remove_partials` finds what a killed process left. Raises InputError
+    when the folder cannot be written.
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    prefix = f".{path.name[:30]}.partial-{HOST}-{os.getpid()}-"  # a name may have 255 bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", suffix=suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+        raise InputError(f"{shorten(path)}: cannot be written ({reason(error)})") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -64,7 +257,7 @@ def atomic_path(path):
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be written ({reason(error)})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,9 +1,13 @@
+import dataclasses
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, load_config, save_config, validate
+from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, _layout, load_config, save_config, validate
 from implicitmeshnet.io import InputError, atomic_path
 
 DRN = REPOSITORY / "configs_implicitmeshnet/drn.json"
@@ -33,6 +37,119 @@ def test_a_saved_config_loads_to_the_same_and_names_no_absolute_path(tmp_path):
     save_config(config, tmp_path / "saved.json")
     assert load_config(tmp_path / "saved.json") == config
     assert str(REPOSITORY) not in (tmp_path / "saved.json").read_text()
+    save_config(load_config(write(tmp_path, {"data": {"dir": "."}})), tmp_path / "saved.json")
+    assert str(REPOSITORY) not in (tmp_path / "saved.json").read_text()
+
+
+NUMBERS = st.one_of(st.floats(-1e30, 1e30), st.integers(-10**30, 10**30))
+NAMES = st.text("ab _[]{},:\"\\'/.\n\t\u00e9\udce9", max_size=20)  # the last is a byte that is no UTF-8
+OPEN = {  # keys of which any value passes, or any positive one
+    "data.dir": NAMES, "training.run_dir": NAMES, "snapshot": st.none() | NAMES, "loss.drn_config": st.none() | NAMES,
+    "data.level_hu": NUMBERS, "data.window_hu": NUMBERS.map(abs).filter(bool), "loss.temperature": st.just(10**30),
+    "loss.surface": NUMBERS.map(abs), "training.epochs": st.integers(1, 2**31 - 1),
+    "data.percentiles": st.lists(st.floats(0, 100), min_size=2, max_size=2, unique=True).map(sorted),
+    "network.template_centres": st.none() | st.lists(st.lists(NUMBERS, max_size=3), max_size=3),
+    "network.stage_levels": st.lists(st.lists(st.sampled_from(["e0", "d1"]), min_size=1), min_size=3, max_size=3),
+    "data.structures": st.dictionaries(st.text("Aä_9", min_size=1).filter(lambda name: name.strip("_")),
+                                       st.just([]), min_size=1, max_size=3),
+    "training.augmentation": st.booleans(),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=OPEN))
+def test_whatever_is_accepted_comes_back_from_the_saved_config(values):
+    tree = {}
+    for index, name in enumerate(values.get("data.structures", ())):
+        values["data.structures"][name] = [index + 1, index + 100]
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(tree))
+        config = load_config(path)
+        save_config(config, path)
+        assert load_config(path) == config
+        assert json.loads(path.read_text())["data"]["level_hu"] == config.data.level_hu
+
+
+@given(st.recursive(st.none() | st.booleans() | NUMBERS | st.text(),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_the_layout_changes_no_value(value):
+    assert json.loads(_layout(value)) == value
+
+
+def test_a_list_of_plain_values_stands_on_one_line(tmp_path):
+    config = load_config(write(tmp_path, {"data": {"dir": "runs/[a, b]"}}))
+    save_config(config, tmp_path / "saved.json")
+    lines = (tmp_path / "saved.json").read_text().splitlines()
+    assert '    "dir": "runs/[a, b]",' in lines
+    assert '    "shape": [128, 128, 128],' in lines
+    assert '      ["e3", "e4"],' in lines
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"training": {"epochs": 5}}', encoding="utf-8-sig")
+    assert load_config(tmp_path / "config.json").training.epochs == 5
+
+
+@pytest.mark.parametrize("key", ["data.dir", "training.run_dir", "loss.drn_config", "snapshot"])
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x/" * 50_000])
+def test_a_name_that_no_file_can_have_is_one_sentence_that_names_the_key(tmp_path, key, name):
+    section, _, last = key.rpartition(".")
+    tree = {section: {last: name}} if section else {last: name}
+    for content, overrides in ((tree, ()), ({}, [f"--{key}={json.dumps(name)}"])):
+        with pytest.raises(InputError, match=rf"^{key}: wanted a path that a file can have, found") as error:
+            load_config(write(tmp_path, content), overrides)
+        assert len(str(error.value)) < 1000
+
+
+LONG = "x" * 200_000
+DIGITS = "9" * 4000
+
+
+@pytest.mark.parametrize("override", [
+    LONG, f"--{LONG}=1", f"--training.{LONG}=1", f"--data.dir.{LONG}.a=1", f"--training.epochs={LONG}",
+    f"--training.epochs={DIGITS}", f"--training.epochs={DIGITS * 50}", f"--training.learning_rate={DIGITS}",
+    f"--data.shape={[1] * 100_000}", f"--data.region={LONG}", f'--data.structures={{"{LONG}": [1]}}',
+    f'--data.structures={{"{LONG}": 1}}', f"--data.structures={json.dumps({'a': list(range(60_000))})}",
+    f"--network.encoder_channels={[1] * 100_000}", f"--network.stage_channels={[10**18] * 3}",
+    f"--network.stage_levels={json.dumps([[LONG]] * 3)}", f'--data.structures={{"{LONG}": [1], "{LONG}": [1]}}',
+    "--data.shape=" + "[" * 200_000, "--data.shape=" + "[" * 950 + "]" * 950, "--a" + ".a" * 100_000 + "=1",
+    "--data.structures" + ".a" * 100_000 + "=1",
+])
+def test_whatever_a_message_quotes_it_stays_short(tmp_path, override):
+    with pytest.raises(InputError) as error:
+        load_config(write(tmp_path, {}), [override])
+    assert len(str(error.value)) < 1500
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("override", ["--network.subvoxels=" + DIGITS, "--network.channels=" + str([16] * 20_000),
+                                      f"--network.channels={[2**40] * 4}", "--network.groups=" + DIGITS])
+def test_a_drn_of_any_size_is_refused_in_a_short_sentence(override):
+    with pytest.raises(InputError) as error:
+        load_config(DRN, [override], DrnConfig)
+    assert len(str(error.value)) < 1000
+
+
+def integers(kind):
+    """(kind, section, key) of every integer, or tuple of them, in a config of a kind."""
+    for section, values in dataclasses.asdict(kind()).items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if all(type(number) is int for number in numbers):
+                yield kind, section, key
+
+
+@pytest.mark.parametrize(("kind", "section", "key"), [*integers(Config), *integers(DrnConfig)])
+def test_every_integer_has_an_upper_bound(kind, section, key):
+    """A width of 2^40 would end in torch's words, or with all memory taken."""
+    config = kind()
+    value = getattr(getattr(config, section), key)
+    setattr(getattr(config, section), key, (2**40,) * len(value) if isinstance(value, tuple) else 2**40)
+    with pytest.raises(InputError, match=rf"{section}\.{key}: wanted"):
+        validate(config)
 
 
 def test_overrides_parse_json_and_bare_words(tmp_path):
