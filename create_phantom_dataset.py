@@ -8,9 +8,13 @@ Writes ct_train_1001_image.nii.gz and ct_train_1001_label.nii.gz, ...: case n ha
 the seed, its number, the field of view and the shift alone; the patient on the seed and the number.
 """
 
+from implicitmeshnet.io import exit_at_interrupt
+
+if __name__ == "__main__":
+    exit_at_interrupt()  # also in the seconds that the imports below take
+
 import argparse
 import math
-import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -19,7 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from implicitmeshnet.io import InputError, run_script
+from implicitmeshnet.io import InputError, core_count, run_script
 from implicitmeshnet.nifti import write_volume
 from implicitmeshnet.phantom import FIELDS_OF_VIEW, create_case
 
@@ -34,7 +38,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--field_of_view", default="cardiac", help=" or ".join(FIELDS_OF_VIEW))
     parser.add_argument("--shift_mm", type=float, default=0.0, help="distance of the heart from the volume's centre")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--workers", type=int, default=core_count(), help="processes")
     parser.add_argument("--overwrite", action="store_true", help="replace cases that are there")
     arguments = parser.parse_args()
     for name, lowest in (("cases", 1), ("first_case", 1), ("seed", 0), ("workers", 1)):

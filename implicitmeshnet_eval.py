@@ -11,6 +11,11 @@ Exit status 2 where the input of a case, or of all, is at fault, 1 with a traceb
 cases gave is written either way.
 """
 
+from implicitmeshnet.io import exit_at_interrupt
+
+if __name__ == "__main__":
+    exit_at_interrupt()  # also in the seconds that the imports below take
+
 import argparse
 import sys
 import time

@@ -6,6 +6,11 @@ Writes into training.run_dir: config.json (what evaluation needs, template inclu
 validation, half precision), last.pt (everything, to resume), preview.png, overview.png and TensorBoard events.
 """
 
+from implicitmeshnet.io import exit_at_interrupt
+
+if __name__ == "__main__":
+    exit_at_interrupt()  # also in the seconds that the imports below take
+
 import time
 from pathlib import Path
 
@@ -26,28 +31,33 @@ from implicitmeshnet.dataset import (
     split_cases,
     template_statistics,
 )
+from implicitmeshnet.events import EventFile
 from implicitmeshnet.io import run_script
 from implicitmeshnet.losses import MeshLoss
 from implicitmeshnet.metrics import dice
 from implicitmeshnet.network import build_network
 from implicitmeshnet.predict import NothingFound, Predictor, has_value, preview
 from implicitmeshnet.training import (
-    best_dice,
+    begin,
     best_epoch,
     claim_run_dir,
     end_epoch,
     learning_rate,
     load_deep_route,
-    mean_dice,
-    open_writer,
     parse_arguments,
-    resume,
+    publish,
     take_step,
 )
 
 
 def main():
     config, source, device = parse_arguments(__doc__.splitlines()[0], Config)
+    with claim_run_dir(config, source) as run_dir:
+        train(config, run_dir, device)
+
+
+def train(config: Config, run_dir: Path, device):
+    """Read the cases, then epoch after epoch from where last.pt ends, or from the start."""
     deep = load_deep_route(config, device)
     training, validation = split_cases(
         find_cases(config.data.dir, labelled=True), config.data.validation_cases, config.training.seed
@@ -60,8 +70,6 @@ def main():
         centres, radii = template_statistics(training, config.data)
         config.network.template_centres = tuple(map(tuple, centres.tolist()))
         config.network.template_radii = tuple(map(tuple, radii.tolist()))
-    run_dir = Path(config.training.run_dir)
-    claim_run_dir(run_dir, config, source)
 
     torch.manual_seed(config.training.seed)
     network = build_network(config).to(device)
@@ -75,20 +83,23 @@ def main():
     parts = {"network": network, "optimizer": optimizer}
     if deep:
         parts |= {"drn": deep.drn, "drn_optimizer": deep.optimizer}
-    history = resume(run_dir / "last.pt", parts, device)
-    writer = open_writer(run_dir, len(history))
+    validated = {"dice": dict.fromkeys(config.data.structures, 0.0)}
+    history = begin(run_dir, config, parts, validated, best_epoch)
+    events = EventFile(run_dir, len(history))
+
+    def keep():
+        save_snapshot(run_dir / "best.pt", network)
+        draw_preview(predictor, validation[0], run_dir / "preview.png", events, len(history))
+
+    publish(run_dir, history, best_epoch, keep)
     for epoch in range(len(history), config.training.epochs):
         start = time.perf_counter()
         losses = train_epoch(network, criterion, optimizer, training, config, epoch, device, deep)
         record = {"epoch": epoch + 1, **losses}
-        last = epoch + 1 == config.training.epochs
-        if last or (epoch + 1) % config.training.validate_every == 0:
+        if epoch + 1 == config.training.epochs or (epoch + 1) % config.training.validate_every == 0:
             record["dice"] = validate(predictor, validation)
-            if mean_dice(record) > best_dice(history):
-                save_snapshot(run_dir / "best.pt", network)
-                draw_preview(predictor, validation[0], run_dir / "preview.png", writer, epoch + 1)
-        end_epoch(run_dir, parts, history, record | {"seconds": time.perf_counter() - start}, writer)
-    writer.close()
+        end_epoch(run_dir, parts, history, record | {"seconds": time.perf_counter() - start}, events)
+        publish(run_dir, history, best_epoch, keep)
     best = best_epoch(history)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in best["dice"].items())
     print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best['epoch']}: {scores}")
@@ -162,14 +173,14 @@ def validate(predictor: Predictor, cases: list[Case]) -> dict[str, float]:
     return {name: sum(values) / max(len(values), 1) for name, values in scores.items()}
 
 
-def draw_preview(predictor: Predictor, case: Case, path: Path, writer, epoch: int):
+def draw_preview(predictor: Predictor, case: Case, path: Path, events: EventFile, epoch: int):
     """Contours and meshes of a validation case, as a picture beside the snapshot and in TensorBoard."""
     image, labels = read_case(case)
     try:
         surfaces = predictor(image, str(case.image))
     except NothingFound:
         return
-    writer.add_figure("preview", preview(path, surfaces, labels, predictor.config.data), epoch)
+    events.add_figure("preview", preview(path, surfaces, labels, predictor.config.data), epoch)
 
 
 if __name__ == "__main__":

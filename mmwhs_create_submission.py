@@ -9,6 +9,11 @@ truth's own grid where one is given; with a ground truth scores_wine.csv or scor
 structure, and a summary. A case that was scored as it is now is not scored again without --rescore.
 """
 
+from implicitmeshnet.io import exit_at_interrupt
+
+if __name__ == "__main__":
+    exit_at_interrupt()  # also in the seconds that the imports below take
+
 import argparse
 import csv
 import hashlib

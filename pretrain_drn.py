@@ -6,6 +6,11 @@ Writes into training.run_dir: config.json, best.pt (weights of the best validati
 (everything, to resume), preview.png (predicted and true distances), overview.png and TensorBoard events.
 """
 
+from implicitmeshnet.io import exit_at_interrupt
+
+if __name__ == "__main__":
+    exit_at_interrupt()  # also in the seconds that the imports below take
+
 import time
 from pathlib import Path
 
@@ -15,29 +20,35 @@ from tqdm import tqdm
 from implicitmeshnet.checkpoint import save_snapshot
 from implicitmeshnet.config import DrnConfig
 from implicitmeshnet.drn import DeepRepresentationNetwork, drn_loss, sdf_quality
+from implicitmeshnet.events import EventFile
 from implicitmeshnet.figures import distance_preview
 from implicitmeshnet.io import run_script
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.shapes import random_shapes
 from implicitmeshnet.training import (
+    begin,
     claim_run_dir,
     end_epoch,
     learning_rate,
-    open_writer,
     parse_arguments,
-    resume,
+    publish,
     take_step,
 )
 
 WARMUP_STEPS = 50
 VALIDATION_SEED = 2**32  # beyond every training seed
+VALIDATED = {"error_voxels": 0.0, "sign": 0.0, "dice": {"zero level": 0.0}}  # what a validated epoch's record holds
 
 
 def main():
     config, source, device = parse_arguments(__doc__.splitlines()[0], DrnConfig)
-    settings, run_dir = config.training, Path(config.training.run_dir)
-    claim_run_dir(run_dir, config, source)
+    with claim_run_dir(config, source) as run_dir:
+        pretrain(config, run_dir, device)
 
+
+def pretrain(config: DrnConfig, run_dir: Path, device):
+    """Epoch after epoch from where last.pt ends, or from the start."""
+    settings = config.training
     torch.manual_seed(settings.seed)
     drn = DeepRepresentationNetwork(config.network).to(device)
     sphere, _ = icosphere(config.network.template_subdivisions)
@@ -45,31 +56,31 @@ def main():
                                torch.Generator().manual_seed(VALIDATION_SEED))
     optimizer = torch.optim.AdamW(drn.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     parts = {"network": drn, "optimizer": optimizer}
-    history = resume(run_dir / "last.pt", parts, device)
-    writer = open_writer(run_dir, len(history))
+    history = begin(run_dir, config, parts, VALIDATED, least_error)
+    events = EventFile(run_dir, len(history))
+
+    def keep():
+        save_snapshot(run_dir / "best.pt", drn)
+        preview(drn, validation[:1].to(device), run_dir / "preview.png", events, len(history))
+
+    publish(run_dir, history, least_error, keep)
     for epoch in range(len(history), settings.epochs):
         start = time.perf_counter()
         record = {"epoch": epoch + 1, "loss": train_epoch(drn, optimizer, sphere, config, epoch, device)}
         if epoch + 1 == settings.epochs or (epoch + 1) % settings.validate_every == 0:
-            quality, predicted, target = validate(drn, validation, settings.batch_size, device)
-            record |= {"error_voxels": quality["error_voxels"], "sign": quality["sign"],
-                       "dice": {"zero level": quality["dice"]}}
-            if quality["error_voxels"] < least_error(history)["error_voxels"]:
-                save_snapshot(run_dir / "best.pt", drn)
-                figure = distance_preview(run_dir / "preview.png", predicted, target)
-                writer.add_figure("preview", figure, epoch + 1)
-        end_epoch(run_dir, parts, history, record | {"seconds": time.perf_counter() - start}, writer)
-    writer.close()
+            record |= validate(drn, validation, settings.batch_size, device)
+        end_epoch(run_dir, parts, history, record | {"seconds": time.perf_counter() - start}, events)
+        publish(run_dir, history, least_error, keep)
     best = least_error(history)
     print(f"{run_dir}: {len(history)} epochs, best validation at epoch {best['epoch']}: Dice of the zero level"
           f" {best['dice']['zero level']:.4f}, sign {best['sign']:.4f}, error near the surface"
           f" {best['error_voxels']:.3f} voxels")
 
 
-def least_error(history) -> dict:
-    """The record of the validated epoch with the least error near the surface, infinite where there is none."""
-    return min((row for row in history if "error_voxels" in row), key=lambda row: row["error_voxels"],
-               default={"error_voxels": float("inf")})
+def least_error(history) -> dict | None:
+    """The record of the validated epoch with the least error near the surface, the first of equals; None where there
+    is none."""
+    return min((row for row in history if "dice" in row), key=lambda row: row["error_voxels"], default=None)
 
 
 def train_epoch(drn, optimizer, sphere, config: DrnConfig, epoch: int, device) -> float:
@@ -93,15 +104,23 @@ def train_epoch(drn, optimizer, sphere, config: DrnConfig, epoch: int, device) -
 
 
 @torch.no_grad()
-def validate(drn, shapes, batch_size: int, device):
-    """Mean quality over fixed shapes (B, V, 3), and the first one's predicted and true SDF (X, Y, Z)."""
+def validate(drn, shapes, batch_size: int, device) -> dict:
+    """Mean quality over fixed shapes (B, V, 3), as VALIDATED."""
     drn.eval()
-    rows, first = [], None
+    rows = []
     for batch in shapes.split(batch_size):
         _, predictions, target = drn_loss(drn, batch.to(device))
         rows += [sdf_quality(predictions[-1][item : item + 1], target[item : item + 1]) for item in range(len(batch))]
-        first = first or (predictions[-1][0].cpu().numpy(), target[0].cpu().numpy())
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}, *first
+    quality = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    return quality | {"dice": {"zero level": quality["dice"]}}
+
+
+@torch.no_grad()
+def preview(drn, shape, path: Path, events: EventFile, epoch: int):
+    """Predicted and true distances of a shape (1, V, 3), as a picture beside the snapshot and in TensorBoard."""
+    _, predictions, target = drn_loss(drn.eval(), shape)
+    figure = distance_preview(path, predictions[-1][0].cpu().numpy(), target[0].cpu().numpy())
+    events.add_figure("preview", figure, epoch)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ import peers
 import torch
 import trimesh
 from peers import Problem
-from timing import SYNCHRONIZE, Row, at_least, core_count, hold_threads, measure
+from timing import SYNCHRONIZE, Row, at_least, hold_threads, measure
 
 from implicitmeshnet.checkpoint import pick_device
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
-from implicitmeshnet.io import InputError, run_script
+from implicitmeshnet.io import InputError, core_count, run_script
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.ops import compiled, mesh2sdf, voxelize
 

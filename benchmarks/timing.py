@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from implicitmeshnet.checkpoint import pick_device
+from implicitmeshnet.io import core_count
 
 TURN_MS = 100
 SYNCHRONIZE = {"cpu": lambda: None, "cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
@@ -71,11 +72,6 @@ def hold_threads(threads):
         os.environ[name] = str(threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-
-
-def core_count():
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def parse_arguments(description):

@@ -1,32 +1,35 @@
 """Save, load and resume: checkpoints hold tensors and plain values only, so they load with weights_only=True."""
 
-import pickle
+import io
 from pathlib import Path
 
 import torch
 
 from implicitmeshnet.config import Config, DrnConfig, load_config
 from implicitmeshnet.drn import DeepRepresentationNetwork
-from implicitmeshnet.io import InputError, atomic_path
+from implicitmeshnet.io import InputError, atomic_path, reason, shorten
 from implicitmeshnet.network import ImplicitMeshNet, build_network
+
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_checkpoint(path, state: dict):
-    """Write a dictionary of tensors and plain values; through a temporary file."""
+    """Write a dictionary of tensors and plain values; through a temporary file. The same state gives the same bytes."""
+    buffer = io.BytesIO()  # torch itself would write the file's name into it, and not say why it cannot be written
+    torch.save(state, buffer)
     with atomic_path(path) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
+        temporary.write_bytes(buffer.getbuffer())
 
 
-def load_checkpoint(path, device="cpu") -> dict:
-    """Read what `save_checkpoint` wrote; InputError for a missing or unreadable file."""
+def load_checkpoint(path) -> dict:
+    """Read what `save_checkpoint` wrote into main memory; InputError for a missing or unreadable file."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: wanted trained weights, found no such file") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except OSError as error:
+        raise InputError(f"{shorten(path)}: cannot be read as a checkpoint ({reason(error)})") from error
+    except Exception as error:  # a damaged file makes torch's reader raise almost anything
         raise InputError(f"{path}: wanted a checkpoint of tensors, found an unreadable file") from error
 
 
@@ -52,7 +55,9 @@ def load_network(config: Config, path, device="cpu") -> ImplicitMeshNet:
                 f"network.{key}: wanted three numbers for each of {structures} structures, found {rows}; take the"
                 " config that training writes beside its snapshot"
             )
-    return _with_weights(build_network(config), path).to(device)
+    network = build_network(config)
+    needless = None if network.localiser else "localiser."  # under data.region 'centre' nothing is localised
+    return _with_weights(network, path, needless).to(device)
 
 
 def load_drn(config_path, template_subdivisions: int, device="cpu") -> DeepRepresentationNetwork:
@@ -69,20 +74,80 @@ def load_drn(config_path, template_subdivisions: int, device="cpu") -> DeepRepre
     return _with_weights(network, snapshot_path(config, config_path)).to(device)
 
 
-def _with_weights(network, path):
-    """The network with a snapshot's weights, in evaluation mode; InputError where the two do not fit."""
+def _with_weights(network, path, needless: str | None = None):
+    """The network with a snapshot's weights, in evaluation mode; InputError where the two do not fit.
+
+    Weights whose names begin with `needless` may be there and are left out.
+    """
     state = load_checkpoint(path)
-    wanted, found = network.state_dict(), state.get("network") if isinstance(state, dict) else None
+    found = state.get("network") if isinstance(state, dict) else None
     if not isinstance(found, dict):
         raise InputError(f"{path}: wanted a snapshot with the entry 'network', found none")
-    for name in wanted | found:
-        shapes = [tuple(getattr(side[name], "shape", ())) if name in side else None for side in (wanted, found)]
-        if shapes[0] != shapes[1]:
-            raise InputError(f"{path}: does not fit the config: wanted {name} of shape {shapes[0]}, found {shapes[1]}")
-    if not all(torch.isfinite(value).all() for value in found.values()):
-        raise InputError(f"{path}: wanted finite weights, found NaN or infinity")
+    if needless:
+        found = {name: value for name, value in found.items() if not str(name).startswith(needless)}
+    found = dict(found)  # without the attributes that an OrderedDict may bring
+    problem = misfit(found, network.state_dict())
+    if problem:
+        raise InputError(f"{path}: does not fit the config: {problem}")
     network.load_state_dict(found)
     return network.eval()
+
+
+def misfit(found: dict, wanted: dict[str, torch.Tensor]) -> str:
+    """Why the tensors of a file cannot take the place of others of the same names, in words; empty where they can."""
+    for name in wanted | found:
+        shapes = [_shape(side[name]) if name in side else None for side in (wanted, found)]
+        if shapes[0] != shapes[1]:
+            return f"wanted {shorten(name)} of shape {shapes[0]}, found {shorten(shapes[1])}"
+        kind = found[name].dtype
+        if kind not in REAL if wanted[name].is_floating_point() else kind != wanted[name].dtype:
+            return f"wanted numbers like {wanted[name].dtype} in {name}, found {kind}"
+        if not torch.isfinite(found[name]).all():
+            return f"wanted finite numbers in {name}, found NaN or infinity"
+    return ""
+
+
+def _shape(value) -> tuple[int, ...] | str:
+    """The shape of a tensor that holds its values one by one in memory, else a word on what it is instead."""
+    if not isinstance(value, torch.Tensor):
+        return f"no tensor but {type(value).__name__}"
+    if value.is_nested or value.is_quantized or value.is_meta or value.layout != torch.strided:
+        return "a tensor that is nested, quantised, sparse or meta"
+    return tuple(value.shape)
+
+
+def restore(part: torch.nn.Module | torch.optim.AdamW, state):
+    """Load the state of a network or its optimiser from a file; ValueError, in words, where it does not fit.
+
+    The optimiser's settings stay as they are: the config says what they are, and the file need not be believed.
+    """
+    if not isinstance(state, dict):
+        raise ValueError(f"wanted a state by name, found {type(state).__name__}")
+    if isinstance(part, torch.nn.Module):
+        state = dict(state)  # without the attributes that an OrderedDict may bring
+        problem = misfit(state, part.state_dict())
+    else:
+        state = {"state": state.get("state"), "param_groups": part.state_dict()["param_groups"]}
+        problem = _moments_misfit(state["state"], [value for group in part.param_groups for value in group["params"]])
+    if problem:
+        raise ValueError(problem)
+    part.load_state_dict(state)
+
+
+def _moments_misfit(found, parameters: list[torch.Tensor]) -> str:
+    """`misfit` of AdamW's running means by the parameter's number; a parameter without gradient has none."""
+    if not isinstance(found, dict):
+        return f"wanted the optimiser's means by parameter, found {type(found).__name__}"
+    for number, means in found.items():
+        if not (type(number) is int and 0 <= number < len(parameters) and isinstance(means, dict)):
+            return f"wanted the means of {len(parameters)} parameters by number, found others"
+        parameter = parameters[number]
+        problem = misfit(means, {"step": torch.ones(()), "exp_avg": parameter, "exp_avg_sq": parameter})
+        if problem:
+            return problem
+        if means["step"] < 1 or (means["exp_avg_sq"] < 0).any():
+            return "wanted a step of at least 1 and squares of at least 0, found less"
+    return ""
 
 
 def pick_device(name: str) -> torch.device:
@@ -90,5 +155,5 @@ def pick_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(name):
         present = ", ".join(key for key, has in available.items() if has)
-        raise InputError(f"--device: wanted one of {present} on this machine, found {name}")
+        raise InputError(f"--device: wanted one of {present} on this machine, found {shorten(name)}")
     return torch.device(name)

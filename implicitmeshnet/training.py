@@ -4,19 +4,23 @@ deep route, which trains both networks in turns."""
 import argparse
 import json
 import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
-from implicitmeshnet.checkpoint import load_checkpoint, load_drn, pick_device, save_checkpoint
+from implicitmeshnet.checkpoint import load_checkpoint, load_drn, pick_device, restore, save_checkpoint
 from implicitmeshnet.config import Config, load_config, save_config
 from implicitmeshnet.drn import DeepRepresentationNetwork, drn_loss
+from implicitmeshnet.events import EventFile
 from implicitmeshnet.figures import training_overview
-from implicitmeshnet.io import InputError, keep_freed_memory
+from implicitmeshnet.io import InputError, keep_freed_memory, locked, remove_partials, shorten
 
 GRADIENT_NORM = 1.0
+RUN_FILES = ("config.json", "last.pt", "best.pt", "preview.png", "overview.png")
+FROM_DATA = ("template_centres", "template_radii", "intensity_range")  # keys that a training fills in
 
 
 def parse_arguments(description: str, kind):
@@ -30,57 +34,108 @@ def parse_arguments(description: str, kind):
     return config, Path(arguments.config), pick_device(arguments.device)
 
 
-def claim_run_dir(run_dir: Path, config, source: Path):
-    """Write the config into a run folder, where a new run must find none and an old one its own config, but for more
-    epochs: so a run is lengthened, its learning rate from there on along the longer cosine.
+@contextmanager
+def claim_run_dir(config, source: Path) -> Iterator[Path]:
+    """The config's run folder, held against other processes, once all is checked that can be without data.
 
-    `source` is the file that the config was read from.
+    A new run must find no other's weights in it, an old one its own config, but for more epochs: so a run is
+    lengthened, its learning rate from there on along the longer cosine. `source` is the file that the config was read
+    from. A folder into which nothing was written is left as it was found.
     """
-    path, best = run_dir / "config.json", run_dir / "best.pt"
+    run_dir = Path(config.training.run_dir)
+    with locked(run_dir, "training.run_dir"):
+        path, best = run_dir / "config.json", run_dir / "best.pt"
+        if (run_dir / "last.pt").exists():
+            check_config(run_dir, config, FROM_DATA)
+        elif best.exists() or source.resolve() == path.resolve():
+            raise InputError(
+                f"training.run_dir: wanted a new folder or a run to resume, found {best if best.exists() else path}"
+                " without last.pt; choose another folder, or move that file away"
+            )
+        remove_partials(run_dir, RUN_FILES)
+        yield run_dir
+
+
+def check_config(run_dir: Path, config, unknown: Collection[str] = ()):
+    """Raise InputError where a run in progress has another config; the keys `unknown` may differ."""
+    found, wanted = asdict(load_config(run_dir / "config.json", kind=type(config))), asdict(config)
+    del wanted["snapshot"]
+    for section, values in wanted.items():
+        for key, value in values.items():
+            longer = key == "epochs" and value > found[section][key]
+            same = json.dumps(found[section][key]) == json.dumps(value)  # in the same order too
+            moved = key == "run_dir"  # a run folder may have moved
+            if not (same or longer or moved or key in unknown):
+                raise InputError(
+                    f"training.run_dir: {run_dir} holds a run with {section}.{key} = {shorten(found[section][key])},"
+                    f" wanted {shorten(value)}; choose another folder, or delete this one to start anew"
+                )
+
+
+def begin(run_dir: Path, config, parts: dict, validated: dict, best: Callable) -> list[dict]:
+    """Load last.pt, where there is one, into the named parts, and write config.json; the history of finished epochs.
+
+    `validated` shows what a validated epoch's record holds, with any numbers, and `best` finds the best such record of
+    a history. Raises InputError where the run that is there has another config or is not of such a training.
+    """
+    history = []
     if (run_dir / "last.pt").exists():
-        found, wanted = asdict(load_config(path, kind=type(config))), asdict(config)
-        del wanted["snapshot"]
-        for section, values in wanted.items():
-            for key, value in values.items():
-                longer = key == "epochs" and value > found[section][key]
-                same = json.dumps(found[section][key]) == json.dumps(value)  # in the same order too
-                if not (same or longer or key == "run_dir"):  # a run folder may have moved
-                    raise InputError(
-                        f"training.run_dir: {run_dir} holds a run with {section}.{key} = {found[section][key]}, wanted"
-                        f" {value}; choose another folder, or delete this one to start anew"
-                    )
-    elif best.exists() or source.resolve() == path.resolve():
-        raise InputError(
-            f"training.run_dir: wanted a new folder or a run to resume, found {best if best.exists() else path} without"
-            " last.pt; choose another folder, or move that file away"
-        )
+        check_config(run_dir, config)
+        history = resume(run_dir, config.training, parts, validated, best)
     config.snapshot = None
-    save_config(config, path)
+    save_config(config, run_dir / "config.json")
+    return history
 
 
-def resume(path: Path, parts: dict, device) -> list[dict]:
-    """Load the last checkpoint, where there is one, into the named parts; the history of finished epochs."""
-    if not path.exists():
-        return []
-    state = load_checkpoint(path, device)
+def resume(run_dir: Path, settings, parts: dict, validated: dict, best: Callable) -> list[dict]:
+    """`begin` for a folder that has a last.pt."""
+    path = run_dir / "last.pt"
+    state = load_checkpoint(path)
     try:
+        if not (isinstance(state, dict) and {"history", *parts} <= set(state)):
+            raise ValueError(f"wanted the entries history, {', '.join(parts)}")
+        history = state["history"]
+        check_history(history, settings, validated)
         for name, part in parts.items():
-            part.load_state_dict(state[name])
-        history = list(state["history"])
-    except (KeyError, TypeError, IndexError, ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{path}: wanted a checkpoint of this network's training, found another") from error
-    best = path.with_name("best.pt")
-    if any("dice" in row for row in history) and not best.exists():
-        raise InputError(f"{best}: wanted the best epoch's weights beside last.pt, found no such file; put it back")
+            restore(part, state[name])
+    except ValueError as error:
+        raise InputError(
+            f"{path}: wanted a checkpoint of this network's training, found another: {shorten(error)}") from error
+    weights, record = run_dir / "best.pt", best(history)
+    elsewhere = record is not None and record is not history[-1]  # than in last.pt
+    if elsewhere and not weights.exists():
+        raise InputError(f"{weights}: wanted the best epoch's weights beside last.pt, found no such file; put it back")
     print(f"{path}: resuming after epoch {len(history)}")
     return history
 
 
-def open_writer(run_dir: Path, epochs: int) -> SummaryWriter:
-    try:
-        return SummaryWriter(run_dir, purge_step=epochs)
-    except OSError as error:
-        raise InputError(f"{run_dir}: cannot be written ({error.strerror})") from error
+def check_history(history, settings, validated: dict):
+    """Raise ValueError unless these are the records of finished epochs: numbers, or numbers by name, and of a validated
+    epoch all that `validated` holds."""
+    if not (isinstance(history, list) and history):
+        raise ValueError("wanted a history of epochs")
+    for epoch, record in enumerate(history, 1):
+        if not (isinstance(record, dict) and all(map(_is_numeric, record.values())) and record.get("epoch") == epoch):
+            raise ValueError(f"wanted numbers of epoch {epoch} in its history, found others")
+        due = epoch == settings.epochs or epoch % settings.validate_every == 0
+        for name, value in validated.items() if due or "dice" in record else ():
+            if not _is_like(record.get(name), value):
+                raise ValueError(f"wanted {name} of epoch {epoch} in its history like {value}, found others")
+
+
+def _is_numeric(value) -> bool:
+    return _is_number(value) or (isinstance(value, dict) and all(map(_is_number, value.values())))
+
+
+def _is_like(found, wanted) -> bool:
+    """Whether both are numbers, or numbers by the same names."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and set(found) == set(wanted) and all(map(_is_number, found.values()))
+    return _is_number(found)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def learning_rate(settings, epoch: float) -> float:
@@ -134,31 +189,35 @@ def mean_dice(record) -> float:
     return sum(record["dice"].values()) / len(record["dice"])
 
 
-def best_dice(history) -> float:
-    """The best mean Dice of the epochs so far that were validated, or -1."""
-    return max((mean_dice(row) for row in history if "dice" in row), default=-1.0)
+def best_epoch(history) -> dict | None:
+    """The record of the validated epoch with the best mean Dice, the first of equals; None where there is none."""
+    return max((row for row in history if "dice" in row), key=mean_dice, default=None)
 
 
-def end_epoch(run_dir: Path, parts: dict, history: list[dict], record: dict, writer):
-    """Append an epoch's record to the history, log it, and save last.pt; overview.png where it was validated."""
+def end_epoch(run_dir: Path, parts: dict, history: list[dict], record: dict, events: EventFile):
+    """Append an epoch's record to the history, log it, and save last.pt: from that all else can be made again."""
     history.append(record)
-    log(writer, record)
+    log(events, record)
     states = {name: part.state_dict() for name, part in parts.items()}
     save_checkpoint(run_dir / "last.pt", states | {"history": history})
-    if "dice" in record:
+
+
+def publish(run_dir: Path, history: list[dict], best: Callable, keep: Callable):
+    """What people want of the epoch in last.pt: where it was validated overview.png, where it is the best keep() it.
+
+    Called after each epoch, and again by a run that resumes, as the one before may have been killed on the way here.
+    """
+    if history and "dice" in history[-1]:
+        if best(history) is history[-1]:
+            keep()
         training_overview(run_dir / "overview.png", history)
 
 
-def best_epoch(history) -> dict:
-    """The record of the validated epoch with the best mean Dice."""
-    return max((row for row in history if "dice" in row), key=mean_dice)
-
-
-def log(writer, record):
+def log(events: EventFile, record):
     """One epoch's numbers to TensorBoard."""
     for name, value in record.items():
         if name == "dice":
             for structure, score in value.items():
-                writer.add_scalar(f"dice/{structure}", score, record["epoch"])
+                events.add_scalar(f"dice/{structure}", score, record["epoch"])
         elif name != "epoch":
-            writer.add_scalar(f"loss/{name}", value, record["epoch"])
+            events.add_scalar(f"loss/{name}", value, record["epoch"])

@@ -118,6 +118,9 @@ def test_a_finished_run_can_be_lengthened(trained, tmp_path, monkeypatch):
 def test_a_run_folder_without_its_best_or_its_last_checkpoint_is_refused_and_left_alone(trained, tmp_path, monkeypatch):
     shutil.copytree(trained / "run", tmp_path / "run")
     arguments = [f"--config={trained / 'config.json'}", f"--training.run_dir={tmp_path / 'run'}", "--device=cpu"]
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    state["history"][0]["dice"] = {"LV": 1.0, "LA": 1.0}  # better than the last, whose weights are in last.pt too
+    torch.save(state, tmp_path / "run/last.pt")
     (tmp_path / "run/best.pt").rename(tmp_path / "best.pt")
     with pytest.raises(ValueError, match=r"best\.pt: wanted the best epoch's weights beside last\.pt"):
         call(implicitmeshnet_train, monkeypatch, *arguments)
@@ -157,9 +160,8 @@ def test_pretraining_writes_its_config_weights_and_pictures(pretrained):
 
 def test_pretraining_keeps_the_weights_with_the_least_error_near_the_surface(pretrained, monkeypatch):
     errors, kept = iter([0.5, 0.2, 0.3, 0.1]), []
-    volume = np.zeros((4, 4, 4), np.float32)
-    monkeypatch.setattr(pretrain_drn, "validate", lambda *_: (
-        {"error_voxels": next(errors), "sign": 1.0, "dice": 0.9}, volume, volume))
+    monkeypatch.setattr(pretrain_drn, "validate", lambda *_: {
+        "error_voxels": next(errors), "sign": 1.0, "dice": {"zero level": 0.9}})
     monkeypatch.setattr(pretrain_drn, "save_snapshot", lambda path, drn: (kept.append(1), save_snapshot(path, drn)))
     call(pretrain_drn, monkeypatch, f"--config={pretrained / 'drn.json'}", "--device=cpu", "--training.epochs=4",
          f"--training.run_dir={pretrained / 'drn_best'}")

@@ -1,0 +1,188 @@
+"""Checkpoints as files: what fits is loaded, whatever else is one sentence that names the file."""
+
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from implicitmeshnet.checkpoint import load_checkpoint, load_network, misfit, restore, save_checkpoint, save_snapshot
+from implicitmeshnet.config import Config, DataConfig, NetworkConfig
+from implicitmeshnet.io import InputError
+from implicitmeshnet.network import build_network
+
+
+def small_config(region: str = "centre") -> Config:
+    network = NetworkConfig(encoder_channels=(4, 8), decoder_channels=(4,), localiser_channels=(4, 8),
+                            template="centred", template_subdivisions=0, stage_levels=(("e1",),), stage_channels=(4,))
+    return Config(DataConfig(structures={"LV": [500]}, region=region, shape=(8, 8, 8)), network)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return build_network(small_config()).state_dict()
+
+
+def quantised(tensor):
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+STRANGE = {
+    "meta": lambda tensor: tensor.to("meta"),
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "csr": lambda tensor: tensor.flatten(1).to_sparse_csr(),
+    "quantised": quantised,
+    "nested": lambda tensor: torch.nested.nested_tensor(list(tensor)),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+    "float8": lambda tensor: tensor.to(torch.float8_e4m3fn),
+    "integer": lambda tensor: tensor.int(),
+    "bool": lambda tensor: tensor > 0,
+    "not finite": lambda tensor: tensor / 0,
+    "list": lambda tensor: tensor.tolist(),
+    "number": lambda tensor: 1.0,
+    "none": lambda tensor: None,
+    "another shape": lambda tensor: tensor[:1],
+    "transposed": lambda tensor: tensor[None],
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_snapshot_of_other_than_plain_real_numbers_is_one_sentence(weights, tmp_path, kind):
+    path, name = tmp_path / "best.pt", next(iter(weights))
+    torch.save({"network": weights | {name: STRANGE[kind](weights[name])}}, path)
+    with pytest.raises(InputError, match=r"best\.pt: ") as error:
+        load_network(small_config(), path)
+    assert "does not fit the config: wanted" in str(error.value) or "unreadable" in str(error.value)
+    assert len(str(error.value)) < 800
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_in_any_real_precision_are_loaded(weights, tmp_path, dtype):
+    torch.save({"network": {name: value.to(dtype) for name, value in weights.items()}}, tmp_path / "best.pt")
+    loaded = load_network(small_config(), tmp_path / "best.pt").state_dict()
+    assert all(torch.equal(loaded[name], value.to(dtype).float()) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("state", [None, 1, [], {}, {"network": None}, {"network": []}, {"network": torch.zeros(1)},
+                                   torch.zeros(3)], ids=str)
+def test_a_file_of_other_things_is_no_snapshot(tmp_path, state):
+    torch.save(state, tmp_path / "best.pt")
+    with pytest.raises(InputError, match=r"best\.pt: wanted a snapshot with the entry 'network', found none"):
+        load_network(small_config(), tmp_path / "best.pt")
+
+
+def test_weights_of_a_localiser_that_is_not_needed_are_no_fault(tmp_path):
+    found = build_network(small_config("found"))
+    save_snapshot(tmp_path / "best.pt", found)
+    loaded = load_network(small_config("centre"), tmp_path / "best.pt")
+    assert loaded.localiser is None
+    assert all(torch.equal(value, found.state_dict()[name].half().float())
+               for name, value in loaded.state_dict().items())
+    state = load_checkpoint(tmp_path / "best.pt")
+    for name in ("unet.extra", "localised", 7):
+        torch.save({"network": state["network"] | {name: torch.zeros(1)}}, tmp_path / "more.pt")
+        with pytest.raises(InputError, match=rf"more\.pt: does not fit the config: wanted {name} of shape None"):
+            load_network(small_config("centre"), tmp_path / "more.pt")
+
+
+def test_weights_of_a_localiser_that_is_needed_must_be_there(tmp_path):
+    save_snapshot(tmp_path / "best.pt", build_network(small_config("centre")))
+    with pytest.raises(InputError, match=r"wanted localiser\..* of shape .*, found None"):
+        load_network(small_config("found"), tmp_path / "best.pt")
+
+
+def test_the_same_state_gives_the_same_bytes_under_any_name(weights, tmp_path):
+    for name in ("best.pt", "other.pt"):
+        save_checkpoint(tmp_path / name, {"network": weights})
+    assert (tmp_path / "best.pt").read_bytes() == (tmp_path / "other.pt").read_bytes()
+
+
+def test_a_folder_in_place_of_a_checkpoint_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be read as a checkpoint \(Is a directory\)"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_one_sentence(weights, tmp_path_factory, data):
+    """Bytes changed, or the end missing: what still loads is checked, what does not is named."""
+    path = tmp_path_factory.getbasetemp() / "damaged.pt"
+    save_checkpoint(path, {"network": weights})
+    content = bytearray(path.read_bytes())
+    names = content.index(b"network")  # where the pickled part begins
+    for position in data.draw(st.lists(st.one_of(st.integers(0, len(content) - 1), st.integers(0, names + 4000)),
+                                       min_size=1, max_size=4)):
+        content[position] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))])
+    try:
+        load_network(small_config(), path)
+    except InputError as error:
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a checkpoint", pickle.dumps({"network": 1}), b"\x80\x02.",
+                                     b"\x80\x02" + b"(" * 100_000])
+def test_a_file_that_is_no_checkpoint_is_unreadable(tmp_path, content):
+    (tmp_path / "best.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"best\.pt: wanted a (checkpoint|snapshot)"):
+        load_network(small_config(), tmp_path / "best.pt")
+
+
+def trained():
+    """A network and its optimiser after two steps."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), 0.1, weight_decay=0.01)
+    for _ in range(2):
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    return network, optimizer
+
+
+def test_an_optimiser_is_restored_whatever_settings_the_file_names():
+    _, optimizer = trained()
+    state = optimizer.state_dict()
+    state["param_groups"] = [{"params": "nonsense", "lr": "fast"}]
+    _, other = trained()
+    other.state.clear()
+    restore(other, state)
+    assert other.param_groups[0]["weight_decay"] == 0.01
+    for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+MOMENTS = {
+    "none": lambda state: None,
+    "a list": lambda state: [state],
+    "no state": lambda state: {},
+    "a list of states": lambda state: {"state": []},
+    "another number": lambda state: {"state": {2: state["state"][0]}},
+    "a negative number": lambda state: {"state": {-1: state["state"][0]}},
+    "a name": lambda state: {"state": {"weight": state["state"][0]}},
+    "a tensor's number": lambda state: {"state": {torch.zeros(2): state["state"][0]}},
+    "no means": lambda state: {"state": {0: None}},
+    "a mean missing": lambda state: {"state": {0: {"step": torch.ones(()), "exp_avg": torch.zeros(2, 3)}}},
+    "a mean too many": lambda state: {"state": {0: state["state"][0] | {"max_exp_avg_sq": torch.zeros(2, 3)}}},
+    "another shape": lambda state: {"state": {1: state["state"][0]}},
+    "no step": lambda state: {"state": {0: state["state"][0] | {"step": torch.zeros(())}}},
+    "a step that is no tensor": lambda state: {"state": {0: state["state"][0] | {"step": 2}}},
+    "negative squares": lambda state: {"state": {0: state["state"][0] | {"exp_avg_sq": -torch.ones(2, 3)}}},
+    "a mean that is not finite": lambda state: {"state": {0: state["state"][0] | {"exp_avg": torch.ones(2, 3) / 0}}},
+    "a sparse mean": lambda state: {"state": {0: state["state"][0] | {"exp_avg": torch.ones(2, 3).to_sparse()}}},
+    "a meta mean": lambda state: {"state": {0: state["state"][0] | {"exp_avg": torch.ones(2, 3, device="meta")}}},
+}
+
+
+@pytest.mark.parametrize("kind", MOMENTS)
+def test_an_optimisers_state_that_does_not_fit_is_refused_in_words(kind):
+    _, optimizer = trained()
+    with pytest.raises(ValueError, match="wanted"):
+        restore(optimizer, MOMENTS[kind](optimizer.state_dict()))
+
+
+def test_a_fit_is_no_misfit(weights):
+    assert misfit(dict(weights), weights) == ""
