@@ -1,22 +1,13 @@
-// A mesh's faces as the host kernels want them: checked, and as triangles in their own planes.
+// A mesh's faces as the host kernels want them: triangles in their own planes.
 #pragma once
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 
 #include "triangle.h"
 
 namespace imn {
-
-inline void check_faces(const at::Tensor& faces, int64_t vertex_count) {
-    TORCH_CHECK_VALUE(faces.size(0) > 0, "faces: wanted at least one face, found none");
-    const int64_t* index = faces.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < 3 * faces.size(0); i++)
-        TORCH_CHECK_VALUE(index[i] >= 0 && index[i] < vertex_count, "faces: wanted vertex indices from 0 to ",
-                          vertex_count - 1, ", found ", index[i]);
-}
 
 constexpr double LIMIT = 1e9;  // a mesh with a vertex beyond, or not finite, has no distance
 

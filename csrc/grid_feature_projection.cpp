@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "allocate.h"
+#include "checks.h"
 #include "trilinear.h"
 
 namespace {
@@ -14,11 +15,24 @@ using imn::Cell;
 
 constexpr int64_t GROUP = 16;  // channels of a channels-first volume that are read together
 
-// The eight voxels around a vertex and their weights.
+// The first of the eight voxels around a vertex, and the weights of all.
 template <typename T>
 struct Corners {
-    int32_t voxel[8];
+    int64_t voxel;
     T weight[8];
+};
+
+// The way from the first of eight voxels to each, given the step along each axis, in whatever unit. It is the same for
+// all vertices: an axis of one voxel has no second one in any cell, every other axis has one in all cells.
+struct Ways {
+    int64_t to[8];
+
+    Ways(at::IntArrayRef shape, int64_t x, int64_t y, int64_t z) {
+        if (shape[0] == 1) x = 0;
+        if (shape[1] == 1) y = 0;
+        if (shape[2] == 1) z = 0;
+        for (int k = 0; k < 8; k++) to[k] = (k >> 2 & 1) * x + (k >> 1 & 1) * y + (k & 1) * z;
+    }
 };
 
 template <typename T>
@@ -33,11 +47,10 @@ std::vector<Cell<T>> locate(const at::Tensor& vertices, at::IntArrayRef shape) {
 template <typename T>
 std::vector<Corners<T>> corners_of(const std::vector<Cell<T>>& cells, at::IntArrayRef shape) {
     std::vector<Corners<T>> corners(cells.size());
-    for (size_t i = 0; i < cells.size(); i++)
-        for (int k = 0; k < 8; k++) {
-            corners[i].voxel[k] = int32_t(cells[i].offset(k, shape[1] * shape[2], shape[2], 1));
-            corners[i].weight[k] = cells[i].weight(k);
-        }
+    for (size_t i = 0; i < cells.size(); i++) {
+        corners[i].voxel = cells[i].offset(0, shape[1] * shape[2], shape[2], 1);
+        for (int k = 0; k < 8; k++) corners[i].weight[k] = cells[i].weight(k);
+    }
     return corners;
 }
 
@@ -46,14 +59,15 @@ using Pair __attribute__((vector_size(2 * sizeof(T)), aligned(sizeof(T)), may_al
 
 // Adds value at a vertex's corners; with `paired`, the two along Z lie side by side.
 template <typename T>
-inline void add_corners(T* plane, const Corners<T>& corners, T value, bool paired) {
+inline void add_corners(T* plane, const Corners<T>& corners, const Ways& ways, T value, bool paired) {
+    T* first = plane + corners.voxel;
     if (paired)
         for (int k = 0; k < 8; k += 2) {
-            auto both = reinterpret_cast<Pair<T>*>(plane + corners.voxel[k]);
+            auto both = reinterpret_cast<Pair<T>*>(first + ways.to[k]);
             *both += value * Pair<T>{corners.weight[k], corners.weight[k + 1]};
         }
     else
-        for (int k = 0; k < 8; k++) plane[corners.voxel[k]] += value * corners.weight[k];
+        for (int k = 0; k < 8; k++) first[ways.to[k]] += value * corners.weight[k];
 }
 
 // Where a task sums: in the result itself, or beside it where that holds fewer bits.
@@ -75,15 +89,17 @@ struct Part {
 
 // Channels first: a task is a channel of an item, zeroed and filled while it lies in the cache; features (B, C, V).
 template <typename T, typename Out>
-void splat_planes(Out* volume, int64_t voxels, const std::vector<Corners<T>>& corners, const T* features, int64_t batch,
-                  int64_t channels, bool paired) {
-    int64_t count = batch > 0 ? corners.size() / batch : 0;
+void splat_planes(Out* volume, at::IntArrayRef shape, const std::vector<Corners<T>>& corners, const T* features,
+                  int64_t batch, int64_t channels) {
+    int64_t count = batch > 0 ? corners.size() / batch : 0, voxels = shape[0] * shape[1] * shape[2];
+    const Ways ways(shape, shape[1] * shape[2], shape[2], 1);
+    const bool paired = shape[2] > 1;
     at::parallel_for(0, batch * channels, 1, [&](int64_t begin, int64_t end) {
         Part<T, Out> part(voxels);
         for (int64_t task = begin; task < end; task++) {
             T* plane = part.zeroed(volume + task * voxels);
             const Corners<T>* at = corners.data() + task / channels * count;
-            for (int64_t v = 0; v < count; v++) add_corners(plane, at[v], features[task * count + v], paired);
+            for (int64_t v = 0; v < count; v++) add_corners(plane, at[v], ways, features[task * count + v], paired);
             part.finish(volume + task * voxels);
         }
     });
@@ -95,9 +111,10 @@ template <typename T, typename Out>
 void splat_slices(Out* volume, at::IntArrayRef shape, const std::vector<Corners<T>>& corners, const T* features,
                   int64_t batch, int64_t channels) {
     int64_t count = batch > 0 ? corners.size() / batch : 0, plane = shape[1] * shape[2], size = plane * channels;
+    const Ways ways(shape, plane, shape[2], 1);
     std::vector<std::vector<int64_t>> beginning(batch * shape[0]);  // vertices by the slice where their cell begins
     for (int64_t v = 0; v < batch * count; v++)
-        beginning[v / count * shape[0] + corners[v].voxel[0] / plane].push_back(v);
+        beginning[v / count * shape[0] + corners[v].voxel / plane].push_back(v);
     at::parallel_for(0, batch * shape[0], 1, [&](int64_t begin, int64_t end) {
         Part<T, Out> part(size);
         for (int64_t task = begin; task < end; task++) {
@@ -106,7 +123,7 @@ void splat_slices(Out* volume, at::IntArrayRef shape, const std::vector<Corners<
             for (int64_t before = task % shape[0] > 0 ? 1 : 0; before >= 0; before--)
                 for (int64_t v : beginning[task - before])
                     for (int64_t k = 4 * before; k < 4 * before + 4; k++) {
-                        T* row = slice + (corners[v].voxel[k] - first) * channels;
+                        T* row = slice + (corners[v].voxel + ways.to[k] - first) * channels;
                         const T* from = features + v * channels;
                         T weight = corners[v].weight[k];
 #pragma omp simd
@@ -117,13 +134,23 @@ void splat_slices(Out* volume, at::IntArrayRef shape, const std::vector<Corners<
     });
 }
 
+// Features are (B, V, C) like the vertices (B, V, 3).
+void check_features(const at::Tensor& features, const at::Tensor& vertices) {
+    imn::check_vertices(vertices);
+    TORCH_CHECK_VALUE(features.dim() == 3, "features: wanted shape (B, V, C), found ", features.sizes());
+    imn::check_sizes(features, {vertices.size(0), vertices.size(1), features.size(2)}, "features");
+}
+
 at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features, at::IntArrayRef shape, bool channels_last,
                  std::optional<at::ScalarType> dtype) {
     auto vertices = vertices_.contiguous(), values = features.to(vertices.scalar_type());
+    check_features(values, vertices);
+    imn::check_shape(shape, 1);
     auto format = channels_last ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::Contiguous;
     int64_t batch = features.size(0), channels = features.size(2);
     auto volume = imn::empty_huge({batch, channels, shape[0], shape[1], shape[2]},
                                   features.options().dtype(dtype.value_or(features.scalar_type())), format);
+    if (volume.numel() == 0) return volume;
     values = channels_last ? values.contiguous() : values.transpose(1, 2).contiguous();
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "splat", [&] {
         using T = scalar_t;
@@ -133,8 +160,7 @@ at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features, at::In
             if (channels_last)
                 splat_slices<T, scalar_t>(out, shape, corners, values.const_data_ptr<T>(), batch, channels);
             else
-                splat_planes<T, scalar_t>(out, shape[0] * shape[1] * shape[2], corners, values.const_data_ptr<T>(),
-                                          batch, channels, shape[2] > 1);
+                splat_planes<T, scalar_t>(out, shape, corners, values.const_data_ptr<T>(), batch, channels);
         });
     });
     return volume;
@@ -152,11 +178,11 @@ struct Reading {
 
 // Channels last: vertex by vertex, all channels of a corner side by side.
 template <typename T, typename V>
-void read_rows(const V* volume, const Corners<T>* corners, int64_t count, int64_t channels, int64_t step,
-               Reading<T> reading) {
+void read_rows(const V* volume, const Corners<T>* corners, const Ways& ways, int64_t count, int64_t channels,
+               int64_t step, Reading<T> reading) {
     for (int64_t v = 0; v < count; v++) {
         const V* row[8];
-        for (int k = 0; k < 8; k++) row[k] = volume + corners[v].voxel[k] * step;
+        for (int k = 0; k < 8; k++) row[k] = volume + corners[v].voxel * step + ways.to[k];
         if (reading.values) {
             T* out = reading.values + v * reading.values_stride;
             const T* w = corners[v].weight;
@@ -179,10 +205,11 @@ void read_rows(const V* volume, const Corners<T>* corners, int64_t count, int64_
 template <typename T, typename V>
 void read_planes(const V* volume, at::IntArrayRef strides, at::IntArrayRef shape, const Corners<T>* corners,
                  int64_t count, int64_t channels, Reading<T> reading) {
-    std::vector<int64_t> offset(8 * count);
-    for (int64_t i = 0; i < 8 * count; i++) {
-        int64_t voxel = corners[i / 8].voxel[i % 8];
-        offset[i] = voxel / (shape[1] * shape[2]) * strides[2] + voxel / shape[2] % shape[1] * strides[3] +
+    const Ways ways(shape, strides[2], strides[3], strides[4]);
+    std::vector<int64_t> offset(count);
+    for (int64_t v = 0; v < count; v++) {
+        int64_t voxel = corners[v].voxel;
+        offset[v] = voxel / (shape[1] * shape[2]) * strides[2] + voxel / shape[2] % shape[1] * strides[3] +
                     voxel % shape[2] * strides[4];
     }
     if (reading.products) std::fill_n(reading.products, 8 * count, T(0));
@@ -190,7 +217,7 @@ void read_planes(const V* volume, at::IntArrayRef strides, at::IntArrayRef shape
         for (int64_t v = 0; v < count; v++) {
             T sum = 0, factor = reading.products ? reading.features[v * reading.features_stride + c] : T(0);
             for (int k = 0; k < 8; k++) {
-                T value = T(volume[c * strides[1] + offset[8 * v + k]]);
+                T value = T(volume[c * strides[1] + offset[v] + ways.to[k]]);
                 sum += corners[v].weight[k] * value;
                 if (reading.products) reading.products[8 * v + k] += factor * value;
             }
@@ -203,7 +230,7 @@ void read_planes(const V* volume, at::IntArrayRef strides, at::IntArrayRef shape
 template <typename T>
 void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Reading<T> reading) {
     int64_t batch = volume.size(0), channels = volume.size(1), count = batch > 0 ? corners.size() / batch : 0;
-    auto strides = volume.strides();
+    auto strides = volume.strides(), shape = volume.sizes().slice(2);
     bool rows = strides[1] == 1 && strides[3] == volume.size(4) * strides[4] &&
                 strides[2] == volume.size(3) * strides[3];
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "read", [&] {
@@ -214,9 +241,10 @@ void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Read
                               reading.features_stride, products};
         };
         if (rows) {
+            const Ways ways(shape, strides[2], strides[3], strides[4]);
             at::parallel_for(0, batch * count, 64, [&](int64_t begin, int64_t end) {
                 for (int64_t v = begin; v < end; v++)
-                    read_rows(values + v / count * strides[0], &corners[v], 1, channels, strides[4],
+                    read_rows(values + v / count * strides[0], &corners[v], ways, 1, channels, strides[4],
                               part(v, 0, reading.products ? reading.products + 8 * v : nullptr));
             });
             return;
@@ -226,7 +254,7 @@ void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Read
         at::parallel_for(0, batch * groups, 1, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++) {
                 int64_t b = task / groups, first = task % groups * GROUP;
-                read_planes(values + b * strides[0] + first * strides[1], strides, volume.sizes().slice(2),
+                read_planes(values + b * strides[0] + first * strides[1], strides, shape,
                             corners.data() + b * count, count, std::min(GROUP, channels - first),
                             part(b * count, first, products.empty() ? nullptr : products.data() + task * count * 8));
             }
@@ -240,10 +268,23 @@ void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Read
     });
 }
 
+// Volumes (B, C, X, Y, Z), B that of the vertices and no axis empty -> channels of them all.
+int64_t check_volumes(at::TensorList volumes, const at::Tensor& vertices) {
+    imn::check_vertices(vertices);
+    int64_t channels = 0;
+    for (const auto& volume : volumes) {
+        TORCH_CHECK_VALUE(volume.dim() == 5 && volume.size(0) == vertices.size(0) &&
+                              imn::is_shape(volume.sizes().slice(2), 1),
+                          "volume: wanted shape (", vertices.size(0), ", C, X, Y, Z) of axes from 1 to ", imn::LARGEST,
+                          ", found ", volume.sizes());
+        channels += volume.size(1);
+    }
+    return channels;
+}
+
 at::Tensor gather(at::TensorList volumes, const at::Tensor& vertices_) {
     auto vertices = vertices_.contiguous();
-    int64_t channels = 0, first = 0;
-    for (const auto& volume : volumes) channels += volume.size(1);
+    int64_t channels = check_volumes(volumes, vertices), first = 0;
     auto result = at::empty({vertices.size(0), vertices.size(1), channels}, vertices.options());
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "gather", [&] {
         for (const auto& volume : volumes) {
@@ -273,6 +314,7 @@ void read_gradient(const at::Tensor& volume, const at::Tensor& vertices, const T
 
 at::Tensor position_gradient(at::TensorList volumes, const at::Tensor& vertices_, const at::Tensor& features_) {
     auto vertices = vertices_.contiguous(), features = features_.contiguous();
+    imn::check_sizes(features, {vertices.size(0), vertices.size(1), check_volumes(volumes, vertices)}, "features");
     auto result = at::zeros(vertices.sizes(), vertices.options());
     int64_t first = 0;
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "position_gradient", [&] {
@@ -288,6 +330,7 @@ at::Tensor position_gradient(at::TensorList volumes, const at::Tensor& vertices_
 std::tuple<at::Tensor, at::Tensor> splat_backward(const at::Tensor& grad, const at::Tensor& vertices_,
                                                   const at::Tensor& features_) {
     auto vertices = vertices_.contiguous(), features = features_.to(vertices.scalar_type()).contiguous();
+    imn::check_sizes(features, {vertices.size(0), vertices.size(1), check_volumes(grad, vertices)}, "features");
     auto positions = at::zeros(vertices.sizes(), vertices.options());
     auto values = at::empty(features.sizes(), features.options());
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "splat_backward", [&] {

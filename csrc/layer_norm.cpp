@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include "checks.h"
 #include "portable.h"
 
 namespace {
@@ -85,6 +86,7 @@ at::Tensor layer_norm_leaky_relu(const at::Tensor& features_, double slope) {
 
 at::Tensor layer_norm_leaky_relu_backward(const at::Tensor& grad_, const at::Tensor& features_, double slope) {
     auto grad = grad_.contiguous(), features = features_.contiguous();
+    imn::check_sizes(grad, features.sizes(), "grad");
     return over_rows(features, [&](at::Tensor& result, int64_t first, int64_t rows, int64_t size) {
         AT_DISPATCH_FLOATING_TYPES(features.scalar_type(), "layer_norm_leaky_relu", [&] {
             backward(features.const_data_ptr<scalar_t>() + first, grad.const_data_ptr<scalar_t>() + first,

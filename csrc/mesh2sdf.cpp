@@ -15,6 +15,7 @@
 #endif
 
 #include "allocate.h"
+#include "checks.h"
 #include "culling.h"
 #include "faces.h"
 #include "grid.h"
@@ -379,12 +380,15 @@ void solve_item(const T* vertices, int64_t vertex_count, const int64_t* faces, i
 std::tuple<at::Tensor, at::Tensor> mesh2sdf(const at::Tensor& vertices_, const at::Tensor& faces_,
                                             at::IntArrayRef shape) {
     auto vertices = vertices_.contiguous(), faces = faces_.contiguous();
+    imn::check_vertices(vertices);
     imn::check_faces(faces, vertices.size(1));
+    imn::check_shape(shape, 2);
     auto sdf = imn::empty_huge({vertices.size(0), shape[0], shape[1], shape[2]}, vertices.options());
     auto face = imn::empty_huge(sdf.sizes(), sdf.options().dtype(at::kInt));
+    if (sdf.numel() == 0) return {sdf, face};
     auto valid = (vertices.abs() <= imn::LIMIT).flatten(1).all(1);
     Grid grid(shape);
-    std::vector<int8_t> inside(grid.size());
+    auto inside = at::empty({grid.size()}, at::kChar);
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "mesh2sdf", [&] {
         for (int64_t b = 0; b < vertices.size(0); b++) {
             if (!valid[b].item<bool>()) {
@@ -392,7 +396,7 @@ std::tuple<at::Tensor, at::Tensor> mesh2sdf(const at::Tensor& vertices_, const a
                 continue;
             }
             solve_item(vertices.const_data_ptr<scalar_t>() + b * vertices.size(1) * 3, vertices.size(1),
-                       faces.const_data_ptr<int64_t>(), faces.size(0), grid, inside.data(),
+                       faces.const_data_ptr<int64_t>(), faces.size(0), grid, inside.mutable_data_ptr<int8_t>(),
                        sdf.mutable_data_ptr<scalar_t>() + b * grid.size(),
                        face.mutable_data_ptr<int32_t>() + b * grid.size());
         }

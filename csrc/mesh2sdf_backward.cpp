@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include "checks.h"
 #include "faces.h"
 #include "grid.h"
 
@@ -130,10 +131,32 @@ void differentiate_item(const T* grad, const T* vertices, int64_t vertex_count, 
     });
 }
 
+// Whether all numbers are from 0 to bound - 1.
+IMN_CLONES bool are_below(const int32_t* numbers, int64_t count, uint32_t bound) {
+    int beyond = 0;
+#pragma omp simd reduction(| : beyond)
+    for (int64_t i = 0; i < count; i++) beyond |= uint32_t(numbers[i]) >= bound;
+    return !beyond;
+}
+
+void check(const at::Tensor& grad, const at::Tensor& vertices, const at::Tensor& faces, const at::Tensor& sdf,
+           const at::Tensor& face) {
+    imn::check_vertices(vertices);
+    imn::check_faces(faces, vertices.size(1));
+    TORCH_CHECK_VALUE(sdf.dim() == 4 && sdf.size(0) == vertices.size(0), "sdf: wanted shape (", vertices.size(0),
+                      ", X, Y, Z), found ", sdf.sizes());
+    imn::check_sizes(grad, sdf.sizes(), "grad");
+    imn::check_sizes(face, sdf.sizes(), "face");
+    TORCH_CHECK_VALUE(are_below(face.const_data_ptr<int32_t>(), face.numel(), uint32_t(faces.size(0))),
+                      "face: wanted faces from 0 to ", faces.size(0) - 1, ", found others");
+}
+
 at::Tensor mesh2sdf_backward(const at::Tensor& grad_, const at::Tensor& vertices_, const at::Tensor& faces_,
                              const at::Tensor& sdf_, const at::Tensor& face_) {
     auto grad = grad_.contiguous(), vertices = vertices_.contiguous(), faces = faces_.contiguous();
     auto sdf = sdf_.contiguous(), face = face_.contiguous();
+    check(grad, vertices, faces, sdf, face);
+    if (sdf.numel() == 0) return at::zeros(vertices.sizes(), vertices.options());
     auto result = at::empty(vertices.sizes(), vertices.options());
     Grid grid(sdf.sizes().slice(1));
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "mesh2sdf_backward", [&] {

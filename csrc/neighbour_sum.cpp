@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include "checks.h"
 #include "portable.h"
 
 namespace {
@@ -67,6 +68,11 @@ template <bool backward>
 at::Tensor run(const at::Tensor& from_, const at::Tensor& index_, const at::Tensor& weight_, bool own) {
     auto from = from_.contiguous(), index = index_.contiguous();
     auto weight = weight_.to(from.scalar_type()).contiguous();
+    TORCH_CHECK_VALUE(index.dim() == 2, "index: wanted shape (V, D), found ", index.sizes());
+    imn::check_sizes(weight, index.sizes(), "weight");
+    TORCH_CHECK_VALUE(from.dim() >= 2 && from.size(-2) == index.size(0) && !(own && !backward && from.size(-1) % 2),
+                      "features: wanted shape (..., ", index.size(0), own && !backward ? ", 2 C)" : ", C)", ", found ",
+                      from.sizes());
     for (int64_t slot = 0; slot < index.numel(); slot++) {
         int64_t neighbour = index.const_data_ptr<int64_t>()[slot];
         TORCH_CHECK_INDEX(0 <= neighbour && neighbour < index.size(0), "index: wanted vertices from 0 to ",

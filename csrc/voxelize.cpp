@@ -1,14 +1,17 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "faces.h"
+#include "checks.h"
 #include "winding.h"
 
 namespace {
 
 at::Tensor voxelize(const at::Tensor& vertices, const at::Tensor& faces, at::IntArrayRef shape) {
     auto points = vertices.contiguous(), corners = faces.contiguous();
+    TORCH_CHECK_VALUE(points.dim() == 2 && points.size(1) == 3, "vertices: wanted shape (V, 3), found ",
+                      points.sizes());
     imn::check_faces(corners, points.size(0));
+    imn::check_shape(shape, 1);
     auto inside = at::empty(shape, vertices.options().dtype(at::kBool));
     const double scale[3] = {1, 1, 1}, shift[3] = {0, 0, 0};
     AT_DISPATCH_FLOATING_TYPES(points.scalar_type(), "voxelize", [&] {
