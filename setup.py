@@ -29,12 +29,20 @@ def sources(suffix):
 
 
 def architectures(nvcc):
-    """Code for each generation from Volta on that this nvcc knows, and what later ones translate themselves."""
+    """Code for each generation from Volta on that this nvcc knows, and what later ones translate themselves.
+
+    A generation runs the code of its first architecture: 8.6 that of 8.0. Turing (7.5) counts as Volta's (7.0), and is
+    the first where nvcc lists no Volta any more.
+    """
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
     known = sorted(int(name[8:]) for name in listed if name[8:].isdigit())  # compute_90, not compute_90a
-    chosen = [number for number in known if number >= 70 and number % 10 == 0]
-    return [f"-gencode=arch=compute_{n},code=sm_{n}" for n in chosen] + [
-        f"-gencode=arch=compute_{chosen[-1]},code=compute_{chosen[-1]}"]
+    first = {}
+    for number in known:
+        if number >= 70:
+            first.setdefault(number // 10, number)
+    newest = max(first.values())
+    return [f"-gencode=arch=compute_{n},code=sm_{n}" for n in first.values()] + [
+        f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
 class OptionalBuild(BuildExtension):
