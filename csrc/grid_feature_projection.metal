@@ -8,6 +8,7 @@ using imn::Integer;
 using imn::Layout;
 using imn::Thread;
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void splat_float(
     const device float* vertices, const device float* features, device float* volume, constant Integer& batch,
     constant Integer& count, constant Integer& channels, constant Integer& x,
@@ -19,6 +20,7 @@ kernel void splat_float(
         Thread{Integer(group), int(index)});
 }
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void gather_float(
     const device float* volume, const device float* vertices, device float* result, constant Integer& batch,
     constant Integer& count, constant Integer& row, constant Integer& first,
@@ -30,6 +32,7 @@ kernel void gather_float(
         Thread{Integer(group), int(index)});
 }
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void position_gradient_float(
     const device float* volume, const device float* vertices, const device float* features, device float* result,
     constant Integer& batch, constant Integer& count, constant Integer& row, constant Integer& first,
@@ -42,6 +45,7 @@ kernel void position_gradient_float(
         Thread{Integer(group), int(index)});
 }
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void gather_bfloat16(
     const device Bfloat16* volume, const device float* vertices, device float* result, constant Integer& batch,
     constant Integer& count, constant Integer& row, constant Integer& first,
@@ -53,6 +57,7 @@ kernel void gather_bfloat16(
         Thread{Integer(group), int(index)});
 }
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void position_gradient_bfloat16(
     const device Bfloat16* volume, const device float* vertices, const device float* features, device float* result,
     constant Integer& batch, constant Integer& count, constant Integer& row, constant Integer& first,

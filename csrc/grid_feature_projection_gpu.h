@@ -20,8 +20,8 @@ struct Layout {
 };
 
 template <typename T>
-IMN_INLINE Cell<T> cell_of(const IMN_DEVICE T* vertices, Integer vertex, Layout layout) {
-    const IMN_DEVICE T* at = vertices + 3 * vertex;
+IMN_INLINE Cell<T> cell_of(const IMN_DEVICE T* vertices, Integer v, Layout layout) {
+    const IMN_DEVICE T* at = vertices + 3 * v;
     return locate(at[0], at[1], at[2], layout.x, layout.y, layout.z);
 }
 
@@ -29,10 +29,10 @@ IMN_INLINE Cell<T> cell_of(const IMN_DEVICE T* vertices, Integer vertex, Layout 
 template <typename T>
 IMN_KERNEL_INLINE void splat_channel(const IMN_DEVICE T* vertices, const IMN_DEVICE T* features, IMN_DEVICE T* volume,
                                      Integer batch, Integer count, Layout layout, Thread me) {
-    Integer i = me.group * GROUP + me.index, vertex = i / layout.channels, channel = i % layout.channels;
-    if (vertex >= batch * count) return;
-    Cell<T> cell = cell_of(vertices, vertex, layout);
-    volume += vertex / count * layout.step_b + channel * layout.step_channel;
+    Integer i = me.group * GROUP + me.index, v = i / layout.channels, channel = i % layout.channels;
+    if (v >= batch * count) return;
+    Cell<T> cell = cell_of(vertices, v, layout);
+    volume += v / count * layout.step_b + channel * layout.step_channel;
     for (int corner = 0; corner < 8; corner++)
         add_to(volume + cell.offset(corner, layout.step_x, layout.step_y, layout.step_z),
                cell.weight(corner) * features[i]);
@@ -43,15 +43,15 @@ template <typename T, typename V>
 IMN_KERNEL_INLINE void gather_channel(const IMN_DEVICE V* volume, const IMN_DEVICE T* vertices, IMN_DEVICE T* result,
                                       Integer batch, Integer count, Integer row, Integer first, Layout layout,
                                       Thread me) {
-    Integer i = me.group * GROUP + me.index, vertex = i / layout.channels, channel = i % layout.channels;
-    if (vertex >= batch * count) return;
-    Cell<T> cell = cell_of(vertices, vertex, layout);
-    volume += vertex / count * layout.step_b + channel * layout.step_channel;
+    Integer i = me.group * GROUP + me.index, v = i / layout.channels, channel = i % layout.channels;
+    if (v >= batch * count) return;
+    Cell<T> cell = cell_of(vertices, v, layout);
+    volume += v / count * layout.step_b + channel * layout.step_channel;
     T sum = 0;
     for (int corner = 0; corner < 8; corner++)
         sum += cell.weight(corner) *
                value_of<T>(volume[cell.offset(corner, layout.step_x, layout.step_y, layout.step_z)]);
-    result[vertex * row + first + channel] = sum;
+    result[v * row + first + channel] = sum;
 }
 
 // One warp a vertex: adds to result (B, V, 3) the gradient by the position of features (B, V, row), from channel
@@ -60,21 +60,21 @@ template <typename T, typename V>
 IMN_KERNEL_INLINE void differentiate_vertex(const IMN_DEVICE V* volume, const IMN_DEVICE T* vertices,
                                             const IMN_DEVICE T* features, IMN_DEVICE T* result, Integer batch,
                                             Integer count, Integer row, Integer first, Layout layout, Thread me) {
-    Integer vertex = me.group * WARPS + me.index / WARP;
-    if (vertex >= batch * count) return;
+    Integer v = me.group * WARPS + me.index / WARP;
+    if (v >= batch * count) return;
     int lane = me.index % WARP;
-    Cell<T> cell = cell_of(vertices, vertex, layout);
-    volume += vertex / count * layout.step_b;
+    Cell<T> cell = cell_of(vertices, v, layout);
+    volume += v / count * layout.step_b;
     T products[8];
     for (int corner = 0; corner < 8; corner++) {
         Integer offset = cell.offset(corner, layout.step_x, layout.step_y, layout.step_z);
         T sum = 0;
         for (Integer channel = lane; channel < layout.channels; channel += WARP)
-            sum += features[vertex * row + first + channel] *
+            sum += features[v * row + first + channel] *
                    value_of<T>(volume[channel * layout.step_channel + offset]);
         products[corner] = warp_sum(sum);
     }
-    if (lane < 3) result[3 * vertex + lane] += cell.slope_along(lane, products);
+    if (lane < 3) result[3 * v + lane] += cell.slope_along(lane, products);
 }
 
 }  // namespace imn

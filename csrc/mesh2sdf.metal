@@ -7,6 +7,7 @@ using imn::Integer;
 using imn::Shape;
 using imn::Thread;
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void prepare_float(const device float* vertices, const device Integer* faces, const device float* slack,
                           device float* triangles, device float* balls, device int* first, constant Integer& batch,
                           constant Integer& vertex_count, constant Integer& face_count,
@@ -15,6 +16,7 @@ kernel void prepare_float(const device float* vertices, const device Integer* fa
                  Thread{Integer(group), int(index)});
 }
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void cross_faces_float(const device float* vertices, const device Integer* faces, const device float* reach,
                               device int* changes,
                               constant Integer& batch, constant Integer& vertex_count, constant Integer& face_count,
@@ -25,11 +27,13 @@ kernel void cross_faces_float(const device float* vertices, const device Integer
                     normalised != 0, Thread{Integer(group), int(index)});
 }
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void accumulate(device int* changes, constant Integer& count, constant Integer& size,
                        uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
     imn::accumulate_column(changes, count, size, Thread{Integer(group), int(index)});
 }
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void solve_float(const device float* triangles, const device float* balls, const device float* slack,
                         const device int* valid, device float* sdf, device int* face, constant Integer& face_count,
                         constant Integer& x, constant Integer& y, constant Integer& z,
@@ -39,6 +43,7 @@ kernel void solve_float(const device float* triangles, const device float* balls
                      Thread{Integer(group), int(index)}, &shared);
 }
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void differentiate_float(const device float* grad, const device float* triangles, const device Integer* faces,
                                 const device int* first, const device float* slack, const device float* sdf,
                                 const device int* face, device float* result, constant Integer& batch,

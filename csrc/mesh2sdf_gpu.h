@@ -416,9 +416,10 @@ IMN_KERNEL_INLINE void differentiate_run(const IMN_DEVICE T* grad, const IMN_DEV
     for (int k = z; k < least(z + RUN, shape.z); k++) {
         Integer at = row * shape.z + k;
         if (grad[at] == T(0)) continue;
-        if (face[at] != met) {
+        int closest = least(most(face[at], 0), int(face_count) - 1);  // nothing is read out of bounds
+        if (closest != met) {
             if (met >= 0) add_corners(faces, met, first[item * face_count + met], vertex_count, sums, result);
-            met = face[at];
+            met = closest;
             t = load_triangle(triangles, item * face_count + met);
             for (int c = 0; c < 3; c++) sums[c] = {T(0), T(0), T(0)};
         }
