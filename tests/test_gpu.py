@@ -2,11 +2,15 @@
 
 import contextlib
 import re
+import runpy
 import shutil
 import subprocess
+import types
+import warnings
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 from implicitmeshnet.mesh import icosphere
@@ -17,6 +21,7 @@ CSRC, SHIM = ROOT / "csrc", ROOT / "tests" / "gpu_shim"
 HOST_COMPILER = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Wno-attributes", f"-I{SHIM}", f"-I{CSRC}"]
 PRESENT = [name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
            if there]
+METAL_SOURCES = sorted(CSRC.glob("*.metal"))
 CUDA_SOURCES = sorted([*CSRC.glob("*.cu"), *(ROOT / "benchmarks").glob("*.cu")])
 CASES = [("cuda", torch.float32), ("cuda", torch.float64), ("metal", torch.float32)]
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile the kernels for the host")
@@ -35,8 +40,8 @@ def host_source(language, name):
     if language == "cuda":
         return (CSRC / f"{name}.cu").read_text()
     text = _gpu.metal_source(CSRC / f"{name}.metal")
-    kernels = re.findall(r"^kernel void (\w+)\(", text, re.MULTILINE)
-    return text + "".join(f"IMN_EXPORT({kernel}, {kernel}, {_gpu.GROUP})\n" for kernel in kernels)
+    exports = (f"IMN_EXPORT({kernel}, {kernel}, {_gpu.GROUP})\n" for kernel in _gpu.kernel_names(text))
+    return text + "".join(exports)
 
 
 def compile_for_the_host(folder, name):
@@ -179,15 +184,100 @@ def test_constants_are_the_kernels():
     text = (CSRC / "mesh2sdf_gpu.h").read_text()
     assert f"BLOCK = {_gpu.BLOCK}," in text
     assert f"RUN = {_gpu.RUN};" in text
-    assert f"WARPS = {_gpu.GROUP // 32}, GROUP = WARPS * WARP" in (CSRC / "gpu.h").read_text()
+    groups = f"int WARP = {_gpu.WARP}, WARPS = {_gpu.GROUP // _gpu.WARP}, GROUP = WARPS * WARP"
+    assert groups in (CSRC / "gpu.h").read_text()
+    for source in METAL_SOURCES:
+        kernels = _gpu.kernel_names(source.read_text())
+        limit = f"[[max_total_threads_per_threadgroup({_gpu.GROUP})]]\nkernel void"
+        assert kernels
+        assert source.read_text().count(limit) == len(kernels)
 
 
-@pytest.mark.parametrize("source", sorted(CSRC.glob("*.metal")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", METAL_SOURCES, ids=lambda path: path.stem)
 def test_metal_source_stands_alone(source):
     text = _gpu.metal_source(source)
     assert re.findall(r"#include (.*)", text) == ["<metal_stdlib>", "<cmath>", "<cstdint>"]  # the latter for the host
     assert text.count("struct Thread {") == 1
     assert text.isascii()  # torch hands it over as such
+
+
+SCALARS = {"bool", "char", "short", "int", "long", "uchar", "ushort", "uint", "ulong", "half", "bfloat", "float"}
+QUALIFIERS = {"kernel", "device", "constant", "thread", "threadgroup"}  # that our kernels use as such
+RESERVED = QUALIFIERS | {
+    "vertex", "fragment", "visible", "threadgroup_imageblock", "ray_data", "object_data",  # other qualifiers
+    "new", "delete", "goto", "virtual", "try", "catch", "throw", "dynamic_cast", "typeid", "noexcept", "register",
+    "thread_local", "double", "wchar_t", "char16_t", "char32_t",  # C++14's that Metal does without
+    "main", "metal", "assert", "as_type", "restrict", "quad", "complex", "imaginary", "llong", "ullong",
+    "uchar", "ushort", "uint", "ulong", "half", "bfloat", "size_t", "ptrdiff_t",
+    "int8_t", "uint8_t", "int16_t", "uint16_t", "int32_t", "uint32_t", "int64_t", "uint64_t",
+    "vec", "packed_vec", "matrix", "array", "array_ref", "sampler", "imageblock", "patch_control_point",
+    "atomic", "atomic_int", "atomic_uint", "atomic_bool", "atomic_ulong", "atomic_float",
+    "INFINITY", "NAN", "MAXFLOAT", "MAXHALF", "HUGE_VALF", "HUGE_VALH",
+} | {f"{packed}{scalar}{size}" for packed in ("", "packed_") for scalar in SCALARS for size in (2, 3, 4)} | {
+    f"{scalar}{rows}x{columns}" for scalar in ("half", "float") for rows in (2, 3, 4) for columns in (2, 3, 4)}
+RESERVED_PATTERN = re.compile(r"(texture|depth)(1d|2d|3d|cube|_buffer)\w*|(M|FLT|HALF)_[A-Z0-9_]+")
+USES = re.compile(r"""
+    \b(?:kernel|device|constant|thread|threadgroup|uint)\s+(?=[A-Za-z_])  # before the word that they qualify
+  | \bas_type< | \bmetal::atomic_(?:int|float)\b | \bmetal::
+  | \[\[.*?\]\] | ^\#.*$""", re.VERBOSE | re.MULTILINE)
+
+
+def as_metal_reads_it(text):
+    """The branches for Metal, macros expanded and comments gone."""
+    text = re.sub(r"^#include.*$", "", text, flags=re.MULTILINE)
+    run = subprocess.run(["g++", "-E", "-P", "-D__METAL_VERSION__=310", "-x", "c++", "-"], input=text, check=True,
+                         capture_output=True, text=True)
+    return run.stdout
+
+
+def reserved_words(code):
+    """The words of the Metal Shading Language that code uses for something of its own."""
+    words = set(re.findall(r"\b[A-Za-z_]\w*", USES.sub(" ", code)))
+    return {word for word in words if word in RESERVED or RESERVED_PATTERN.fullmatch(word)}
+
+
+@needs_compiler
+@pytest.mark.parametrize("source", METAL_SOURCES, ids=lambda path: path.stem)
+def test_no_identifier_is_a_word_of_metal(source):
+    """C++'s own keywords are g++'s too, which compiles the kernels in the tests above."""
+    code = as_metal_reads_it(_gpu.metal_source(source))
+    assert len(code) > 1000
+    assert reserved_words(code) == set()
+
+
+@pytest.mark.parametrize("use", ["int {} = 0;", "void f(const device float* {});", "float {}[2];", "x = {} + 1;"])
+def test_words_of_metal_are_found(use):
+    for word in (*RESERVED, "texture2d_array", "depthcube", "texture_buffer", "M_PI_F"):
+        assert reserved_words(use.format(word)) == {word}
+
+
+@pytest.fixture(scope="module")
+def diagnose():
+    """Metal source -> what clang says about it, read as C++ for OpenCL."""
+    cindex = pytest.importorskip("clang.cindex", reason="no libclang to read the kernels as C++ for OpenCL")
+    try:
+        index = cindex.Index.create()
+    except cindex.LibclangError as error:
+        pytest.skip(f"libclang does not load: {error}")
+    flags = ["-cl-std=clc++2021", "-cl-no-stdinc", "-Wno-unknown-attributes", f"-I{SHIM / 'opencl'}"]
+
+    def said_about(text):
+        unit = index.parse("kernels.cl", args=flags, unsaved_files=[("kernels.cl", text)])
+        return [f"{each.location.line}: {each.spelling}" for each in unit.diagnostics]
+
+    return said_about
+
+
+@pytest.mark.parametrize("source", METAL_SOURCES, ids=lambda path: path.stem)
+def test_metal_source_is_cpp_for_opencl(source, diagnose):
+    text = _gpu.metal_source(source)
+    assert diagnose(text) == []
+    for pattern, wrong in ((r"device float\* result", "float* result"),  # no address space
+                           (r"\(const IMN_DEVICE", "(const IMN_SHARED"),  # another one
+                           (r"\bme\b", "vertex"), (r"\bme\b", "thread")):
+        changed, count = re.subn(pattern, wrong, text)
+        assert count > 0
+        assert diagnose(changed) != []
 
 
 def test_metal_that_does_not_compile_gives_way_to_the_reference(monkeypatch):
@@ -197,14 +287,200 @@ def test_metal_that_does_not_compile_gives_way_to_the_reference(monkeypatch):
     monkeypatch.setattr(torch.mps, "compile_shader", refuse)
     metal = _gpu.MetalKernels("mesh2sdf")
     with pytest.warns(UserWarning, match=r"mesh2sdf.metal did not compile for Metal \(not Metal\)"):
-        assert not metal.usable()
-    op = _kernels._or_reference(_gpu.mesh2sdf, metal, reference.mesh2sdf)
+        assert not metal.usable(torch.device("mps"))
+    assert_is_the_reference(metal)
+
+
+def assert_is_the_reference(kernels):
+    """Whatever op uses kernels that do not run is the reference, without another word."""
     vertices, faces = bumpy(1, torch.float32)
-    assert torch.equal(op(vertices, faces, [3, 4, 5])[0], reference.mesh2sdf(vertices, faces, [3, 4, 5])[0])
+    volume = torch.randn(1, 2, 3, 4, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        op = _kernels._or_reference(_gpu.mesh2sdf, kernels, reference.mesh2sdf)
+        assert torch.equal(op(vertices, faces, [3, 4, 5])[0], reference.mesh2sdf(vertices, faces, [3, 4, 5])[0])
+        op = _kernels._or_reference(_gpu.gather, kernels, reference.gather)
+        assert torch.equal(op([volume], vertices), reference.gather([volume], vertices))
+
+
+class MetalLibrary:
+    """What torch.mps.compile_shader returns, of kernels that all have the same limits."""
+
+    def __init__(self, most_threads, width):
+        self._limits = types.SimpleNamespace(max_threads_per_threadgroup=most_threads, thread_execution_width=width)
+
+    def __getattr__(self, kernel):
+        return self._limits
+
+
+@pytest.mark.parametrize(("most_threads", "width", "reason"), [
+    (1024, 32, None), (256, 32, None),
+    (255, 32, "wanted groups of 256 threads, found 255"), (1024, 16, "wanted warps of 32 threads, found 16"),
+    (1024, 64, "wanted warps of 32 threads, found 64")])
+@pytest.mark.parametrize("name", [source.stem for source in METAL_SOURCES])
+def test_metal_groups_and_warps_must_be_those_that_the_kernels_mean(monkeypatch, most_threads, width, reason, name):
+    monkeypatch.setattr(torch.mps, "compile_shader", lambda source: MetalLibrary(most_threads, width))
+    metal = _gpu.MetalKernels(name)
+    if reason is None:
+        assert metal.usable(torch.device("mps"))
+        return
+    with pytest.warns(UserWarning, match=rf"in plain PyTorch, slowly, as .*{name}.metal .*: {reason}"):
+        assert not metal.usable(torch.device("mps"))
+    assert_is_the_reference(metal)
+
+
+def test_metals_kernels_are_all_checked(monkeypatch):
+    asked = []
+
+    class Library(MetalLibrary):
+        def __getattr__(self, kernel):
+            asked.append(kernel)
+            return super().__getattr__(kernel)
+
+    monkeypatch.setattr(torch.mps, "compile_shader", lambda source: Library(256, 32))
+    assert _gpu.MetalKernels("mesh2sdf").usable(torch.device("mps"))
+    wanted = {"prepare_float", "cross_faces_float", "accumulate", "solve_float", "differentiate_float"}
+    assert wanted == set(asked) - {"_limits"}
+
+
+class FailingKernels(HostKernels):
+    """A CUDA library whose kernels return an error's code on some devices."""
+
+    def __init__(self, codes):
+        self._runs = {}
+        self.codes, self.started, self.device = codes, [], None
+        self.library = types.SimpleNamespace(imn_accumulate=self.start)
+
+    @contextlib.contextmanager
+    def _current(self, device):
+        self.device = device
+        yield 0
+
+    def start(self, arguments, groups, stream):
+        self.started.append(self.device)
+        return self.codes[self.device]
+
+
+def test_a_cuda_library_that_cannot_run_gives_way_on_its_device_alone(monkeypatch):
+    def check_error(code):
+        raise RuntimeError(f"no kernel image is available ({code})")
+
+    monkeypatch.setattr(torch.cuda, "check_error", check_error)
+    new, old = torch.device("cuda", 0), torch.device("cuda", 1)
+    kernels = FailingKernels({new: 0, old: 209})
+    assert kernels.usable(new)
+    with pytest.warns(UserWarning, match=r"compiled CUDA kernels do not run on cuda:1 \(no kernel image is available"):
+        assert not kernels.usable(old)
+    assert kernels.usable(new)
+    assert not kernels.usable(old)
+    assert kernels.started == [new, old]  # once for each device
+    kernels = FailingKernels({torch.device("cpu"): 35})
+    with pytest.warns(UserWarning, match=r"do not run on cpu \(no kernel image is available \(35\)\)"):
+        assert not kernels.usable(torch.device("cpu"))
+    assert_is_the_reference(kernels)
+
+
+def test_a_library_of_something_else_gives_way():
+    kernels = FailingKernels({})
+    kernels.library = types.SimpleNamespace()
+    with pytest.warns(UserWarning, match="do not run on cpu .*imn_accumulate"):
+        assert not kernels.usable(torch.device("cpu"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("language", ["cuda", "metal"])
+def test_kernels_that_run_are_used(kernels, language):
+    vertices, faces = bumpy(1, torch.float32)
+    op = _kernels._or_reference(lambda host, *arguments: "started", kernels[language], reference.mesh2sdf)
+    assert op(vertices, faces, [3, 4, 5]) == "started"
+
+
+@pytest.mark.parametrize(("kernels", "most"), [(_gpu.CudaKernels, 2**31 - 1), (_gpu.MetalKernels, 2**24 - 1)])
+def test_more_groups_than_a_grid_has_are_refused(kernels, most):
+    assert most == kernels.MOST_GROUPS
+    bare = object.__new__(kernels)
+    for groups in (most + 1, 2**31, 2**32, 2**40):
+        with pytest.raises(ValueError, match=f"splat_float: wanted at most {most} groups of 256 threads on the device,"
+                                             f" found {groups}: too many voxels or vertices at once"):
+            bare.launch("splat_float", groups, torch.device("cpu"))
+    _gpu._check_groups("splat_float", most, most)
+
+
+@needs_compiler
+@pytest.mark.parametrize("language", ["cuda", "metal"])
+def test_a_volume_of_more_voxels_than_32_bits_number_is_read(projection, language):
+    """2^31 voxels that lie on each other, so that they take no memory, but along X."""
+    volume = torch.arange(1300.0).view(1, 1, 1300, 1, 1).expand(1, 2, 1300, 1300, 1300)
+    positions = torch.tensor([[[-1.0, 0, 0.3], [0.5, 1, 1], [1, 1, 1]]])
+    expected = (positions[..., :1] + 1) * (1299 / 2)
+    torch.testing.assert_close(_gpu.gather(projection[language], [volume], positions), expected.expand(1, 3, 2))
+
+
+@needs_compiler
+@pytest.mark.parametrize("language", ["cuda", "metal"])
+def test_what_a_backward_is_handed_must_fit(kernels, projection, language):
+    vertices, faces = bumpy(1, torch.float32)
+    sdf, face = _gpu.mesh2sdf(kernels[language], vertices, faces, (5, 6, 7))
+    good = torch.ones_like(sdf), vertices, faces, sdf, face
+    for index, name in ((0, "grad"), (3, "sdf"), (4, "face")):
+        wrong = [each[:, 1:] if at == index else each for at, each in enumerate(good)]
+        with pytest.raises(ValueError, match=f"{'grad' if name == 'sdf' else name}: wanted shape"):
+            _gpu.mesh2sdf_backward(kernels[language], *wrong)
+    for beyond in (-1, len(faces), 2**31 - 1):  # no error, as nothing waits for the device, but no crash
+        assert _gpu.mesh2sdf_backward(kernels[language], *good[:4], torch.full_like(face, beyond)).isfinite().all()
+    for moved in (faces + 1000, faces - 1000):
+        assert _gpu.mesh2sdf_backward(kernels[language], *good[:2], moved, *good[3:]).isfinite().all()
+    volume, features = torch.ones(1, 2, 3, 4, 5), torch.ones(*vertices.shape[:2], 3)
+    with pytest.raises(ValueError, match=r"features: wanted shape \(1, 42, 2\), found \(1, 42, 3\)"):
+        _gpu.splat_backward(projection[language], volume, vertices, features)
+    with pytest.raises(ValueError, match=r"features: wanted shape \(1, 42, 3\), found \(1, 41, 3\)"):
+        _gpu.splat(projection[language], vertices, features[:, 1:], [3, 4, 5])
+    with pytest.raises(ValueError, match=r"volume: wanted shape \(1, C, X, Y, Z\), found \(2, 2, 3, 4, 5\)"):
+        _gpu.gather(projection[language], [volume.expand(2, -1, -1, -1, -1)], vertices)
+
+
+LISTED = {
+    "11.8": [35, 37, 50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90],
+    "12.9": [50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90, 100, 101, 103, 120, 121],
+    "13.0": [75, 80, 86, 87, 88, 89, 90, 100, 110, 103, 120, 121],
+    "unsorted": [121, 120, 90, 89, 80, 75],
+    "without a first": [80, 86, 103, 121],
+}
+
+
+@pytest.mark.parametrize(("toolkit", "wanted"), [
+    ("11.8", [70, 80, 90]), ("12.9", [70, 80, 90, 100, 120]), ("13.0", [75, 80, 90, 100, 110, 120]),
+    ("unsorted", [75, 80, 90, 120]), ("without a first", [80, 103, 121])])
+def test_each_generation_has_its_code(tmp_path, monkeypatch, toolkit, wanted):
+    """Also the specific architectures (compute_90a), which run nowhere else, are passed over."""
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    nvcc = tmp_path / "nvcc"
+    listed = [f"compute_{number}" for number in LISTED[toolkit]]
+    nvcc.write_text("#!/bin/sh\necho " + " ".join([*listed, "compute_90a", "compute_100f"]) + "\n")
+    nvcc.chmod(0o755)
+    flags = runpy.run_path(str(ROOT / "setup.py"))["architectures"](str(nvcc))
+    compiled = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in wanted]
+    assert flags == [*compiled, f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}"]
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
-@pytest.mark.parametrize("architecture", [80, 86, 90, 100])
+@pytest.mark.skipif("cuda" in PRESENT, reason="a CUDA device is present, on which the kernels run")
+def test_a_real_cuda_library_without_a_driver_gives_way(tmp_path, monkeypatch):
+    source, target = CSRC / "mesh2sdf.cu", tmp_path / "_cuda.so"
+    subprocess.run(["nvcc", "-std=c++17", "-O0", "-shared", "-Xcompiler", "-fPIC", source, "-o", target], check=True)
+
+    def check_error(code):
+        raise RuntimeError(f"CUDA error {code}")
+
+    monkeypatch.setattr(torch.cuda, "check_error", check_error)
+    kernels = HostKernels(target)
+    with pytest.warns(UserWarning, match=r"the compiled CUDA kernels do not run on cpu \(CUDA error \d+\)"):
+        assert not kernels.usable(torch.device("cpu"))
+    assert_is_the_reference(kernels)
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+@pytest.mark.parametrize("architecture", [75, 80, 86, 90, 100])
 @pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
 def test_nvcc_compiles_without_a_warning(tmp_path, source, architecture):
     run = subprocess.run(["nvcc", "-std=c++17", "-O3", f"-arch=sm_{architecture}", f"-I{CSRC}", "-Xptxas=-v", "-c",

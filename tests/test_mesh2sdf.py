@@ -364,14 +364,14 @@ def test_a_vertex_that_no_face_uses_changes_nothing():
     ({"faces": torch.tensor([[0, 1, -1]])}, ValueError, "faces: wanted vertex indices from 0 to 3, found -1"),
     ({"faces": torch.zeros(2, 4).long()}, ValueError, "faces: wanted shape (F, 3), found (2, 4)"),
     ({"faces": torch.zeros(2, 3)}, TypeError, "faces: wanted integers, found torch.float32"),
-    ({"shape": (4, 4)}, ValueError, "shape: wanted one or three integers of at least 2, found (4, 4)"),
-    ({"shape": 4.0}, ValueError, "shape: wanted one or three integers of at least 2, found 4.0"),
-    ({"shape": (4, None, 4)}, ValueError, "shape: wanted one or three integers of at least 2, found (4, None, 4)"),
+    ({"shape": (4, 4)}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found (4, 4)"),
+    ({"shape": 4.0}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found 4.0"),
+    ({"shape": (4, None, 4)}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found (4, None, 4)"),
     ({"shape": (2**63, 2, 2)}, ValueError,
-     "shape: wanted one or three integers of at least 2, found (9223372036854775808, 2, 2)"),
+     "shape: wanted one or three integers from 2 to 16777216, found (9223372036854775808, 2, 2)"),
     ({"vertices": np.zeros((4, 3))}, TypeError, "vertices: wanted a tensor, found ndarray"),
     ({"faces": np.zeros((1, 3), int)}, TypeError, "faces: wanted a tensor, found ndarray"),
-    ({"shape": 1}, ValueError, "shape: wanted one or three integers of at least 2, found 1"),
+    ({"shape": 1}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found 1"),
 ])
 def test_errors_name_the_argument(change, error, text):
     arguments = {"vertices": torch.zeros(4, 3), "faces": torch.tensor([[0, 1, 2]]), "shape": 4} | change

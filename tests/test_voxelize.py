@@ -144,7 +144,7 @@ def test_opcheck_and_layout():
      "vertices: wanted finite coordinates, found NaN or infinity"),
     ({"vertices": torch.zeros(1, 4, 3)}, ValueError, "vertices: wanted shape (V, 3), found (1, 4, 3)"),
     ({"faces": torch.tensor([[0, 1, 9]])}, ValueError, "faces: wanted vertex indices from 0 to 3, found 9"),
-    ({"shape": (0, 4, 4)}, ValueError, "shape: wanted one or three integers of at least 1, found (0, 4, 4)"),
+    ({"shape": (0, 4, 4)}, ValueError, "shape: wanted one or three integers from 1 to 16777216, found (0, 4, 4)"),
 ])
 def test_errors_name_the_argument(change, error, text):
     arguments = {"vertices": torch.zeros(4, 3), "faces": torch.tensor([[0, 1, 2]]), "shape": 4} | change

@@ -4,26 +4,49 @@ import operator
 
 import torch
 
+LARGEST = 2**24
+"""Voxels along an axis: float32 tells no more positions apart, and what the kernels make of them fits 32 bits."""
+MOST = 2**31 - 1
+"""Faces and vertices of a mesh, which the kernels number in 32 bits."""
+HALF = torch.float16, torch.bfloat16
+FLOATING = *HALF, torch.float32, torch.float64
+
 
 def as_shape(shape, smallest: int, name: str = "shape") -> list[int]:
-    """An int or three ints -> three ints of at least `smallest`; ValueError otherwise."""
+    """An int or three ints -> three ints from `smallest` to LARGEST; ValueError otherwise."""
     try:
         sizes = [operator.index(n) for n in shape] if hasattr(shape, "__iter__") else [operator.index(shape)] * 3
     except TypeError:
         sizes = []
-    if len(sizes) != 3 or any(not smallest <= n < 2**31 for n in sizes):
-        raise ValueError(f"{name}: wanted one or three integers of at least {smallest}, found {shape}")
+    if len(sizes) != 3 or any(not smallest <= n <= LARGEST for n in sizes):
+        raise ValueError(f"{name}: wanted one or three integers from {smallest} to {LARGEST}, found {shape}")
     return sizes
 
 
-def _check_tensor(value, name):
+def check_tensor(value, name: str):
+    """Raise TypeError unless value is a tensor that holds its numbers one beside the other."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: wanted a tensor, found {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: wanted a dense tensor, found layout {value.layout}")
+
+
+def check_floating(value, name: str):
+    """`check_tensor`, and TypeError unless it holds numbers of 16 to 64 bits with a fraction."""
+    check_tensor(value, name)
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name}: wanted float16, bfloat16, float32 or float64, found {value.dtype}")
+
+
+def check_device(value, like, name: str, others: str = "the vertices"):
+    """Raise ValueError unless value is where `like`, called `others`, is."""
+    if value.device != like.device:
+        raise ValueError(f"{name}: wanted device {like.device} like {others}, found {value.device}")
 
 
 def check_points(vertices, name: str = "vertices"):
     """Raise TypeError or ValueError unless vertices is (..., 3) in float32 or float64."""
-    _check_tensor(vertices, name)
+    check_tensor(vertices, name)
     if vertices.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name}: wanted float32 or float64, found {vertices.dtype}")
     if vertices.ndim == 0 or vertices.shape[-1] != 3:
@@ -37,13 +60,30 @@ def check_batched_points(vertices):
         raise ValueError(f"vertices: wanted shape (B, V, 3), found {tuple(vertices.shape)}")
 
 
-def as_faces(faces, device):
-    """Faces (F, 3) of any integer type -> int64; TypeError or ValueError otherwise."""
-    _check_tensor(faces, "faces")
+def check_size(tensor, shape, name: str):
+    """Raise ValueError unless a tensor has a shape."""
+    if tensor.shape != tuple(shape):
+        raise ValueError(f"{name}: wanted shape {tuple(shape)}, found {tuple(tensor.shape)}")
+
+
+def check_volume(volume, vertices):
+    """Raise ValueError unless a volume is (B, C, X, Y, Z), B that of the vertices, of 1 to LARGEST voxels an axis."""
+    shape = tuple(volume.shape)
+    if len(shape) != 5 or shape[0] != len(vertices) or 0 in shape[2:]:
+        raise ValueError(f"volume: wanted shape ({len(vertices)}, C, X, Y, Z), found {shape}")
+    if max(shape[2:]) > LARGEST:
+        raise ValueError(f"volume: wanted at most {LARGEST} voxels along an axis, found shape {shape}")
+
+
+def as_faces(faces, vertices):
+    """Faces (F, 3) of any integer type over vertices (..., V, 3) -> int64; TypeError or ValueError otherwise."""
+    check_tensor(faces, "faces")
     if faces.dtype.is_floating_point or faces.dtype.is_complex or faces.dtype == torch.bool:
         raise TypeError(f"faces: wanted integers, found {faces.dtype}")
     if faces.ndim != 2 or faces.shape[1] != 3:
         raise ValueError(f"faces: wanted shape (F, 3), found {tuple(faces.shape)}")
-    if faces.device != device:
-        raise ValueError(f"faces: wanted them on {device} like the vertices, found {faces.device}")
+    check_device(faces, vertices, "faces")
+    for name, count in (("faces", len(faces)), ("vertices", vertices.shape[-2])):
+        if count > MOST:
+            raise ValueError(f"{name}: wanted at most {MOST}, found {count}")
     return faces.long()

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from implicitmeshnet.ops import reference
+from implicitmeshnet.ops._checks import check_size, check_volume
 
-GROUP, BLOCK, RUN = 256, 16, 8
-"""As in csrc/mesh2sdf_gpu.h: threads of every group, voxels along a group's block, and along a thread's run."""
+GROUP, WARP, BLOCK, RUN = 256, 32, 16, 8
+"""As in csrc/: threads of every group and of a warp, voxels along a group's block, and along a thread's run."""
 CSRC = Path(__file__).parents[2] / "csrc"
 _SUFFIX = {torch.float32: "_float", torch.float64: "_double"}
 
@@ -35,25 +36,54 @@ def metal_source(path: Path) -> str:
     return inline(path)
 
 
+def kernel_names(source: str) -> list[str]:
+    """The kernels that Metal source defines."""
+    return re.findall(r"^kernel void (\w+)\(", source, re.MULTILINE)
+
+
+def _warn_unusable(reason):
+    warnings.warn(f"implicitmeshnet: the ops run in plain PyTorch, slowly, as {reason}", stacklevel=2)
+
+
+def _check_groups(kernel, groups, most):
+    if groups > most:
+        raise ValueError(f"{kernel}: wanted at most {most} groups of {GROUP} threads on the device, found {groups}: too"
+                         " many voxels or vertices at once")
+
+
 class MetalKernels:
     """The kernels of one .metal file, on MPS tensors; compiled on first use."""
+
+    MOST_GROUPS = (2**32 - 1) // GROUP
+    """Metal counts a grid's threads in 32 bits."""
 
     def __init__(self, name):
         self.path = CSRC / f"{name}.metal"
 
     @functools.cached_property
     def library(self):
+        """What torch compiled, None where it did not or where groups or warps are not those that the kernels mean."""
         try:
-            return torch.mps.compile_shader(metal_source(self.path))
+            source = metal_source(self.path)
+            library = torch.mps.compile_shader(source)
+            for name in kernel_names(source):
+                self._check_kernel(name, getattr(library, name))
         except (OSError, RuntimeError, SyntaxError) as error:  # no csrc/ beside the package, or not Metal's taste
-            warnings.warn(f"implicitmeshnet: the ops run in plain PyTorch, slowly, as {self.path} did not compile for"
-                          f" Metal ({error})", stacklevel=6)
+            _warn_unusable(f"{self.path} did not compile for Metal ({error})")
             return None
+        return library
 
-    def usable(self):
+    def _check_kernel(self, name, kernel):
+        if kernel.max_threads_per_threadgroup < GROUP:
+            raise RuntimeError(f"{name}: wanted groups of {GROUP} threads, found {kernel.max_threads_per_threadgroup}")
+        if kernel.thread_execution_width != WARP:
+            raise RuntimeError(f"{name}: wanted warps of {WARP} threads, found {kernel.thread_execution_width}")
+
+    def usable(self, device) -> bool:
         return self.library is not None
 
     def launch(self, kernel, groups, device, *arguments):
+        _check_groups(kernel, groups, self.MOST_GROUPS)
         if groups > 0:
             getattr(self.library, kernel)(*arguments, threads=[groups * GROUP], group_size=[GROUP])
 
@@ -61,10 +91,26 @@ class MetalKernels:
 class CudaKernels:
     """The kernels of a library of C functions `imn_KERNEL(arguments, groups, stream)`, on CUDA tensors."""
 
+    MOST_GROUPS = 2**31 - 1
+    """CUDA's limit along a grid's first axis."""
+
     def __init__(self, path):
         self.library = ctypes.CDLL(str(path))
+        self._runs = {}
+
+    def usable(self, device) -> bool:
+        """Whether kernels start on the device, by one that does nothing; where not, one warning says why."""
+        if device not in self._runs:
+            try:
+                self.launch("accumulate", 1, device, 0, 0, 0)
+                self._runs[device] = True
+            except (RuntimeError, AttributeError) as error:  # the driver too old, no code for the device, or not ours
+                _warn_unusable(f"the compiled CUDA kernels do not run on {device} ({error})")
+                self._runs[device] = False
+        return self._runs[device]
 
     def launch(self, kernel, groups, device, *arguments):
+        _check_groups(kernel, groups, self.MOST_GROUPS)
         if groups == 0:
             return
         values = [ctypes.c_int64(a.data_ptr() if isinstance(a, torch.Tensor) else a) for a in arguments]
@@ -114,7 +160,7 @@ def _inside(kernels, vertices, faces, shape, normalised):
     largest = max(shape[:2])
     reach = ((used.abs() + 1) * (largest / 2) if normalised else used.abs()).amax((1, 2)).clamp(min=largest)
     inside = torch.zeros(batch, *shape, dtype=torch.int32, device=vertices.device)
-    warps = GROUP // 32
+    warps = GROUP // WARP
     kernels.launch(f"cross_faces{suffix(vertices)}", -(-batch * len(faces) // warps), vertices.device,
                    vertices, faces, reach, inside, batch, count, len(faces), *shape, int(normalised))
     columns = batch * shape[0] * shape[1]
@@ -142,6 +188,9 @@ def mesh2sdf_backward(kernels, grad, vertices, faces, sdf, face):
     """Sums by atomic additions, in any order; in the reference's fixed one where torch is to be deterministic."""
     if torch.are_deterministic_algorithms_enabled():
         return reference.mesh2sdf_backward(grad, vertices, faces, sdf, face)
+    check_size(sdf, (len(vertices), *sdf.shape[1:]), "sdf")
+    check_size(grad, sdf.shape, "grad")
+    check_size(face, sdf.shape, "face")
     grad, vertices, faces = grad.contiguous(), vertices.contiguous(), faces.contiguous()
     triangles, _, first, slack = prepare(kernels, vertices, faces)
     result, shape = torch.zeros_like(vertices), sdf.shape[1:]
@@ -160,6 +209,7 @@ def voxelize(kernels, vertices, faces, shape):
 
 def splat(kernels, vertices, features, shape, channels_last=False, dtype=None):
     """Sums by atomic additions, in any order; in the reference's fixed one where torch is to be deterministic."""
+    check_size(features, (*vertices.shape[:2], features.shape[-1]), "features")
     dtype = dtype or features.dtype
     if torch.are_deterministic_algorithms_enabled():
         return reference.splat(vertices, features, shape, channels_last, dtype)
@@ -189,6 +239,7 @@ def gather(kernels, volumes, vertices):
     vertices, row, first = vertices.contiguous(), sum(volume.shape[1] for volume in volumes), 0
     result = vertices.new_empty(*vertices.shape[:2], row)
     for volume in volumes:
+        check_volume(volume, vertices)
         volume, name = _readable(volume, vertices)
         work = vertices.shape[0] * vertices.shape[1] * volume.shape[1]
         kernels.launch(f"gather{name}", groups_of(work), vertices.device,
@@ -200,9 +251,11 @@ def gather(kernels, volumes, vertices):
 def position_gradient(kernels, volumes, vertices, features):
     """The gradient (B, V, 3) of sum(gather(volumes, vertices) * features) by the vertices; features (B, V, C)."""
     vertices, features, first = vertices.contiguous(), features.to(vertices.dtype).contiguous(), 0
-    result, row = torch.zeros_like(vertices), features.shape[2]
-    warps = GROUP // 32
+    result, row = torch.zeros_like(vertices), sum(volume.shape[1] for volume in volumes)
+    check_size(features, (*vertices.shape[:2], row), "features")
+    warps = GROUP // WARP
     for volume in volumes:
+        check_volume(volume, vertices)
         volume, name = _readable(volume, vertices)
         kernels.launch(f"position_gradient{name}", -(-vertices.shape[0] * vertices.shape[1] // warps), vertices.device,
                        volume, vertices, features, result, *vertices.shape[:2], row, first, *_layout(volume))

@@ -5,10 +5,47 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 from implicitmeshnet.ops._gpu import CudaKernels, MetalKernels
 
-library = torch.library.Library("implicitmeshnet", "DEF")
+
+def _tensors(args):
+    """The tensors among an op's arguments, those in lists included."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            yield arg
+        elif isinstance(arg, list | tuple):
+            yield from _tensors(arg)
+
+
+def _refusing_tangents(name, kernel):
+    """The kernel, but for arguments with a forward-mode tangent, which torch would drop without a word."""
+
+    def has_tangent(tensor):
+        return forward_ad.unpack_dual(tensor).tangent is not None
+
+    @functools.wraps(kernel)
+    def checked(keyset, *args, **kwargs):
+        # torch's own test of whether forward mode is on at all, at a tenth of a microsecond
+        if forward_ad._current_level >= 0 and any(map(has_tangent, _tensors(args))):
+            raise NotImplementedError(
+                f"{name}: wanted a derivative in reverse mode, found one in forward mode, which it does not have")
+        return kernel(keyset, *args, **kwargs)
+
+    return checked
+
+
+class _Library(torch.library.Library):
+    """Ops whose derivatives are those of reverse mode alone."""
+
+    def impl(self, op_name, fn, dispatch_key="", **options):
+        if dispatch_key == "Autograd":
+            fn = _refusing_tangents(op_name, fn)
+        super().impl(op_name, fn, dispatch_key, **options)
+
+
+library = _Library("implicitmeshnet", "DEF")
 
 
 def _load(pattern, load):
@@ -40,11 +77,11 @@ def _warn_uncompiled(device):
 
 
 def _or_reference(gpu, kernels, reference):
-    """`gpu` over Metal kernels; the reference, with one warning, where Metal does not take their source."""
+    """`gpu` over the kernels; the reference, with one warning, on a device that does not run them."""
 
     @functools.wraps(reference)
     def op(*args, **kwargs):
-        if kernels.usable():
+        if kernels.usable(next(_tensors(args)).device):
             return gpu(kernels, *args, **kwargs)
         return reference(*args, **kwargs)
 
@@ -65,18 +102,31 @@ def define(schema: str, reference, fake, gpu=None, source: str = ""):
 
     @functools.wraps(reference)
     def default(*args, **kwargs):
-        for device in faster & {a.device.type for a in args if isinstance(a, torch.Tensor)}:
+        for device in faster & {tensor.device.type for tensor in _tensors(args)}:
             _warn_uncompiled(device)
         return reference(*args, **kwargs)
 
     library.define(schema)
     library.impl(name, default, "CompositeExplicitAutograd")
     if gpu and cuda_kernels:
-        library.impl(name, functools.partial(gpu, cuda_kernels), "CUDA")
+        library.impl(name, _or_reference(gpu, cuda_kernels, reference), "CUDA")
     if gpu and _has_metal:
         library.impl(name, _or_reference(gpu, _metal_kernels(source), reference), "MPS")
     torch.library.register_fake(f"implicitmeshnet::{name}", fake, lib=library)
     return getattr(torch.ops.implicitmeshnet, name)
+
+
+def differentiate(function, inputs, grads):
+    """The gradients by each input, None for one that needs none, of function's outputs (a tuple) times grads, summed.
+
+    As torch finds them, for the derivatives beyond an op's first: slow, but right to any order.
+    """
+    with torch.enable_grad():
+        inputs = [each.view_as(each) for each in inputs]  # so that none is reached through another made from it
+        total = sum((output * grad).sum() for output, grad in zip(function(*inputs), grads, strict=True))
+    wanted = [each for each in inputs if each.requires_grad]
+    found = iter(torch.autograd.grad(total, wanted, create_graph=torch.is_grad_enabled(), allow_unused=True))
+    return [next(found) if each.requires_grad else None for each in inputs]
 
 
 def register_autograd(name: str, backward, setup_context):

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from implicitmeshnet.ops import _gpu, reference
-from implicitmeshnet.ops._checks import as_shape, check_batched_points
-from implicitmeshnet.ops._kernels import define, register_autograd
+from implicitmeshnet.ops._checks import as_shape, check_batched_points, check_device, check_floating, check_volume
+from implicitmeshnet.ops._kernels import define, differentiate, register_autograd
 
 
 def _fake_splat(vertices, features, shape, channels_last=False, dtype=None):
@@ -68,8 +68,32 @@ def _is_channels_last(volume):
     return volume.is_contiguous(memory_format=torch.channels_last_3d) and not volume.is_contiguous()
 
 
+def _setup_splat_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_splat_backward(ctx, *grads):
+    return tuple(differentiate(reference.splat_backward, ctx.saved_tensors, grads))
+
+
+def _setup_position_gradient(ctx, inputs, output):
+    volumes, vertices, features = inputs
+    ctx.save_for_backward(*volumes, vertices, features)
+
+
+def _differentiate_position_gradient(ctx, grad):
+    def of_saved(*saved):
+        *volumes, vertices, features = saved
+        return (reference.position_gradient(volumes, vertices, features),)
+
+    *volume_grads, vertex_grad, feature_grad = differentiate(of_saved, ctx.saved_tensors, (grad,))
+    return volume_grads, vertex_grad, feature_grad
+
+
 register_autograd("splat", _differentiate_splat, _setup_splat)
+register_autograd("splat_backward", _differentiate_splat_backward, _setup_splat_backward)
 register_autograd("gather", _differentiate_gather, _setup_gather)
+register_autograd("position_gradient", _differentiate_position_gradient, _setup_position_gradient)
 
 
 def splat_trilinear(vertices: torch.Tensor, features: torch.Tensor, shape, channels_last=False) -> torch.Tensor:
@@ -81,21 +105,18 @@ def splat_trilinear(vertices: torch.Tensor, features: torch.Tensor, shape, chann
     sum.
 
     Differentiable in both. The gradient by a position is 0 along an axis where it is clamped; at a voxel centre, where
-    the weights have a kink, it is that towards the higher index (at +1: the lower).
+    the weights have a kink, it is that towards the higher index (at +1: the lower). Further derivatives are those of
+    the plain-PyTorch reference, and as slow. Forward mode is refused (NotImplementedError).
 
     Raises ValueError or TypeError that names the argument.
     """
     check_batched_points(vertices)
+    check_floating(features, "features")
+    check_device(features, vertices, "features")
     if features.ndim != 3 or features.shape[:2] != vertices.shape[:2]:
         wanted = f"({vertices.shape[0]}, {vertices.shape[1]}, C) like the vertices"
         raise ValueError(f"features: wanted shape {wanted}, found {tuple(features.shape)}")
-    _check_floating(features, "features")
     return _splat(vertices, features, as_shape(shape, 1), channels_last)
-
-
-def _check_floating(tensor, name):
-    if not tensor.dtype.is_floating_point:
-        raise TypeError(f"{name}: wanted a floating dtype, found {tensor.dtype}")
 
 
 def sample_trilinear(volume, vertices: torch.Tensor) -> torch.Tensor:
@@ -109,11 +130,11 @@ def sample_trilinear(volume, vertices: torch.Tensor) -> torch.Tensor:
     in `splat_trilinear`.
     """
     check_batched_points(vertices)
-    volumes = [volume] if isinstance(volume, torch.Tensor) else list(volume)
+    volumes = list(volume) if isinstance(volume, list | tuple) else [volume]
     for each in volumes:
-        _check_floating(each, "volume")
-        if each.ndim != 5 or len(each) != len(vertices) or 0 in each.shape[2:]:
-            raise ValueError(f"volume: wanted shape ({len(vertices)}, C, X, Y, Z), found {tuple(each.shape)}")
+        check_floating(each, "volume")
+        check_device(each, vertices, "volume")
+        check_volume(each, vertices)
     return _gather(volumes, vertices)
 
 

@@ -59,7 +59,8 @@ def mesh2sdf(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor
     Differentiable in the vertices: d sdf / d v_k = -beta_k n, where beta are the closest point q's barycentric weights
     on its face and n = (p - q) / sdf is the outward unit normal there. On the surface itself n is the face normal;
     where several faces are equally close, one of them decides. Sums do not depend on the number of threads; on a GPU
-    only under `torch.use_deterministic_algorithms`.
+    only under `torch.use_deterministic_algorithms`. Second derivatives and forward mode are refused
+    (NotImplementedError).
 
     Raises ValueError or TypeError that names the argument.
     """
@@ -67,7 +68,7 @@ def mesh2sdf(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor
     if vertices.ndim not in (2, 3):
         raise ValueError(f"vertices: wanted shape (B, V, 3) or (V, 3), found {tuple(vertices.shape)}")
     batched = vertices if vertices.ndim == 3 else vertices[None]
-    sdf, _ = _mesh2sdf(batched, as_faces(faces, vertices.device), as_shape(shape, 2))
+    sdf, _ = _mesh2sdf(batched, as_faces(faces, vertices), as_shape(shape, 2))
     return sdf if vertices.ndim == 3 else sdf[0]
 
 

@@ -137,6 +137,7 @@ def nearest(frame, points):
 
 def mesh2sdf_backward(grad, vertices, faces, sdf, face):
     """d sdf / d v_k = -beta_k n: beta the closest point's barycentric weights, n = (p - q) / sdf or the face normal."""
+    check_faces(faces, vertices.shape[1])
     grad_vertices = torch.zeros_like(vertices)
     for item in range(len(vertices)):
         active = (grad[item] != 0).flatten().nonzero()[:, 0]
@@ -166,7 +167,7 @@ def voxelize(vertices, faces, shape):
     columns = (high - low + 1).clamp(min=0)[:, :2]  # of each face's bounding box
     counts = columns.prod(1) * (area != 0)
     ends = counts.cumsum(0)
-    delta = torch.zeros(shape[0] * shape[1] * (shape[2] + 1), dtype=torch.int32)
+    delta = torch.zeros(*shape[:2], shape[2] + 1, dtype=torch.int32).flatten()
     for start in range(0, int(ends[-1]), PAIRS):
         pair = torch.arange(start, min(start + PAIRS, int(ends[-1])))
         face = torch.searchsorted(ends, pair, right=True)
@@ -176,7 +177,7 @@ def voxelize(vertices, faces, shape):
         covered, z = _crossing(corners[face], depth[face], area[face], x << bits, y << bits)
         index = (x * shape[1] + y) * (shape[2] + 1) + z.ceil().clamp(0, shape[2]).long()
         delta.index_add_(0, index[covered], -area[face].sign()[covered].int())
-    winding = delta.view(shape[0], shape[1], -1).cumsum(-1, dtype=torch.int32)[..., :-1]
+    winding = delta.view(*shape[:2], -1).cumsum(-1, dtype=torch.int32)[..., :-1]
     return (winding != 0).to(device)
 
 
@@ -203,7 +204,7 @@ def trilinear(vertices, shape):
     Slopes are derivatives by the normalised position; 0 along an axis where the position is clamped.
     """
     last = vertices.new_tensor(shape) - 1
-    position = ((vertices + 1) * (last / 2)).clamp(min=0).minimum(last)
+    position = ((vertices + 1) * (last / 2)).clamp(torch.zeros_like(last), last)
     low = position.floor().minimum((last - 1).clamp(min=0))
     fraction = torch.stack([1 - (position - low), position - low], -1)  # (B, V, 3, 2)
     slope = (last / 2) * (vertices.abs() <= 1)
@@ -225,7 +226,7 @@ def memory_format(channels_last: bool):
 def splat(vertices, features, shape, channels_last=False, dtype=None):
     """See `implicitmeshnet.ops.splat_trilinear`; dtype is the volume's, features' own if None."""
     index, weight, _ = trilinear(vertices, shape)
-    volume = weight.new_zeros(len(vertices), shape[0] * shape[1] * shape[2], features.shape[-1])  # (B, XYZ, C)
+    volume = weight.new_zeros(len(vertices), *shape, features.shape[-1]).flatten(1, 3)  # (B, XYZ, C)
     for item in range(len(vertices)):
         parts = weight[item, ..., None] * features[item, :, None].to(weight.dtype)  # (V, 8, C)
         volume[item].index_add_(0, index[item].flatten(), parts.flatten(0, 1))
@@ -270,7 +271,7 @@ def neighbour_sum(features, index, weight, own):
     """See `implicitmeshnet.ops.neighbour_sum`."""
     rest, around = features.chunk(2, -1) if own else (0, features)
     rows = around.reshape(-1, around.shape[-1])
-    copies = len(rows) // len(index)
+    copies = len(rows) // max(len(index), 1)
     first = torch.arange(copies, device=index.device)[:, None, None] * len(index)
     bags = (index + first).view(-1, index.shape[1])  # (copies * V, D)
     weights = weight.to(rows.dtype).repeat(copies, 1)

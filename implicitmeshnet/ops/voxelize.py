@@ -36,6 +36,6 @@ def voxelize(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor
     check_points(vertices)
     if vertices.ndim != 2:
         raise ValueError(f"vertices: wanted shape (V, 3), found {tuple(vertices.shape)}")
-    if not vertices.isfinite().all():
+    if vertices.device.type != "meta" and not vertices.isfinite().all():
         raise ValueError("vertices: wanted finite coordinates, found NaN or infinity")
-    return _voxelize(vertices.detach(), as_faces(faces, vertices.device), as_shape(shape, 1))
+    return _voxelize(vertices.detach(), as_faces(faces, vertices), as_shape(shape, 1))
