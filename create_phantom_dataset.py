@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from implicitmeshnet.io import InputError, core_count, run_script
+from implicitmeshnet.io import InputError, core_count, make_folder, run_script
 from implicitmeshnet.nifti import write_volume
 from implicitmeshnet.phantom import FIELDS_OF_VIEW, create_case
 
@@ -55,6 +55,7 @@ def main():
     present = [path for number in numbers for path in case_paths(output_dir, number) if path.exists()]
     if present and not arguments.overwrite:
         raise InputError(f"{present[0]}: exists already; --overwrite replaces it")
+    make_folder(output_dir, "--output_dir")
     write = partial(write_case, output_dir, arguments.seed, arguments.field_of_view, arguments.shift_mm)
     workers = min(arguments.workers, arguments.cases)
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from implicitmeshnet.checkpoint import pick_device
 from implicitmeshnet.dataset import Case, find_cases, read_case, split_cases, splits_of
 from implicitmeshnet.export import MESH_FORMATS, overlaps_ml, write_mesh
-from implicitmeshnet.io import InputError, run_script, write_table
+from implicitmeshnet.io import InputError, check_path, make_folder, run_script, write_table
 from implicitmeshnet.metrics import (
     dice,
     mean_and_deviation,
@@ -40,6 +40,8 @@ from implicitmeshnet.metrics import (
 from implicitmeshnet.nifti import write_volume
 from implicitmeshnet.predict import Predictor, Surfaces, has_value, preview
 from implicitmeshnet.volume import Volume
+
+LABELMAP, SEGMENTATION = "_mesh_labelmap.nii.gz", "_unet_segmentation.nii.gz"
 
 
 def main():
@@ -91,6 +93,8 @@ def chosen_cases(arguments, config) -> list[Case]:
     if arguments.split is not None and arguments.split not in splits:
         raise InputError(f"--split: wanted a folder images{arguments.split} in --test_dir_in, found none in {folder}")
     if arguments.validation_split:
+        if arguments.split is not None:
+            raise InputError(f"--split: wanted none beside --validation_split, found {arguments.split}")
         cases = find_cases(folder, labelled=True)
         return split_cases(cases, config.data.validation_cases, config.training.seed)[1]
     split = arguments.split or next(iter(splits), "Tr")
@@ -101,6 +105,7 @@ def chosen_cases(arguments, config) -> list[Case]:
 
 def check_output(out: Path, source: Path, cases, structures: list[str]):
     """Refuse, before anything is computed, a folder that cannot hold the results or names that would collide."""
+    check_path(str(out), "--test_dir_out")
     if out.resolve() == source.resolve():
         raise InputError(f"--test_dir_out: wanted another folder than --test_dir_in, found {out} for both")
     stems = {}
@@ -109,10 +114,7 @@ def check_output(out: Path, source: Path, cases, structures: list[str]):
             if stem in stems:
                 raise InputError(f"{case.image}: wanted mesh names of its own, found {stem}_mesh for {stems[stem]} too")
             stems[stem] = case.image
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--test_dir_out: {out} cannot be made a folder ({error.strerror})") from error
+    make_folder(out, "--test_dir_out")
 
 
 def mesh_stems(case: str, structures: list[str]) -> list[str]:
@@ -120,7 +122,7 @@ def mesh_stems(case: str, structures: list[str]) -> list[str]:
 
 
 def evaluate_case(predictor: Predictor, case: Case, out: Path, mesh_format: str, space: str) -> list[dict]:
-    """Write one case's files and remove those of the same names that an earlier run left; a row per structure."""
+    """Write one case's files and remove meshes of it that an earlier run left; a row per structure."""
     start = time.perf_counter()
     image, labels = read_case(case)
     surfaces = predictor(image, str(case.image))
@@ -138,11 +140,10 @@ def evaluate_case(predictor: Predictor, case: Case, out: Path, mesh_format: str,
     stems = mesh_stems(case.name, surfaces.names)
     for stem, vertices in zip(stems, surfaces.vertices, strict=True):
         write_mesh(out / f"{stem}_mesh.{mesh_format}", vertices, surfaces.faces, space)
-        for other in set(MESH_FORMATS) - {mesh_format}:
-            (out / f"{stem}_mesh.{other}").unlink(missing_ok=True)
-    for kind, data in (("mesh_labelmap", surfaces.labelmap), ("unet_segmentation", surfaces.segmentation)):
-        write_volume(out / f"{case.name}_{kind}.nii.gz", data, image.grid.affine, image.grid.header)
+    for ending, data in ((LABELMAP, surfaces.labelmap), (SEGMENTATION, surfaces.segmentation)):
+        write_volume(out / f"{case.name}{ending}", data, image.grid.affine, image.grid.header)
     preview(out / f"{case.name}_preview.png", surfaces, labels, predictor.config.data)
+    remove_stale_meshes(out, case.name, {f"{stem}_mesh.{mesh_format}" for stem in stems})
     overlaps = overlaps_ml([(vertices, surfaces.faces) for vertices in surfaces.vertices], image.grid,
                            predictor.config.data.members)
     return [{"case": case.name, "structure": name}
@@ -151,6 +152,16 @@ def evaluate_case(predictor: Predictor, case: Case, out: Path, mesh_format: str,
             | {f"overlap_{other}_ml": value for other, value in zip(surfaces.names, overlaps[index], strict=True)}
             | {"seconds": seconds, "warnings": "; ".join(warnings)}
             for index, name in enumerate(surfaces.names)]
+
+
+def remove_stale_meshes(out: Path, case: str, written: set[str]):
+    """Remove a case's meshes but for those just written: of other structures or formats, left by an earlier run."""
+    others = {path.name.removesuffix(LABELMAP) for path in out.glob(f"*{LABELMAP}")}
+    for path in out.iterdir():
+        stem, _, suffix = path.name.rpartition("_mesh.")
+        owners = [name for name in others if f"{stem}_".startswith(f"{name}_")]
+        if suffix in MESH_FORMATS and path.name not in written and max(owners, key=len, default=None) == case:
+            path.unlink()
 
 
 def compare(surfaces: Surfaces, labels: Volume | None, values: list[int]) -> dict:

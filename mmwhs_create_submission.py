@@ -30,7 +30,7 @@ from tqdm import tqdm
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.dataset import check_same_grid
 from implicitmeshnet.export import masks_to_labelmap
-from implicitmeshnet.io import InputError, run_script, write_table
+from implicitmeshnet.io import InputError, check_path, make_folder, run_script, write_table
 from implicitmeshnet.metrics import dice, mean_and_deviation, surface_distances
 from implicitmeshnet.nifti import read_grid, read_labels, write_volume
 from implicitmeshnet.volume import Grid, Volume, resample_nearest, resample_nearest_onto
@@ -163,12 +163,14 @@ def find_truths(arguments, cases: list[str]) -> dict[str, Path]:
 
 def check_output(out: Path, sources: list[Path], cases: list[str]):
     """Refuse a folder whose files are somebody's input: nothing read may be written over."""
+    check_path(str(out), "output_dir")
     if out.resolve() in {folder.resolve() for folder in sources}:
         raise InputError(f"output_dir: wanted another folder than those that are read, found {out}")
     images = [out / f"{case}_image.nii.gz" for case in cases if (out / f"{case}_image.nii.gz").exists()]
     if images:
         raise InputError(f"output_dir: wanted a folder without images, whose labels would be written over, found"
                          f" {images[0]}")
+    make_folder(out, "output_dir")
 
 
 def modality_and_number(case: str) -> tuple[str, str]:

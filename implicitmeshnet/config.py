@@ -17,6 +17,8 @@ from pathlib import Path
 from implicitmeshnet.io import InputError, atomic_path, check_path, parse_json, read_json, shorten
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of the intensities that data.intensity_range keeps."""
 
 
 @dataclass
@@ -42,8 +44,8 @@ class DataConfig:
     validation_cases: int = 4
     """Cases held out of `dir` for validation, drawn with training.seed."""
     intensity_range: tuple[tuple[float, float], ...] | None = None
-    """Least and greatest 5, 25, 50, 75 and 95 % quantile of normalised intensities over the training cases; training
-    fills it in the config it writes beside the snapshot, evaluation warns of images outside it."""
+    """Least and greatest of each of QUANTILES of the normalised intensities over the training cases; training fills it
+    in the config that it writes beside the snapshot, evaluation warns of images outside it."""
 
     @property
     def label_values(self) -> list[int]:
@@ -306,6 +308,8 @@ def _checks(config: Config):
         ("data.intensity", data.intensity in ("window", "percentile"), "'window' or 'percentile'"),
         ("data.window_hu", data.window_hu > 0, "a positive number"),
         ("data.percentiles", 0 <= data.percentiles[0] < data.percentiles[1] <= 100, "two rising numbers in 0 to 100"),
+        ("data.intensity_range", data.intensity_range is None or (len(data.intensity_range) == len(QUANTILES)
+         and all(low <= high for low, high in data.intensity_range)), f"{len(QUANTILES)} pairs of rising numbers"),
         ("data.validation_cases", 1 <= data.validation_cases < 2**31, "at least 1 and less than 2^31"),
         ("network.encoder_channels", levels >= 2 and all(0 < n <= MOST_CHANNELS for n in network.encoder_channels),
          f"at least two positive widths of at most {MOST_CHANNELS}"),

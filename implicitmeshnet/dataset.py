@@ -1,6 +1,5 @@
 """Folders in MM-WHS naming or Decathlon / nnU-Net layout -> samples on the network's grid."""
 
-import json
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
-from implicitmeshnet.io import InputError
+from implicitmeshnet.io import InputError, read_json, shorten
 from implicitmeshnet.nifti import read_image, read_labels
 from implicitmeshnet.overview import Overview, label_centre_mm, overview_of
 from implicitmeshnet.plausibility import check_box, intensity_quantiles, intensity_range, shares_outside
@@ -112,13 +111,9 @@ def _without_channels(images: dict[str, Path], labels: dict[str, Path]) -> dict[
 def _file_endings(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return ENDINGS
-    try:
-        description = json.loads(path.read_text())
-        ending = description.get("file_ending")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: wanted a JSON object that describes the data set, found none ({error})") from error
+    ending = read_json(path, "a description of a data set").get("file_ending")
     if ending not in (None, *ENDINGS):
-        raise InputError(f"{path}: wanted file_ending .nii.gz or .nii, found {ending!r}")
+        raise InputError(f"{path}: wanted file_ending .nii.gz or .nii, found {shorten(repr(ending))}")
     return (ending,) if ending else ENDINGS
 
 

@@ -3,12 +3,11 @@ meshes that the network's own segmentation contradicts."""
 
 import numpy as np
 
-from implicitmeshnet.config import DataConfig
+from implicitmeshnet.config import QUANTILES, DataConfig
 from implicitmeshnet.io import InputError
 from implicitmeshnet.metrics import dice
 from implicitmeshnet.volume import Grid, Volume, box_inside, structure_index
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 INTENSITY_MARGIN = 0.15
 """By which quantiles may lie outside the training's, of [-1, 1]."""
 LEAST_AGREEMENT = 0.7

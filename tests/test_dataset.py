@@ -150,8 +150,8 @@ def test_real_hearts_have_their_true_volume(capsys):
         (["a_0000.nii", "a_0001.nii"], None, False,
          "a_0001.nii: wanted single-channel images, found another channel a_0000.nii"),
         (["imagesTr/a.nii"], '{"file_ending": ".mha"}', False, "wanted file_ending .nii.gz or .nii, found '.mha'"),
-        (["imagesTr/a.nii"], "[1]", False, "wanted a JSON object that describes the data set"),
-        (["imagesTr/a.nii"], "{", False, "wanted a JSON object that describes the data set"),
+        (["imagesTr/a.nii"], "[1]", False, "wanted a description of a data set"),
+        (["imagesTr/a.nii"], "{", False, "wanted a description of a data set"),
     ],
 )  # fmt: skip
 def test_a_bad_folder_is_one_sentence_that_names_it(tmp_path, files, ending, labelled, sentence):

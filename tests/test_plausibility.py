@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from implicitmeshnet.config import DataConfig
+from implicitmeshnet.config import QUANTILES, DataConfig
 from implicitmeshnet.io import InputError
 from implicitmeshnet.plausibility import (
     INTENSITY_MARGIN,
-    QUANTILES,
     agreement_warning,
     agreements,
     check_box,

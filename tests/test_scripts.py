@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,14 +17,15 @@ from scipy.spatial.transform import Rotation
 import implicitmeshnet_eval
 import implicitmeshnet_train
 import pretrain_drn
-from implicitmeshnet.checkpoint import load_checkpoint, load_network, save_snapshot
+from implicitmeshnet.checkpoint import load_checkpoint, save_snapshot
 from implicitmeshnet.config import load_config
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.dataset import find_cases, prepare_case
+from implicitmeshnet.dataset import find_cases
 from implicitmeshnet.export import mesh_to_mask, read_mesh
 from implicitmeshnet.metrics import euler_characteristic, is_closed
 from implicitmeshnet.nifti import read_grid, read_image, read_labels, write_volume
 from implicitmeshnet.phantom import create_case
+from implicitmeshnet.predict import Predictor, segmentation_on_grid
 from implicitmeshnet.volume import Grid, network_grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,6 +266,116 @@ def test_metrics_have_a_row_per_case_and_structure_and_agree_with_the_label_maps
     assert float(rows[0]["label_volume_ml"]) == pytest.approx(truth.sum() * 0.125, rel=1e-3)
 
 
+def test_validation_measures_what_evaluation_measures(evaluated):
+    """The region by the coarse pass or the centre, the repair, the image's own grid."""
+    predictor = Predictor.from_config(evaluated / "run/config.json")
+    cases = find_cases(evaluated / "data", labelled=True)
+    rows = list(csv.DictReader((evaluated / "out/metrics.csv").open()))
+    for name, value in implicitmeshnet_train.validate(predictor, cases).items():
+        wanted = np.mean([float(row["dice"]) for row in rows if row["structure"] == name])
+        assert value == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_validation_in_which_nothing_is_found_counts_as_zero(whole_heart):
+    predictor = Predictor.from_config(whole_heart / "config.json")
+    with torch.no_grad():
+        predictor.network.localiser.unet.head.bias.copy_(torch.tensor([1e3, -1e3]))
+    cases = find_cases(whole_heart.parent / "data", labelled=True)[:1]
+    assert implicitmeshnet_train.validate(predictor, cases) == {"LV": 0, "Myo": 0, "Rest": 0}
+
+
+def test_the_run_keeps_what_its_intensities_were(evaluated, tmp_path, monkeypatch, capsys):
+    """An image that is stored with 1024 more than HU is written, with a warning on the screen and in the table."""
+    assert np.shape(load_config(evaluated / "run/config.json").data.intensity_range) == (5, 2)
+    image = read_image(evaluated / "data/ct_train_1001_image.nii.gz")
+    write_volume(tmp_path / "in/a_image.nii.gz", image.data + 1024, image.grid.affine)
+    call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+         f"--test_dir_in={tmp_path / 'in'}", f"--test_dir_out={tmp_path / 'out'}")
+    sentence = "a_image.nii.gz: the image is unlike the training's"
+    assert sentence in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
+    assert all(sentence in row["warnings"] for row in rows)
+    assert all(row["dice"] == row["label_volume_ml"] == "" and float(row["mesh_volume_ml"]) > 0 for row in rows)
+
+
+def test_nothing_stale_stays_for_the_cases_written(evaluated, tmp_path, monkeypatch):
+    """Meshes of another format and of other structures go; those of another case whose name begins alike stay."""
+    source = evaluated / "data/ct_train_1001_image.nii.gz"
+    (tmp_path / "in").mkdir()
+    shutil.copy(source, tmp_path / "in/a_image.nii.gz")
+    out = tmp_path / "out"
+    out.mkdir()
+    stale = ["a_mesh.ply", "a_RV_mesh.ply", "a_LV_mesh.vtp"]
+    kept = ["a_b_LV_mesh.ply", "a_b_mesh_labelmap.nii.gz", "ab_mesh.ply", "notes.txt"]
+    for name in stale + kept:
+        (out / name).touch()
+    (out / "metrics.csv").write_text("case,structure\nold,LV\n")
+    call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+         f"--test_dir_in={tmp_path / 'in'}", f"--test_dir_out={out}")
+    found = {path.name for path in out.iterdir()}
+    assert set(kept) <= found
+    assert not set(stale) & found
+    assert {row["case"] for row in csv.DictReader((out / "metrics.csv").open())} == {"a"}
+
+
+@pytest.mark.parametrize(("options", "cases", "said"), [
+    ([], ["s"], "took imagesTs; --split=Tr takes imagesTr"), (["--split=Tr"], ["r"], ""), (["--split=Ts"], ["s"], "")])
+def test_a_data_sets_root_means_its_test_images(evaluated, tmp_path, monkeypatch, capsys, options, cases, said):
+    for folder, name in (("imagesTr", "r_0000"), ("imagesTs", "s_0000"), ("labelsTs", "s")):
+        kind = "label" if "label" in folder else "image"
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        shutil.copy(evaluated / f"data/ct_train_1001_{kind}.nii.gz", tmp_path / f"in/{folder}/{name}.nii.gz")
+    call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}", *options,
+         f"--test_dir_in={tmp_path / 'in'}", f"--test_dir_out={tmp_path / 'out'}")
+    rows = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
+    assert [row["case"] for row in rows[::2]] == cases
+    assert bool(rows[0]["dice"]) == (cases == ["s"])
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    (["--split=Ts"], "--split: wanted a folder imagesTs in --test_dir_in, found none"),
+    (["--split=Tr", "--validation_split"], "--split: wanted "),
+])
+def test_a_split_that_is_not_there_is_one_sentence(evaluated, tmp_path, monkeypatch, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}", *options,
+             f"--test_dir_in={evaluated / 'data'}", f"--test_dir_out={tmp_path / 'out'}")
+
+
+def test_a_fault_of_our_own_ends_after_the_table_is_written(evaluated, tmp_path, monkeypatch, capsys):
+    def faulty(self, image, name):
+        if "1002" in name:
+            raise ZeroDivisionError("of our own")
+        return original(self, image, name)
+
+    original = Predictor.__call__
+    monkeypatch.setattr(Predictor, "__call__", faulty)
+    with pytest.raises(SystemExit) as ended:
+        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+             f"--test_dir_in={evaluated / 'data'}", f"--test_dir_out={tmp_path / 'out'}")
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert "ct_train_1002_image.nii.gz: Traceback" in printed.err
+    assert "ZeroDivisionError: of our own" in printed.err
+    assert "3 of 4 cases written" in printed.out
+    rows = csv.DictReader((tmp_path / "out/metrics.csv").open())
+    assert {row["case"] for row in rows} == {"ct_train_1001", "ct_train_1003", "ct_train_1004"}
+
+
+def test_a_box_that_leaves_most_of_a_structure_out_is_refused_before_training(folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"data\.shape: wanted a box that holds L[VA], found \d+% of its label"):
+        call(implicitmeshnet_train, monkeypatch, f"--config={folder / 'config.json'}", "--data.spacing_mm=0.5",
+             f"--training.run_dir={tmp_path / 'run'}", "--device=cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_box_that_cuts_a_structure_is_named_before_training(folder, tmp_path, monkeypatch, capsys):
+    call(implicitmeshnet_train, monkeypatch, f"--config={folder / 'config.json'}", "--data.spacing_mm=6",
+         f"--training.run_dir={tmp_path / 'run'}", "--device=cpu", "--training.epochs=1")
+    assert re.search(r"L[VA]: \d+% of the label outside the box in \d of 3 cases", capsys.readouterr().out)
+
+
 def test_the_validation_split_alone_is_the_case_that_training_held_out(evaluated, monkeypatch, capsys):
     call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
          f"--test_dir_in={evaluated / 'data'}", f"--test_dir_out={evaluated / 'held_out'}", "--validation_split")
@@ -279,7 +391,7 @@ def test_the_segmentation_is_the_largest_of_the_interpolated_probabilities():
     box = network_grid(grid, (12, 16, 14), 2.5, transform(affine, np.array([10.0, 25, 15])))
     noise = np.random.default_rng(0).normal(size=(4, 12, 16, 14))
     logits = torch.from_numpy(np.stack([gaussian_filter(channel, 2) for channel in noise])) * 20
-    segmentation = implicitmeshnet_eval.segmentation_on_grid(logits, box, [7, 5, 9], grid)
+    segmentation = segmentation_on_grid(logits, box, [7, 5, 9], grid)
     voxels = transform(np.linalg.inv(box.affine) @ affine, np.argwhere(np.ones(grid.shape)).astype(float))
     others = [map_coordinates(channel, voxels.T, order=1, mode="grid-constant")
               for channel in logits.softmax(0)[1:].numpy()]
@@ -290,11 +402,11 @@ def test_the_segmentation_is_the_largest_of_the_interpolated_probabilities():
 
 @pytest.fixture(scope="module")
 def whole_heart(folder):
-    """A network of a wall and the cavity in it, whose region a coarse pass finds, trained and evaluated."""
+    """A network of a wall, the cavity in it and all else, whose region a coarse pass finds, trained and evaluated."""
     run = folder / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:
         call(implicitmeshnet_train, monkeypatch, f"--config={folder / 'config.json'}", f"--training.run_dir={run}",
-             '--data.structures={"LV": [500], "Myo": [205], "AO": [820]}', '--data.encloses={"Myo": ["LV"]}',
+             '--data.structures={"LV": [500], "Myo": [205], "Rest": [820, 420, 550, 600, 850]}', '--data.encloses={"Myo": ["LV"]}',
              "--data.region=found", "--training.epochs=8", "--training.repeats=6", "--training.learning_rate=0.005",
              "--training.validate_every=8", "--loss.laplacian_end=1", "--loss.laplacian_start=10")
         call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={run / 'config.json'}",
@@ -305,31 +417,25 @@ def whole_heart(folder):
 def test_a_mesh_around_another_leaves_it_its_voxels(whole_heart):
     labelmap = read_labels(whole_heart / "out/ct_train_1001_mesh_labelmap.nii.gz")
     masks = {name: mesh_to_mask(*read_mesh(whole_heart / f"out/ct_train_1001_{name}_mesh.ply"), labelmap.grid)
-             for name in ("LV", "Myo", "AO")}
+             for name in ("LV", "Myo", "Rest")}
     assert not (masks["LV"] & (labelmap.data == 205)).any()
-    assert (labelmap.data[masks["Myo"] & ~masks["LV"] & ~masks["AO"]] == 205).all()
+    assert (labelmap.data[masks["Myo"] & ~masks["LV"] & ~masks["Rest"]] == 205).all()
     assert (masks["LV"] & masks["Myo"]).sum() > 0.8 * masks["LV"].sum()
-    config = load_config(whole_heart / "config.json")
-    network = load_network(config, whole_heart / "best.pt")
-    (case, *_) = find_cases(config.data.dir, labelled=True)
-    own, _ = implicitmeshnet_train.predict_masks(network, prepare_case(case, config.data), config, "cpu")
-    assert not (own[0] & own[1]).any()
-    assert own[1].any()
     rows = {row["structure"]: row for row in csv.DictReader((whole_heart / "out/metrics.csv").open())}
     assert float(rows["Myo"]["dice"]) > 0.3
 
 
 def test_the_region_follows_the_heart(whole_heart, monkeypatch, tmp_path):
     """The same image in a volume that is 100 mm longer: the same meshes, where a crop at the centre would miss them."""
-    image = read_image(whole_heart.parent / "data/ct_train_1001_image.nii.gz")
+    image = read_image(whole_heart.parent / "data/ct_train_1002_image.nii.gz")
     longer = np.pad(image.data, ((20, 0), (0, 0), (0, 0)), constant_values=-1000)
     affine = image.grid.affine.copy()
     affine[:3, 3] -= 20 * affine[:3, 0]
-    write_volume(tmp_path / "in/ct_train_1001_image.nii.gz", longer, affine)
+    write_volume(tmp_path / "in/ct_train_1002_image.nii.gz", longer, affine)
     call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={whole_heart / 'config.json'}",
          f"--test_dir_in={tmp_path / 'in'}", f"--test_dir_out={tmp_path / 'out'}")
-    for name in ("LV", "Myo", "AO"):
-        before, after = (read_mesh(path / f"out/ct_train_1001_{name}_mesh.ply")[0].mean(0)
+    for name in ("LV", "Myo", "Rest"):
+        before, after = (read_mesh(path / f"out/ct_train_1002_{name}_mesh.ply")[0].mean(0)
                          for path in (whole_heart, tmp_path))
         assert np.linalg.norm(after - before) < 15
 
@@ -353,7 +459,7 @@ def test_results_may_not_go_where_the_images_are(evaluated, monkeypatch):
 
 def test_the_summary_leaves_out_cases_in_which_a_structure_is_not_labelled(capsys):
     row = {"structure": "LV", "assd_mm": 1.0, "hd95_mm": 2.0, "unet_dice": 0.5, "faces": 9}
-    row |= {"self_intersecting_faces": 0}
+    row |= {"self_intersecting_faces": 0, "agreement": 0.9, "case": "a", "warnings": ""}
     rows = [row | {"dice": 0.8, "label_volume_ml": 1.0}, row | {"dice": 0.0, "label_volume_ml": 0.0}]
     implicitmeshnet_eval.print_summary(rows, ["LV"])
     assert "0.800 +- 0.000" in capsys.readouterr().out
