@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = """#!/bin/bash
-echo "python $*" >> "$LOG"
+echo "python $*${OMP_NUM_THREADS:+ on $OMP_NUM_THREADS threads}" >> "$LOG"
 for argument in "$@"; do
   case $argument in --output_dir=*) mkdir -p "${argument#*=}";; esac
 done
@@ -41,7 +41,7 @@ def run(clone: Path, script: Path, **variables) -> tuple[int, list[str]]:
     log = clone.parent / "log"
     log.write_text("")
     path = os.environ["PATH"] if "SLURM_JOB_ID" not in variables else f"{clone.parent / 'bin'}:{os.environ['PATH']}"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SRUN"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SRUN", "OMP"))}
     process = subprocess.run(["bash", script], cwd="/", env=kept | {"PATH": path, "LOG": str(log)} | variables,
                              capture_output=True, text=True, check=False)
     return process.returncode, log.read_text().splitlines()
@@ -76,7 +76,8 @@ def test_in_a_job_every_step_has_the_jobs_cores(clone):
     status, calls = run(clone, clone.parent / "spool/slurm_script", SLURM_SUBMIT_DIR=str(clone), SLURM_JOB_ID="7",
                         SLURM_CPUS_PER_TASK="8")
     assert status == 0
-    assert calls == [line for training in trainings(data) for line in ("srun --cpus-per-task=8", training)]
+    assert calls == [line for training in trainings(data)
+                     for line in ("srun --cpus-per-task=8", f"{training} on 8 threads")]
 
 
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="this machine has srun")
