@@ -110,21 +110,18 @@ def resume(run_dir: Path, settings, parts: dict, validated: dict, best: Callable
 
 
 def check_history(history, settings, validated: dict):
-    """Raise ValueError unless these are the records of finished epochs: numbers, or numbers by name, and of a validated
-    epoch all that `validated` holds."""
+    """Raise ValueError unless these are the records of finished epochs: numbers by name, and of a validated epoch all
+    that `validated` holds."""
     if not (isinstance(history, list) and history):
         raise ValueError("wanted a history of epochs")
     for epoch, record in enumerate(history, 1):
-        if not (isinstance(record, dict) and all(map(_is_numeric, record.values())) and record.get("epoch") == epoch):
+        numeric = isinstance(record, dict) and all(
+            _is_like(value, validated.get(name, 0.0)) for name, value in record.items())
+        if not (numeric and record.get("epoch") == epoch):
             raise ValueError(f"wanted numbers of epoch {epoch} in its history, found others")
-        due = epoch == settings.epochs or epoch % settings.validate_every == 0
-        for name, value in validated.items() if due or "dice" in record else ():
-            if not _is_like(record.get(name), value):
-                raise ValueError(f"wanted {name} of epoch {epoch} in its history like {value}, found others")
-
-
-def _is_numeric(value) -> bool:
-    return _is_number(value) or (isinstance(value, dict) and all(map(_is_number, value.values())))
+        due = epoch == settings.epochs or epoch % settings.validate_every == 0 or "dice" in record
+        if due and not set(validated) <= set(record):
+            raise ValueError(f"wanted {', '.join(validated)} of epoch {epoch} in its history, found them missing")
 
 
 def _is_like(found, wanted) -> bool:

@@ -182,6 +182,7 @@ HISTORIES = {
     "an epoch that is a tensor": lambda rows: [row | {"epoch": torch.ones(2)} for row in rows],
     "a word": lambda rows: [row | {"seconds": "long"} for row in rows],
     "a list": lambda rows: [row | {"total": [1.0]} for row in rows],
+    "numbers by name for a number": lambda rows: [row | {"total": {}} for row in rows],
     "a list without end": lambda rows: [row | {"total": circle()} for row in rows],
     "a number without end": lambda rows: [row | {"total": 10**400} for row in rows],
     "words for Dice": lambda rows: [row | {"dice": "good"} for row in rows],
