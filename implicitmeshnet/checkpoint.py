@@ -52,8 +52,8 @@ def load_network(config: Config, path, device="cpu") -> ImplicitMeshNet:
         rows = getattr(config.network, key)
         if config.network.template == "mean" and [len(row) for row in rows or ()] != [3] * structures:
             raise InputError(
-                f"network.{key}: wanted three numbers for each of {structures} structures, found {rows}; take the"
-                " config that training writes beside its snapshot"
+                f"network.{key}: wanted three numbers for each of {structures} structures, found {shorten(rows)}; take"
+                " the config that training writes beside its snapshot"
             )
     network = build_network(config)
     needless = None if network.localiser else "localiser."  # under data.region 'centre' nothing is localised

@@ -61,6 +61,7 @@ def call(script, monkeypatch, *arguments):
     script.main()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 @both
 @pytest.mark.parametrize("start", ["anew", "lengthened"])
 def test_a_run_killed_anywhere_ends_with_the_same_files(folder, tmp_path, monkeypatch, script, config, start):
