@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from tqdm import tqdm
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.dataset import check_same_grid
 from implicitmeshnet.export import masks_to_labelmap
-from implicitmeshnet.io import InputError, check_path, make_folder, run_script, write_table
+from implicitmeshnet.io import InputError, check_path, make_folder, reason, run_script, write_table
 from implicitmeshnet.metrics import dice, mean_and_deviation, surface_distances
 from implicitmeshnet.nifti import read_grid, read_labels, write_volume
 from implicitmeshnet.volume import Grid, Volume, resample_nearest, resample_nearest_onto
@@ -79,8 +80,8 @@ def main():
             truth = truths.get(case)
             encrypted = truth is not None and kind == "wine"
             fine = onto_encrypted_truth(label, truth) if encrypted else resample_nearest(label, SPACING_MM)
-            write_volume(out / f"{case}_label.nii.gz", label.data, label.grid.affine)
-            write_volume(out / f"{case}_label_1mm.nii.gz", fine.data, fine.grid.affine)
+            write_volume(out / f"{case}_label.nii.gz", label.data, label.grid.affine, label.grid.header)
+            write_volume(out / f"{case}_label_1mm.nii.gz", fine.data, fine.grid.affine, fine.grid.header)
             if truth is None:
                 continue
             compared = fine if encrypted else onto_truth(label, truth)
@@ -94,7 +95,7 @@ def main():
                 write_scores(out / f"scores_{kind}.csv", table)
             scored[case] = table[case]
         except (InputError, MemoryError) as error:
-            failures.append(f"{case}: {error}".replace(f"{case}: {case}", case))
+            failures.append(f"{case}: {reason(error)}".replace(f"{case}: {case}", case))
         except OSError as error:
             failures.append(f"{case}: {error.filename or 'a file'} cannot be read or written ({error.strerror})")
     print(f"{len(cases) - len(failures)} of {len(cases)} cases done, in {out}")
@@ -180,9 +181,17 @@ def modality_and_number(case: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
+def _read_labels_aloud(path: Path) -> Volume:
+    """A label map; what is doubtful about its file is said."""
+    labels = read_labels(path)
+    for warning in labels.warnings:
+        tqdm.write(f"warning: {warning}", file=sys.stderr)
+    return labels
+
+
 def merge(paths: list[Path], structures: list[list[str]]) -> Volume:
     """One label map int16 of a case; a voxel that two maps claim goes to the one in which it lies deeper."""
-    maps = [read_labels(path) for path in paths]
+    maps = [_read_labels_aloud(path) for path in paths]
     for path, names, labels in zip(paths, structures, maps, strict=True):
         check_same_grid(path, maps[0].grid, labels.grid, str(paths[0]))
         wanted = {0, *(value for name in names for value in VALUES[name])}
@@ -268,7 +277,7 @@ def columns(structures: list[str]) -> list[str]:
 
 def score(label: Volume, path: Path, structures: list[str]) -> list[dict]:
     """Our own metrics of a label map against a plain ground truth on the same grid, a row per structure."""
-    truth, rows = read_labels(path), []
+    truth, rows = _read_labels_aloud(path), []
     if not np.isin(truth.data, ALL_VALUES).any():
         raise InputError(f"{path}: wanted some of the label values {', '.join(map(str, ALL_VALUES))}, found none")
     for name in columns(structures):

@@ -406,7 +406,8 @@ def whole_heart(folder):
     run = folder / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:
         call(implicitmeshnet_train, monkeypatch, f"--config={folder / 'config.json'}", f"--training.run_dir={run}",
-             '--data.structures={"LV": [500], "Myo": [205], "Rest": [820, 420, 550, 600, 850]}', '--data.encloses={"Myo": ["LV"]}',
+             '--data.structures={"LV": [500], "Myo": [205], "Rest": [820, 420, 550, 600, 850]}',
+             '--data.encloses={"Myo": ["LV"]}',
              "--data.region=found", "--training.epochs=8", "--training.repeats=6", "--training.learning_rate=0.005",
              "--training.validate_every=8", "--loss.laplacian_end=1", "--loss.laplacian_start=10")
         call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={run / 'config.json'}",
