@@ -483,7 +483,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(inputs, monkeypatch, c
     with pytest.raises(InputError) as error:
         call(monkeypatch, *arguments)
     assert sentence in str(error.value)
-    assert not [*(tmp_path / "out").glob("*")]
+    assert not [*(inputs / "out").glob("*")]
 
 
 def test_missing_wine_is_one_sentence(inputs, monkeypatch):
