@@ -65,7 +65,7 @@ def train(config: Config, run_dir: Path, device):
     margin = max(config.data.shape) // 8 if config.training.augmentation else 0
     check_cases(validation, config.data)
     training = TrainingSet(training, config.data, margin)
-    config.data.intensity_range = training.intensity_range
+    config.data.intensity_statistics = training.intensity_statistics
     if config.network.template == "mean":
         centres, radii = template_statistics(training, config.data)
         config.network.template_centres = tuple(map(tuple, centres.tolist()))

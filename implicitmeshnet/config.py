@@ -17,8 +17,17 @@ from pathlib import Path
 from implicitmeshnet.io import InputError, atomic_path, check_path, parse_json, read_json, shorten
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Of the intensities that data.intensity_range keeps."""
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+"""Of the intensities that data.intensity_statistics is of."""
+
+
+@dataclass
+class IntensityStatistics:
+    """What the network saw in training: QUANTILES of each case's normalised intensities, over the cases."""
+
+    cases: int = 0
+    mean: tuple[float, ...] = ()
+    covariance: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass
@@ -43,9 +52,8 @@ class DataConfig:
     percentiles: tuple[float, float] = (0.5, 99.5)
     validation_cases: int = 4
     """Cases held out of `dir` for validation, drawn with training.seed."""
-    intensity_range: tuple[tuple[float, float], ...] | None = None
-    """Least and greatest of each of QUANTILES of the normalised intensities over the training cases; training fills it
-    in the config that it writes beside the snapshot, evaluation warns of images outside it."""
+    intensity_statistics: IntensityStatistics | None = None
+    """Training fills it in the config that it writes beside the snapshot; evaluation warns of images unlike it."""
 
     @property
     def label_values(self) -> list[int]:
@@ -308,8 +316,8 @@ def _checks(config: Config):
         ("data.intensity", data.intensity in ("window", "percentile"), "'window' or 'percentile'"),
         ("data.window_hu", data.window_hu > 0, "a positive number"),
         ("data.percentiles", 0 <= data.percentiles[0] < data.percentiles[1] <= 100, "two rising numbers in 0 to 100"),
-        ("data.intensity_range", data.intensity_range is None or (len(data.intensity_range) == len(QUANTILES)
-         and all(low <= high for low, high in data.intensity_range)), f"{len(QUANTILES)} pairs of rising numbers"),
+        ("data.intensity_statistics", data.intensity_statistics is None or _is_sound(data.intensity_statistics),
+         f"at least 1 case, {len(QUANTILES)} means and a covariance of as many rows and columns"),
         ("data.validation_cases", 1 <= data.validation_cases < 2**31, "at least 1 and less than 2^31"),
         ("network.encoder_channels", levels >= 2 and all(0 < n <= MOST_CHANNELS for n in network.encoder_channels),
          f"at least two positive widths of at most {MOST_CHANNELS}"),
@@ -337,6 +345,11 @@ def _checks(config: Config):
         ("training.repeats", 1 <= training.repeats < 2**31, "at least 1 and less than 2^31"),
         ("training.drn_learning_rate", 0 <= training.drn_learning_rate <= 1, "0 to 1"),
     ]
+
+
+def _is_sound(statistics: IntensityStatistics) -> bool:
+    sizes = {len(statistics.mean), len(statistics.covariance), *map(len, statistics.covariance)}
+    return 1 <= statistics.cases < 2**31 and sizes == {len(QUANTILES)}
 
 
 def _drn_checks(config: DrnConfig):

@@ -14,7 +14,7 @@ from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.io import InputError, read_json, shorten
 from implicitmeshnet.nifti import read_image, read_labels
 from implicitmeshnet.overview import Overview, label_centre_mm, overview_of
-from implicitmeshnet.plausibility import check_box, intensity_quantiles, intensity_range, shares_outside
+from implicitmeshnet.plausibility import check_box, intensity_quantiles, intensity_statistics, shares_outside
 from implicitmeshnet.volume import (
     Grid,
     Volume,
@@ -237,9 +237,9 @@ def _pad(grid: Grid, margin: int) -> Grid:
 class TrainingSet:
     """Prepared samples in memory, images as float16; `samples[i]` is a Sample with a float32 image.
 
-    Prints a line for each structure that the network's grid cuts. `intensity_range` are the quantiles of what the
-    network sees. Raises InputError as `training_sample`, where a structure appears in no case at all, and where the
-    grid leaves most of one out.
+    Prints a line for each structure that the network's grid cuts. `intensity_statistics` are of what the network sees.
+    Raises InputError as `training_sample`, where a structure appears in no case at all, and where the grid leaves most
+    of one out.
     """
 
     def __init__(self, cases: list[Case], config: DataConfig, margin: int = 0):
@@ -256,7 +256,7 @@ class TrainingSet:
 
         for line in check_box([sample.shares_outside for sample in self.samples], config):
             print(line)
-        self.intensity_range = intensity_range([sample.quantiles for sample in self.samples])
+        self.intensity_statistics = intensity_statistics([sample.quantiles for sample in self.samples])
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -83,7 +83,7 @@ class Predictor:
         agreement = agreements(labelmap, segmentation, self.values)
         crossing = [int(self_intersecting_faces(structure, faces).sum()) for structure in repaired]
         within = sample.image.numpy()[box_inside(grid, seen.grid)]
-        doubts = [intensity_warning(within, data), agreement_warning(agreement),
+        doubts = [intensity_warning(within, data.intensity_statistics), agreement_warning(agreement),
                   _crossing_warning(self.names, crossing)]
         warnings = [*image.warnings, *(f"{name}: {doubt}" for doubt in doubts if doubt)]
         return Surfaces(self.names, repaired, raw, faces, labelmap, segmentation, image.grid, sample, agreement,

@@ -20,7 +20,7 @@ from implicitmeshnet.io import InputError, keep_freed_memory, locked, remove_par
 
 GRADIENT_NORM = 1.0
 RUN_FILES = ("config.json", "last.pt", "best.pt", "preview.png", "overview.png")
-FROM_DATA = ("template_centres", "template_radii", "intensity_range")  # keys that a training fills in
+FROM_DATA = ("template_centres", "template_radii", "intensity_statistics")  # keys that a training fills in
 
 
 def parse_arguments(description: str, kind):

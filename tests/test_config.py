@@ -231,7 +231,7 @@ def test_the_papers_configs_differ_from_the_defaults_in_nothing_but_names(stem, 
     config.data.structures, config.data.dir = Config().data.structures, Config().data.dir
     config.loss.route, config.loss.drn_config, config.network.template = "exact", None, "mean"
     config.training.run_dir = Config().training.run_dir
-    config.data.intensity_range = None  # of what the shipped weights have seen
+    config.data.intensity_statistics = None  # of what the shipped weights have seen
     assert (config.data, config.network, config.loss, config.training) == (
         Config().data, Config().network, Config().loss, Config().training)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from implicitmeshnet.config import Config, DataConfig
+from implicitmeshnet.config import Config, DataConfig, IntensityStatistics
 from implicitmeshnet.export import overlaps_ml
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.metrics import mesh_volume_ml
@@ -43,7 +43,7 @@ class TwoSpheres(torch.nn.Module):
 @pytest.fixture
 def predictor():
     data = DataConfig(structures={"LV": [500], "LA": [420]}, shape=SHAPE, spacing_mm=2.0,
-                      intensity_range=((-0.6, -0.4),) * 5)
+                      intensity_statistics=IntensityStatistics(20, (-0.5,) * 9, ((0.0,) * 9,) * 9))
     return Predictor(TwoSpheres(), Config(data=data), torch.device("cpu"))
 
 

@@ -286,7 +286,9 @@ def test_a_validation_in_which_nothing_is_found_counts_as_zero(whole_heart):
 
 def test_the_run_keeps_what_its_intensities_were(evaluated, tmp_path, monkeypatch, capsys):
     """An image that is stored with 1024 more than HU is written, with a warning on the screen and in the table."""
-    assert np.shape(load_config(evaluated / "run/config.json").data.intensity_range) == (5, 2)
+    statistics = load_config(evaluated / "run/config.json").data.intensity_statistics
+    assert statistics.cases == 3
+    assert np.shape(statistics.covariance) == (9, 9)
     image = read_image(evaluated / "data/ct_train_1001_image.nii.gz")
     write_volume(tmp_path / "in/a_image.nii.gz", image.data + 1024, image.grid.affine)
     call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
