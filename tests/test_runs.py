@@ -19,7 +19,7 @@ import pretrain_drn
 from implicitmeshnet.config import DrnConfig, load_config
 from implicitmeshnet.events import EventFile
 from implicitmeshnet.io import InputError, locked
-from implicitmeshnet.volume import read_labels, write_volume
+from implicitmeshnet.nifti import read_labels, write_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 
