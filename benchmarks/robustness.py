@@ -11,6 +11,7 @@ with its number. Exit status 1 where there is one.
 import argparse
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -107,7 +108,9 @@ def use_one(kind: str, number: int, drawing, project: Project, seed: int) -> tup
     """What was changed in one input, and what became of each of its uses."""
     generator = np.random.default_rng([seed, list(KINDS).index(kind), number])
     with tempfile.TemporaryDirectory(dir=project.folder) as folder:
-        drawn = drawing.draw(Path(folder), generator)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of tensors that are odd on purpose
+            drawn = drawing.draw(Path(folder), generator)
         return drawn.change, {name: call(use, drawn.names) for name, use in drawn.uses.items()}
 
 

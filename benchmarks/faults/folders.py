@@ -56,11 +56,11 @@ class Folders:
         splits = pick(generator, (("Tr",), ("Tr",), ("Ts",), ("Tr", "Ts")))
         for split in splits:
             changes.append(self._write(root, pick(generator, list(LAYOUTS)), split, generator))
-        if generator.random() < 0.6:
+        if generator.random() < 0.4:
             content, change = odd_json(pick(generator, DESCRIPTIONS), generator)
             (root / "dataset.json").write_bytes(content)
             changes.append(f"dataset.json: {change}")
-        for _ in range(pick(generator, (0, 1, 1, 2)) if changes[1:] else 1):
+        for _ in range(pick(generator, (1, 1, 2))):
             changes.append(self._change(root, generator))
         command = [*self.project.command("evaluation", folder / "out"), f"--test_dir_in={root}"]
         split = pick(generator, (*splits, *splits, "Tr", "Ts"))

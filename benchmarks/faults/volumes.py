@@ -155,11 +155,12 @@ def use_image(path: Path, predictor: Predictor):
     expect(grid.shape == image.grid.shape == image.data.shape, "one shape")
     expect((grid.affine == image.grid.affine).all(), "one affine")
     expect(np.isfinite(image.data).all(), "finite voxels")
-    for warning in image.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     check_labelmap(path.with_name("labelmap.nii.gz"), image)
+    warnings = image.warnings
     if image.data.size <= LARGEST_PREDICTED:
-        check_prediction(path, image, predictor)
+        warnings = check_prediction(path, image, predictor)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def check_labelmap(path: Path, image: Volume):
@@ -175,8 +176,8 @@ def check_labelmap(path: Path, image: Volume):
     expect(apart < 1e-3, f"the label map on its image, found {apart} voxels off")
 
 
-def check_prediction(path: Path, image: Volume, predictor: Predictor):
-    """Meshes of an image are finite, can be written and read, and its label maps have its shape."""
+def check_prediction(path: Path, image: Volume, predictor: Predictor) -> list[str]:
+    """Meshes of an image are finite, can be written and read, and its label maps have its shape; the warnings."""
     surfaces = predictor(image, str(path))
     expect(np.isfinite(surfaces.vertices).all(), "finite vertices")
     shapes = {surfaces.labelmap.shape, surfaces.segmentation.shape}
@@ -190,8 +191,7 @@ def check_prediction(path: Path, image: Volume, predictor: Predictor):
     except InputError as error:
         raise Wrong(f"wanted a mesh that can be read, found {error}") from error
     expect(np.allclose(found, surfaces.vertices[0], rtol=1e-6), "the mesh as it was written")
-    for warning in surfaces.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    return surfaces.warnings
 
 
 def use_labels(path: Path, data: DataConfig):
