@@ -156,11 +156,12 @@ def evaluate_case(predictor: Predictor, case: Case, out: Path, mesh_format: str,
 
 def remove_stale_meshes(out: Path, case: str, written: set[str]):
     """Remove a case's meshes but for those just written: of other structures or formats, left by an earlier run."""
-    others = {path.name.removesuffix(LABELMAP) for path in out.glob(f"*{LABELMAP}")}
+    alike = [path.name.removesuffix(LABELMAP) for path in out.glob(f"*{LABELMAP}") if path.name.startswith(f"{case}_")]
+    longer = tuple(f"{name}_" for name in alike if name != case)  # cases whose names only begin like this one's
     for path in out.iterdir():
         stem, _, suffix = path.name.rpartition("_mesh.")
-        owners = [name for name in others if f"{stem}_".startswith(f"{name}_")]
-        if suffix in MESH_FORMATS and path.name not in written and max(owners, key=len, default=None) == case:
+        its_own = f"{stem}_".startswith(f"{case}_") and not f"{stem}_".startswith(longer)
+        if its_own and suffix in MESH_FORMATS and path.name not in written:
             path.unlink()
 
 
