@@ -118,7 +118,7 @@ def test_a_number_draws_the_same_input_again(kind, tmp_path):
 
 
 def test_a_few_inputs_of_each_kind_are_used_or_refused():
-    counts = {"volumes": 40, "configs": 40, "checkpoints": 8, "folders": 8}
+    counts = {"volumes": 40, "configs": 40, "checkpoints": 5, "folders": 5}
     run = subprocess.run(
         [sys.executable, ROOT / "benchmarks/robustness.py", "--kills=0", *(f"--{k}={n}" for k, n in counts.items())],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from faults.children import Wrong, expect
-from faults.project import Project
+from faults.project import SIDE, Project
 from faults.values import JSON, Input, odd_json, odd_number, pick
 from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, load_config, save_config
 from implicitmeshnet.io import InputError
+from implicitmeshnet.plausibility import intensity_warning
 
 WORDS = ("", "=", "null", "true", "[", "[]", "{}", "NaN", "1e999", "\u00e9", "\udce9", "[a] {b}", "2024", "1", "-1",
          "x" * 5000, "[" * 100_000, '"', "\n", "8,8,8", "[8, 8, 8]")
@@ -61,7 +62,7 @@ def odd_override(kind, generator: np.random.Generator) -> str:
 
 
 def use_config(path: Path, overrides: list[str], kind):
-    """What is accepted comes back the same after it was saved."""
+    """What is accepted comes back the same after it was saved, and an image can be held against it."""
     config = load_config(path, overrides, kind)
     first, second = path.with_name("first.json"), path.with_name("second.json")
     try:
@@ -72,3 +73,5 @@ def use_config(path: Path, overrides: list[str], kind):
         raise Wrong(f"wanted an accepted config to be saved and read, found {error}") from error
     expect(dataclasses.asdict(again) == dataclasses.asdict(config), "the same config after it was saved")
     expect(first.read_bytes() == second.read_bytes(), "the same file when it is saved again")
+    if kind is Config:
+        intensity_warning(np.zeros(SIDE), config.data.intensity_statistics)

@@ -11,11 +11,11 @@ import torch
 
 from faults.children import call
 from implicitmeshnet import figures
-from implicitmeshnet.config import REPOSITORY, load_config
+from implicitmeshnet.config import QUANTILES, REPOSITORY, load_config
 from implicitmeshnet.io import InputError
 from implicitmeshnet.network import build_network
 from implicitmeshnet.nifti import write_volume
-from implicitmeshnet.plausibility import QUANTILES
+from implicitmeshnet.plausibility import intensity_statistics
 from implicitmeshnet.predict import Predictor
 
 STRUCTURES = {"LV": [1], "LA": [2]}
@@ -80,7 +80,7 @@ class Project:
         """A network without training that finds its structures everywhere."""
         overrides = [f"--data.intensity={intensity}", "--network.template=centred"]
         config = load_config(self.folder / "config.json", overrides)
-        config.data.intensity_range = ((-1.0, 1.0),) * len(QUANTILES)
+        config.data.intensity_statistics = intensity_statistics(np.zeros((2, len(QUANTILES))))
         torch.manual_seed(0)
         network = build_network(config)
         with torch.no_grad():

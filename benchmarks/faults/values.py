@@ -122,6 +122,8 @@ def _change_tree(tree: dict, generator: np.random.Generator) -> str:
     elif kind == "rename" and isinstance(holder, dict):
         holder[pick(generator, ("", "x", key.upper(), f"{key} ", "\ud800", "x" * 2000, "\0"))] = holder.pop(key)
         return f"{name} renamed"
+    elif kind == "like" and isinstance(inner, list):
+        holder[key] = _scaled(inner, pick(generator, (-1, 0, 1e-20, 1e20)))
     elif kind == "repeat" and isinstance(inner, (list, str)):
         holder[key] = inner * pick(generator, (2, 100))
     elif kind == "like" and type(inner) in (int, float):
@@ -133,3 +135,10 @@ def _change_tree(tree: dict, generator: np.random.Generator) -> str:
     else:
         holder[key] = pick(generator, (*JSON, *NUMBERS))
     return f"{name} = {repr(holder[key])[:40]}"
+
+
+def _scaled(value, factor: float):
+    """All numbers in a tree of lists times a factor."""
+    if isinstance(value, list):
+        return [_scaled(inner, factor) for inner in value]
+    return value * factor if type(value) in (int, float) else value
