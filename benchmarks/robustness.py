@@ -3,9 +3,9 @@
     nice python benchmarks/robustness.py [--seed=0] [--volumes=2000 ...] [--kills=20]
     python benchmarks/robustness.py --only=volumes:137    # one input again, with its traceback
 
-Each input is used in a process of its own, which may take 2 GiB beside the libraries and 10 s. Either it gives a right
-result, or exit status 2 and lines on stderr of which one names the file or argument; anything else is a fault, listed
-with its number. Exit status 1 where there is one.
+Each input is used in a process of its own, which may take 2 GiB beside the libraries and 10 s of processor time. Either
+it gives a right result, or exit status 2 and lines on stderr of which one names the file or argument; anything else is
+a fault, listed with its number. Exit status 1 where there is one.
 """
 
 import argparse

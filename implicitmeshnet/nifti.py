@@ -60,8 +60,10 @@ def read_image(path) -> Volume:
     """
     stored, (slope, intercept), grid, warnings = _read(path)
     exact = np.float32 if stored.dtype.itemsize <= 2 else np.float64  # holds what is stored
-    data = stored if (slope, intercept) == (1, 0) else stored.astype(exact) * exact(slope) + exact(intercept)
-    data = data.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        data = stored if (slope, intercept) == (1, 0) else stored.astype(exact) * exact(slope) + exact(intercept)
+    with np.errstate(over="ignore"):
+        data = data.astype(np.float32)  # what is too large for it is infinite
     finite = np.isfinite(data)
     if not finite.any():
         raise InputError(f"{path}: wanted finite voxel values, found none")

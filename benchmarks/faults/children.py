@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from implicitmeshnet.io import run_script
 
-SECONDS = 10.0
+SECONDS = 10.0  # of processor time, so that what else a machine does is no fault
+HANG_SECONDS = 120.0  # on the clock, for what waits
 MEMORY = 2 * 2**30  # bytes, beside the libraries
 LONGEST_LINE = 1000  # letters
 LONGEST_REPORT = 20_000  # letters of what was said or of a traceback; the middle of a longer one is left out
@@ -40,7 +41,7 @@ class Wrong(AssertionError):
 class Outcome(NamedTuple):
     kind: str  # of OUTCOMES
     text: str  # what was said, or the traceback
-    seconds: float
+    seconds: float  # of processor time
     mib: float = 0.0  # the most memory that it took beside the libraries, where it lived to say so
 
 
@@ -50,23 +51,24 @@ def expect(holds, wanted: str):
         raise Wrong(f"wanted {wanted}")
 
 
-def call(use: Callable[[], None], names: re.Pattern, limit_s: float = SECONDS) -> Outcome:
+def call(use: Callable[[], None], names: re.Pattern, limit_s: float = SECONDS,
+         hang_s: float = HANG_SECONDS) -> Outcome:
     """What becomes of use(), called as a script's main() is, in a process of its own.
 
     One line of what it says on stderr must hold one of `names`, the file or argument at fault, where it is refused.
     """
     read_end, write_end = os.pipe()
-    start = time.perf_counter()
+    until = time.perf_counter() + hang_s
     process = os.fork()
     if process == 0:
-        _be_child(use, names, write_end)
+        _be_child(use, names, limit_s, write_end)
     os.close(write_end)
-    report = _receive(read_end, start + limit_s)
+    report = _receive(read_end, until)
     if report is None:
         os.kill(process, signal.SIGKILL)
-    _, status = os.waitpid(process, 0)
-    seconds = time.perf_counter() - start
-    if report is None:
+    _, status, usage = os.wait4(process, 0)
+    seconds = usage.ru_utime + usage.ru_stime
+    if report is None or os.waitstatus_to_exitcode(status) == -signal.SIGXCPU:
         return Outcome("over time", "", seconds)
     if not report:
         return Outcome("crash", f"exit status {os.waitstatus_to_exitcode(status)}", seconds)
@@ -88,11 +90,12 @@ def _receive(read_end: int, until: float) -> bytes | None:
             report += part
 
 
-def _be_child(use: Callable[[], None], names: re.Pattern, write_end: int):
+def _be_child(use: Callable[[], None], names: re.Pattern, limit_s: float, write_end: int):
     """Call use(), report what became of it, and end the process."""
     sys.stdout = io.TextIOWrapper(io.BytesIO(), "utf-8")  # refuses names that are not UTF-8, as a terminal does
     sys.stderr = io.TextIOWrapper(io.BytesIO(), "utf-8")
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(limit_s), resource.RLIM_INFINITY))
     mapped, resident = _bytes_of_process()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, limits[1]))
