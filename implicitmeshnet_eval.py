@@ -138,10 +138,11 @@ def evaluate_case(predictor: Predictor, case: Case, out: Path, mesh_format: str,
         tqdm.write(f"warning: {warning}", file=sys.stderr)
 
     stems = mesh_stems(case.name, surfaces.names)
+    # The longest name first: where it is too long for the file system, nothing of the case is left.
+    for ending, data in ((SEGMENTATION, surfaces.segmentation), (LABELMAP, surfaces.labelmap)):
+        write_volume(out / f"{case.name}{ending}", data, image.grid.affine, image.grid.header)
     for stem, vertices in zip(stems, surfaces.vertices, strict=True):
         write_mesh(out / f"{stem}_mesh.{mesh_format}", vertices, surfaces.faces, space)
-    for ending, data in ((LABELMAP, surfaces.labelmap), (SEGMENTATION, surfaces.segmentation)):
-        write_volume(out / f"{case.name}{ending}", data, image.grid.affine, image.grid.header)
     preview(out / f"{case.name}_preview.png", surfaces, labels, predictor.config.data)
     remove_stale_meshes(out, case.name, {f"{stem}_mesh.{mesh_format}" for stem in stems})
     overlaps = overlaps_ml([(vertices, surfaces.faces) for vertices in surfaces.vertices], image.grid,

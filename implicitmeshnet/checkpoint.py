@@ -1,6 +1,7 @@
 """Save, load and resume: checkpoints hold tensors and plain values only, so they load with weights_only=True."""
 
 import io
+import warnings
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ def save_checkpoint(path, state: dict):
 def load_checkpoint(path) -> dict:
     """Read what `save_checkpoint` wrote into main memory; InputError for a missing or unreadable file."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on what is refused later
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: wanted trained weights, found no such file") from error
     except OSError as error:

@@ -111,6 +111,8 @@ def _without_channels(images: dict[str, Path], labels: dict[str, Path]) -> dict[
 def _file_endings(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return ENDINGS
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path}: wanted a file, found something else of this name")
     ending = read_json(path, "a description of a data set").get("file_ending")
     if ending not in (None, *ENDINGS):
         raise InputError(f"{path}: wanted file_ending .nii.gz or .nii, found {shorten(repr(ending))}")

@@ -14,6 +14,7 @@ Where ITK reads no file at all, an oblique sform without a qform, the sform coun
 import gzip
 import math
 import os
+import stat
 import zlib
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -30,6 +31,7 @@ WRITTEN_AS = {"bool": np.uint8, "int64": np.int32, "float16": np.float32, "float
 MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}
 """Of xyzt_units: metre, millimetre, micrometre."""
 DEFLATE_LIMIT = 1032  # bytes that one byte of gzip can stand for, at most
+FARTHEST_MM = 1e6  # beyond it single precision is coarser than voxels
 PERPENDICULAR = 1e-4  # by which a product of two unit axes may differ from the identity's, as in ITK
 GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
             "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
@@ -46,12 +48,18 @@ class Form(NamedTuple):
     position: np.ndarray  # (3,) of the first voxel
 
 
+quiet = np.errstate(all="ignore")
+"""Headers may hold any number; what comes of it is checked, and no warning of numpy's is needed beside that."""
+
+
+@quiet
 def read_grid(path) -> Grid:
     """Shape, affine and header of a NIfTI file, from its header alone. Errors as `read_image`."""
     with _open(path) as (_, header):
         return _grid(path, header)[0]
 
 
+@quiet
 def read_image(path) -> Volume:
     """Read a NIfTI volume as float32, scaled by the header, in the file's own voxel order.
 
@@ -60,10 +68,8 @@ def read_image(path) -> Volume:
     """
     stored, (slope, intercept), grid, warnings = _read(path)
     exact = np.float32 if stored.dtype.itemsize <= 2 else np.float64  # holds what is stored
-    with np.errstate(over="ignore", invalid="ignore"):
-        data = stored if (slope, intercept) == (1, 0) else stored.astype(exact) * exact(slope) + exact(intercept)
-    with np.errstate(over="ignore"):
-        data = data.astype(np.float32)  # what is too large for it is infinite
+    data = stored if (slope, intercept) == (1, 0) else stored.astype(exact) * exact(slope) + exact(intercept)
+    data = data.astype(np.float32)  # what is too large for it is infinite
     finite = np.isfinite(data)
     if not finite.any():
         raise InputError(f"{path}: wanted finite voxel values, found none")
@@ -72,6 +78,7 @@ def read_image(path) -> Volume:
     return Volume(data, grid, warnings)
 
 
+@quiet
 def read_labels(path) -> Volume:
     """Read a NIfTI label map as int32 in the file's own voxel order. Errors as `read_image`, and non-integer values.
 
@@ -92,6 +99,7 @@ def read_labels(path) -> Volume:
     return Volume(stored.astype(np.int32), grid, warnings)
 
 
+@quiet
 def write_volume(path, data, affine, header=None):
     """Write data (X, Y, Z) as .nii or .nii.gz, whole or not at all, where its (4, 4) affine in mm says.
 
@@ -104,8 +112,7 @@ def write_volume(path, data, affine, header=None):
         raise InputError(f"{path}: wanted a name that ends in .nii or .nii.gz")
     data = np.asarray(data)
     _check_shape(path, data.shape)
-    with np.errstate(over="ignore"):
-        affine = np.asarray(affine, np.float32).astype(np.float64)  # as the file will hold it
+    affine = np.asarray(affine, np.float32).astype(np.float64)  # as the file will hold it
     _check_affine(path, affine)
     data = data.astype(WRITTEN_AS.get(data.dtype.name, data.dtype), copy=False)
     large = max(data.shape) >= 2**15 or isinstance(header, nib.Nifti2Header)
@@ -135,6 +142,9 @@ def _drop_wrong_qform(header):
 def _open(path):
     """Yield a file's stream, at its start, and its checked NIfTI header; whatever goes wrong is an InputError."""
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would be waited for
+            raise InputError(f"{path}: wanted a file, found a pipe or a device")
         with open(path, "rb") as file:
             zipped = file.peek(2)[:2] == b"\x1f\x8b"
             stream = gzip.GzipFile(fileobj=file) if zipped else file
@@ -194,6 +204,9 @@ def _check_affine(path, affine):
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     if spacing_mm.min() < 1e-3 or spacing_mm.max() > 1e3:
         raise InputError(f"{path}: wanted a voxel spacing of 0.001 to 1000 mm, found {spacing_mm.tolist()}")
+    if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+        raise InputError(f"{path}: wanted a first voxel within {FARTHEST_MM:g} mm of the world's origin, found it at"
+                         f" {affine[:3, 3].tolist()}")
 
 
 def _shape(header) -> tuple[int, ...]:

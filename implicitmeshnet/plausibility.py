@@ -67,8 +67,9 @@ def intensity_warning(image, statistics: IntensityStatistics | None) -> str | No
     if statistics is None:
         return None
     apart = np.subtract(intensity_quantiles(image), statistics.mean)
-    covariance = np.array(statistics.covariance) + INTENSITY_NOISE**2 * np.eye(len(QUANTILES))
-    distance = float(np.sqrt(apart @ np.linalg.solve(covariance, apart)))
+    variances, axes = np.linalg.eigh(statistics.covariance)
+    variances = np.maximum(variances, 0) + INTENSITY_NOISE**2  # at least the noise, whatever a config says
+    distance = float(np.sqrt(((axes.T @ apart) ** 2 / variances).sum()))
     limit = INTENSITY_LIMIT * (1 + 2 / statistics.cases)  # few cases tell little of how much they vary
     if distance <= limit:
         return None

@@ -1,7 +1,9 @@
 """NIfTI in and out: every kind of header, with SimpleITK as the judge of where its voxels lie."""
 
+import contextlib
 import gzip
 import itertools
+import os
 import struct
 from pathlib import Path
 
@@ -277,7 +279,26 @@ def test_a_claim_beyond_the_files_size_is_refused_before_memory_is_taken(tmp_pat
         read_image(path)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("fields", [
+    {"scl_slope": 3e38, "scl_inter": 3e38},
+    {"pixdim": (1, *np.array([0x7F800001] * 3, np.uint32).view(np.float32), 1, 1, 1, 1)},  # signalling NaN
+    {"qform_code": 0, "sform_code": 1, **srow(np.full((3, 3), 3e38))}])
+def test_odd_numbers_make_no_warnings_of_numpy(tmp_path, fields):
+    path = write_header(tmp_path / "a.nii", **fields)
+    for read in (read_image, read_labels):
+        with contextlib.suppress(InputError):
+            read(path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.nii")
+    with pytest.raises(InputError, match=r"a\.nii: wanted a file, found a pipe or a device"):
+        read_image(tmp_path / "a.nii")
+
+
 @pytest.mark.parametrize(("affine", "wanted"), [
+    (np.array([[1, 0, 0, 2e6], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "first voxel within 1e\\+06 mm"),
     (np.diag([1, 1, 1e4, 1.0]), "voxel spacing"), (np.diag([1, 1, 0, 1.0]), "invertible"),
     (np.array([[1, 0, 0, 1e39], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "invertible")])
 def test_nothing_is_written_that_could_not_be_read(tmp_path, affine, wanted):
