@@ -31,7 +31,7 @@ from tqdm import tqdm
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.dataset import check_same_grid
 from implicitmeshnet.export import masks_to_labelmap
-from implicitmeshnet.io import InputError, check_path, make_folder, reason, run_script, write_table
+from implicitmeshnet.io import QUOTED, InputError, check_path, make_folder, reason, run_script, write_table
 from implicitmeshnet.metrics import dice, mean_and_deviation, surface_distances
 from implicitmeshnet.nifti import read_grid, read_labels, write_volume
 from implicitmeshnet.volume import Grid, Volume, resample_nearest, resample_nearest_onto
@@ -51,7 +51,6 @@ FIELD_POINTS = 25  # that measure the latter, along each axis
 SECONDS = 1800  # that the scorer may take for a case
 KEYS_BY_WINE = ("case", "structure", "dice", "fingerprint")
 KEYS_OF_OURS = ("case", "structure", "dice", "assd_mm", "hd95_mm", "fingerprint")
-LONGEST = 300  # letters of the scorer's that an error quotes
 
 
 def main():
@@ -307,7 +306,7 @@ def score_by_wine(path: Path, truth: Path, case: str, structures: list[str]) -> 
     if run.returncode or len(rows) != 1:
         said = (run.stdout + run.stderr).decode(errors="replace").strip().rpartition("\n")[-1].strip() or "nothing"
         raise InputError(f"{case}: wanted one row from {SCORER}, found {len(rows)} and exit status {run.returncode}; it"
-                         f" said: {said[:LONGEST]}")
+                         f" said: {said[:QUOTED]}")
     return parse_row(rows[0], case, structures)
 
 
@@ -324,7 +323,7 @@ def parse_row(text: str, case: str, structures: list[str]) -> list[dict]:
              and all(float(field) <= 1 for field in numbers) and rest[:1] in ([modality + number], [number]))
     if not sound:
         raise InputError(f"{case}: wanted {len(COLUMNS)} Dice values and the case's name from {SCORER}, found"
-                         f" {text[:LONGEST]!r}")
+                         f" {text[:QUOTED]!r}")
     return [{"structure": name, "dice": float(value)} for name, value in zip(COLUMNS, numbers, strict=True)
             if name in columns(structures)]
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.io import InputError, read_json, shorten
-from implicitmeshnet.nifti import read_image, read_labels
+from implicitmeshnet.nifti import NOTICEABLE_VOXELS, read_image, read_labels
 from implicitmeshnet.overview import Overview, label_centre_mm, overview_of
 from implicitmeshnet.plausibility import check_box, intensity_quantiles, intensity_statistics, shares_outside
 from implicitmeshnet.volume import (
@@ -29,7 +29,6 @@ from implicitmeshnet.volume import (
 )
 
 ENDINGS = (".nii.gz", ".nii")
-AFFINE_TOLERANCE = 1e-2  # voxels by which a label may lie off its image: above rounding, below harm
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def check_same_grid(path, wanted: Grid, found: Grid, owner: str = "the image"):
     if found.shape != wanted.shape:
         raise InputError(f"{path}: wanted {owner}'s shape {wanted.shape}, found {found.shape}")
     apart = voxels_apart(wanted.shape, wanted.affine, found.affine)
-    if apart > AFFINE_TOLERANCE:
+    if apart > NOTICEABLE_VOXELS:
         raise InputError(f"{path}: wanted {owner}'s affine, found one that lies {apart:.3g} voxels off")
 
 
