@@ -8,7 +8,7 @@ Writes ct_train_1001_image.nii.gz and ct_train_1001_label.nii.gz, ...: case n ha
 the seed, its number, the field of view and the shift alone; the patient on the seed and the number.
 """
 
-from implicitmeshnet.io import exit_at_interrupt
+from implicitmeshnet.script import exit_at_interrupt
 
 if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from implicitmeshnet.io import InputError, core_count, make_folder, run_script
-from implicitmeshnet.nifti import write_volume
-from implicitmeshnet.phantom import FIELDS_OF_VIEW, create_case
+from implicitmeshnet.data.nifti import write_volume
+from implicitmeshnet.phantom.case import FIELDS_OF_VIEW, create_case
+from implicitmeshnet.script import InputError, core_count, make_folder, run_script
 
 MAX_SHIFT_MM = 100
 

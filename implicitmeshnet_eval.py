@@ -11,7 +11,7 @@ Exit status 2 where the input of a case, or of all, is at fault, 1 with a traceb
 cases gave is written either way.
 """
 
-from implicitmeshnet.io import exit_at_interrupt
+from implicitmeshnet.script import exit_at_interrupt
 
 if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
@@ -25,21 +25,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from implicitmeshnet.checkpoint import pick_device
-from implicitmeshnet.dataset import Case, find_cases, read_case, split_cases, splits_of
-from implicitmeshnet.export import MESH_FORMATS, overlaps_ml, write_mesh
-from implicitmeshnet.io import InputError, check_path, make_folder, run_script, write_table
-from implicitmeshnet.metrics import (
-    dice,
-    mean_and_deviation,
-    mesh_volume_ml,
-    self_intersecting_faces,
-    surface_distances,
-    volume_ml,
-)
-from implicitmeshnet.nifti import write_volume
+from implicitmeshnet.data.dataset import Case, find_cases, read_case, split_cases, splits_of
+from implicitmeshnet.data.nifti import write_volume
+from implicitmeshnet.data.volume import Volume
+from implicitmeshnet.models.weights import pick_device
 from implicitmeshnet.predict import Predictor, Surfaces, has_value, preview
-from implicitmeshnet.volume import Volume
+from implicitmeshnet.script import InputError, check_path, make_folder, run_script, write_table
+from implicitmeshnet.surfaces.files import MESH_FORMATS, write_mesh
+from implicitmeshnet.surfaces.labelmap import overlaps_ml
+from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances, volume_ml
+from implicitmeshnet.surfaces.soundness import mesh_volume_ml, self_intersecting_faces
 
 LABELMAP, SEGMENTATION = "_mesh_labelmap.nii.gz", "_unet_segmentation.nii.gz"
 

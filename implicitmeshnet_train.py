@@ -6,7 +6,7 @@ Writes into training.run_dir: config.json (what evaluation needs, template inclu
 validation, half precision), last.pt (everything, to resume), preview.png, overview.png and TensorBoard events.
 """
 
-from implicitmeshnet.io import exit_at_interrupt
+from implicitmeshnet.script import exit_at_interrupt
 
 if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from implicitmeshnet.augment import augment
-from implicitmeshnet.checkpoint import save_snapshot
 from implicitmeshnet.config import Config
-from implicitmeshnet.dataset import (
+from implicitmeshnet.data.augment import augment
+from implicitmeshnet.data.dataset import (
     Case,
     TrainingSet,
     check_cases,
@@ -31,19 +30,20 @@ from implicitmeshnet.dataset import (
     split_cases,
     template_statistics,
 )
-from implicitmeshnet.events import EventFile
-from implicitmeshnet.io import run_script
-from implicitmeshnet.losses import MeshLoss
-from implicitmeshnet.metrics import dice
-from implicitmeshnet.network import build_network
+from implicitmeshnet.models.mesh_net import build_network
+from implicitmeshnet.models.weights import save_snapshot
 from implicitmeshnet.predict import NothingFound, Predictor, has_value, preview
-from implicitmeshnet.training import (
+from implicitmeshnet.script import run_script
+from implicitmeshnet.surfaces.metrics import dice
+from implicitmeshnet.training.deep_route import load_deep_route
+from implicitmeshnet.training.events import EventFile
+from implicitmeshnet.training.losses import MeshLoss
+from implicitmeshnet.training.run import (
     begin,
     best_epoch,
     claim_run_dir,
     end_epoch,
     learning_rate,
-    load_deep_route,
     parse_arguments,
     publish,
     take_step,

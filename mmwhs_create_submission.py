@@ -9,7 +9,7 @@ truth's own grid where one is given; with a ground truth scores_wine.csv or scor
 structure, and a summary. A case that was scored as it is now is not scored again without --rescore.
 """
 
-from implicitmeshnet.io import exit_at_interrupt
+from implicitmeshnet.script import exit_at_interrupt
 
 if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
@@ -29,12 +29,12 @@ import numpy as np
 from tqdm import tqdm
 
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.dataset import check_same_grid
-from implicitmeshnet.export import masks_to_labelmap
-from implicitmeshnet.io import QUOTED, InputError, check_path, make_folder, reason, run_script, write_table
-from implicitmeshnet.metrics import dice, mean_and_deviation, surface_distances
-from implicitmeshnet.nifti import read_grid, read_labels, write_volume
-from implicitmeshnet.volume import Grid, Volume, resample_nearest, resample_nearest_onto
+from implicitmeshnet.data.dataset import check_same_grid
+from implicitmeshnet.data.nifti import read_grid, read_labels, write_volume
+from implicitmeshnet.data.volume import Grid, Volume, resample_nearest, resample_nearest_onto
+from implicitmeshnet.script import QUOTED, InputError, check_path, make_folder, reason, run_script, write_table
+from implicitmeshnet.surfaces.labelmap import masks_to_labelmap
+from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances
 
 VALUES = {"LV": (500,), "Myo": (205,), "RV": (600,), "LA": (420, 421), "RA": (550,), "AO": (820,), "PA": (850,)}
 """MM-WHS label values, the first the one to write, in the order of the scorer's columns."""

@@ -6,7 +6,7 @@ Writes into training.run_dir: config.json, best.pt (weights of the best validati
 (everything, to resume), preview.png (predicted and true distances), overview.png and TensorBoard events.
 """
 
-from implicitmeshnet.io import exit_at_interrupt
+from implicitmeshnet.script import exit_at_interrupt
 
 if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from implicitmeshnet.checkpoint import save_snapshot
 from implicitmeshnet.config import DrnConfig
-from implicitmeshnet.drn import DeepRepresentationNetwork, drn_loss, sdf_quality
-from implicitmeshnet.events import EventFile
-from implicitmeshnet.figures import distance_preview
-from implicitmeshnet.io import run_script
 from implicitmeshnet.mesh import icosphere
-from implicitmeshnet.shapes import random_shapes
-from implicitmeshnet.training import (
+from implicitmeshnet.models.drn import DeepRepresentationNetwork, drn_loss, sdf_quality
+from implicitmeshnet.models.weights import save_snapshot
+from implicitmeshnet.script import run_script
+from implicitmeshnet.surfaces.figures import distance_preview
+from implicitmeshnet.training.events import EventFile
+from implicitmeshnet.training.random_shapes import random_shapes
+from implicitmeshnet.training.run import (
     begin,
     claim_run_dir,
     end_epoch,

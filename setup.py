@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from setuptools import setup
+from setuptools import find_packages, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
@@ -79,7 +79,7 @@ setup(
     description="Anatomical shapes as closed surface meshes, from volumetric images",
     license="MIT",
     python_requires=">=3.10",
-    packages=["implicitmeshnet", "implicitmeshnet.ops"],
+    packages=find_packages(include=["implicitmeshnet*"]),
     ext_modules=[CppExtension("implicitmeshnet._C", sources(".cpp"), extra_compile_args=FLAGS)],
     cmdclass={"build_ext": OptionalBuild.with_options(no_python_abi_suffix=True)},
 )

@@ -18,10 +18,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from implicitmeshnet.checkpoint import load_checkpoint
 from implicitmeshnet.config import REPOSITORY, load_config
-from implicitmeshnet.dataset import find_cases, split_cases
-from implicitmeshnet.io import InputError, atomic_path, run_script
+from implicitmeshnet.data.dataset import find_cases, split_cases
+from implicitmeshnet.models.weights import load_checkpoint
+from implicitmeshnet.script import InputError, atomic_path, run_script
 
 DEEP = ["--loss.route=deep", f"--loss.drn_config={REPOSITORY / 'configs_implicitmeshnet/drn_small.json'}"]
 CENTRED = ["--network.template=centred"]  # the paper's: meshes start far from their structures

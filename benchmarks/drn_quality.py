@@ -13,16 +13,16 @@ from dataclasses import replace
 import torch
 from timing import SYNCHRONIZE, Row, hold_threads, measure
 
-from implicitmeshnet.checkpoint import load_drn, pick_device
 from implicitmeshnet.config import DataConfig, DrnConfig, LossConfig, load_config
-from implicitmeshnet.dataset import TrainingSet, find_cases, template_statistics
-from implicitmeshnet.drn import sdf_quality
-from implicitmeshnet.io import keep_freed_memory, run_script
-from implicitmeshnet.losses import laplacian_loss, occupancy_loss, structure_masks
+from implicitmeshnet.data.dataset import TrainingSet, find_cases, template_statistics
 from implicitmeshnet.mesh import icosphere, neighbours
+from implicitmeshnet.models.drn import sdf_quality
+from implicitmeshnet.models.weights import load_drn, pick_device
 from implicitmeshnet.ops import mesh2sdf
-from implicitmeshnet.phantom import LABELS
-from implicitmeshnet.shapes import random_shapes
+from implicitmeshnet.phantom.case import LABELS
+from implicitmeshnet.script import keep_freed_memory, run_script
+from implicitmeshnet.training.losses import laplacian_loss, occupancy_loss, structure_masks
+from implicitmeshnet.training.random_shapes import random_shapes
 
 HELD_OUT_SEED = 2**33
 SHAPES = 64

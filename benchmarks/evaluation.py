@@ -17,11 +17,11 @@ from pathlib import Path
 
 from timing import at_least
 
-from implicitmeshnet.checkpoint import load_network, save_snapshot, snapshot_path
 from implicitmeshnet.config import REPOSITORY, load_config, save_config
-from implicitmeshnet.dataset import find_cases
-from implicitmeshnet.io import InputError, run_script
-from implicitmeshnet.network import build_network
+from implicitmeshnet.data.dataset import find_cases
+from implicitmeshnet.models.mesh_net import build_network
+from implicitmeshnet.models.weights import load_network, save_snapshot, snapshot_path
+from implicitmeshnet.script import InputError, run_script
 
 
 def main():

@@ -12,9 +12,9 @@ import torch
 from timing import SYNCHRONIZE, Row, measure, parse_arguments
 from torch import nn
 
-from implicitmeshnet.graph import ChebyshevConv, GCNConv, GraphDecoderStage, linear_map
-from implicitmeshnet.io import InputError, run_script
 from implicitmeshnet.mesh import edges, icosphere, neighbours
+from implicitmeshnet.models.graph import ChebyshevConv, GCNConv, GraphDecoderStage, linear_map
+from implicitmeshnet.script import InputError, run_script
 
 BATCH, STRUCTURES = 2, 7
 WIDTHS = [(1024, 288), (288, 288)]

@@ -15,9 +15,9 @@ import torch
 from timing import SYNCHRONIZE, Row, measure, parse_arguments
 
 from implicitmeshnet.coordinates import to_grid_sample
-from implicitmeshnet.io import run_script
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.ops import compiled, reference, sample_trilinear, splat_trilinear
+from implicitmeshnet.script import run_script
 
 BATCH = 2
 SPLATS = [(128, 64), (128, 32), (3, 64)]  # channels, voxels along an axis

@@ -1,4 +1,4 @@
-"""What else computes the distance from a whole grid to a mesh: one function a peer, for `benchmarks/mesh2sdf.py`.
+"""What else computes the distance from a whole grid to a mesh: one function a peer, for `signed_distance.py`.
 
 A peer takes a Problem and returns a Row. Whatever its library allows beforehand (trees, copies of the points in its own
 types) is done before the clock starts; `compute` then gives the whole grid. A peer that is missing raises ImportError.
@@ -7,7 +7,6 @@ types) is done before the clock starts; `compute` then gives the whole grid. A p
 """
 
 import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -104,11 +103,8 @@ def _libigl(problem, sign="PSEUDONORMAL"):
 
 def _mesh2sdf_pypi(problem):
     """Its grid is -1 + 2 i / size, so the mesh moves with it."""
-    script_folder = sys.path.pop(0)  # mesh2sdf is the package on PyPI here, not the script beside this file
-    try:
-        from mesh2sdf import core
-    finally:
-        sys.path.insert(0, script_folder)
+    from mesh2sdf import core
+
     vertices, faces, _ = problem.arrays()
     scale = (problem.size - 1) / problem.size
     moved = ((vertices + 1) * scale - 1).astype(np.float32)

@@ -12,11 +12,11 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from implicitmeshnet.dataset import find_cases
-from implicitmeshnet.io import run_script
-from implicitmeshnet.nifti import read_image, read_labels
-from implicitmeshnet.phantom import LABELS
-from implicitmeshnet.volume import canonical, resample_nearest
+from implicitmeshnet.data.dataset import find_cases
+from implicitmeshnet.data.nifti import read_image, read_labels
+from implicitmeshnet.data.volume import canonical, resample_nearest
+from implicitmeshnet.phantom.case import LABELS
+from implicitmeshnet.script import run_script
 
 STEP_MM = 1.5
 HUDSMITH = "[Hudsmith 2005](https://doi.org/10.1080/10976640500295516), MR, women to men"

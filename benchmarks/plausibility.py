@@ -15,9 +15,9 @@ from pathlib import Path
 from timing import at_least
 from tqdm import tqdm
 
-from implicitmeshnet.dataset import Case, find_cases, read_case, split_cases
-from implicitmeshnet.io import run_script
+from implicitmeshnet.data.dataset import Case, find_cases, read_case, split_cases
 from implicitmeshnet.predict import NothingFound, Predictor
+from implicitmeshnet.script import run_script
 
 KINDS = {"intensities": "unlike the training's", "agreement": "disagree"}
 """What is counted, by what its warnings say."""

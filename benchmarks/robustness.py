@@ -25,7 +25,7 @@ from faults.project import SCRIPTS, Project
 from faults.volumes import Volumes
 from timing import at_least, hold_threads
 
-from implicitmeshnet.io import run_script
+from implicitmeshnet.script import run_script
 
 KINDS = {"volumes": (Volumes, 2000), "configs": (Configs, 500), "checkpoints": (Checkpoints, 200),
          "folders": (Folders, 200)}

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from implicitmeshnet.checkpoint import pick_device
-from implicitmeshnet.io import core_count
+from implicitmeshnet.models.weights import pick_device
+from implicitmeshnet.script import core_count
 
 TURN_MS = 100
 SYNCHRONIZE = {"cpu": lambda: None, "cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}

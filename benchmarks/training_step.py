@@ -16,13 +16,14 @@ import torch
 from timing import SYNCHRONIZE, Row, measure
 from torch.utils.flop_counter import FlopCounterMode
 
-from implicitmeshnet.checkpoint import pick_device
 from implicitmeshnet.config import load_config
-from implicitmeshnet.io import keep_freed_memory, run_script
-from implicitmeshnet.losses import MeshLoss, border_density, occupancy_loss, structure_masks, surface_loss
-from implicitmeshnet.network import build_network
-from implicitmeshnet.training import load_deep_route, take_step
-from implicitmeshnet.unet import bfloat16_is_fast
+from implicitmeshnet.models.mesh_net import build_network
+from implicitmeshnet.models.unet import bfloat16_is_fast
+from implicitmeshnet.models.weights import pick_device
+from implicitmeshnet.script import keep_freed_memory, run_script
+from implicitmeshnet.training.deep_route import load_deep_route
+from implicitmeshnet.training.losses import MeshLoss, border_density, occupancy_loss, structure_masks, surface_loss
+from implicitmeshnet.training.run import take_step
 
 
 def main():

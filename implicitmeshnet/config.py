@@ -14,7 +14,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from implicitmeshnet.io import InputError, atomic_path, check_path, parse_json, read_json, shorten
+from implicitmeshnet.script import InputError, atomic_path, check_path, parse_json, read_json, shorten
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)

@@ -11,20 +11,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from implicitmeshnet.checkpoint import load_network, snapshot_path
 from implicitmeshnet.config import Config, DataConfig, load_config
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.dataset import Sample, on_network_grid, standardise
-from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, own_parts
-from implicitmeshnet.figures import Figure, Structure, case_preview
-from implicitmeshnet.io import InputError
-from implicitmeshnet.metrics import self_intersecting_faces
-from implicitmeshnet.network import ImplicitMeshNet
+from implicitmeshnet.data.dataset import Sample, on_network_grid, standardise
+from implicitmeshnet.data.overview import mask_centre_mm, overview_of
+from implicitmeshnet.data.plausibility import intensity_warning
+from implicitmeshnet.data.volume import Grid, Volume, box_inside, canonical, network_grid, resample_labels
+from implicitmeshnet.models.mesh_net import ImplicitMeshNet
+from implicitmeshnet.models.weights import load_network, snapshot_path
 from implicitmeshnet.ops import sample_trilinear
-from implicitmeshnet.overview import mask_centre_mm, overview_of
-from implicitmeshnet.plausibility import agreement_warning, agreements, intensity_warning
-from implicitmeshnet.repair import untangle
-from implicitmeshnet.volume import Grid, Volume, box_inside, canonical, network_grid, resample_labels
+from implicitmeshnet.script import InputError
+from implicitmeshnet.surfaces.figures import Figure, Structure, case_preview
+from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap, own_parts
+from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
+from implicitmeshnet.surfaces.repair import untangle
+from implicitmeshnet.surfaces.soundness import self_intersecting_faces
 
 
 class NothingFound(InputError):

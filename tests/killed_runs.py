@@ -19,7 +19,7 @@ import torch
 import torch._dynamo  # which an optimiser imports, for two seconds
 from matplotlib.figure import Figure
 
-from implicitmeshnet import figures
+from implicitmeshnet.surfaces import figures
 
 figures.RENDER_PIXELS = 40
 

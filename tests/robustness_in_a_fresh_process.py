@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from implicitmeshnet.io import InputError
+from implicitmeshnet.script import InputError
 
 if sys.platform != "linux":
     pytest.skip("needs processes that are forked and held to memory, as Linux does", allow_module_level=True)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-import implicitmeshnet.augment as module
-from implicitmeshnet.augment import augment
+import implicitmeshnet.data.augment as module
+from implicitmeshnet.data.augment import augment
 
 SHAPE, MARGIN = (24, 16, 20), 3
 PADDED = tuple(n + 2 * MARGIN for n in SHAPE)

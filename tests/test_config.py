@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, _layout, load_config, save_config, validate
-from implicitmeshnet.io import InputError, atomic_path
+from implicitmeshnet.script import InputError, atomic_path
 
 DRN = REPOSITORY / "configs_implicitmeshnet/drn.json"
 

@@ -10,7 +10,7 @@ import torch
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.dataset import (
+from implicitmeshnet.data.dataset import (
     Case,
     Sample,
     TrainingSet,
@@ -21,9 +21,9 @@ from implicitmeshnet.dataset import (
     template_statistics,
     training_sample,
 )
-from implicitmeshnet.io import InputError
-from implicitmeshnet.nifti import read_image, write_volume
-from implicitmeshnet.volume import Grid
+from implicitmeshnet.data.nifti import read_image, write_volume
+from implicitmeshnet.data.volume import Grid
+from implicitmeshnet.script import InputError
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 HIPPOCAMPUS, HEART, ACDC = DATA / "Task04_Hippocampus", DATA / "heart_ct", DATA / "ACDC"

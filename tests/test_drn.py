@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from implicitmeshnet.config import DrnNetworkConfig, ShapesConfig
-from implicitmeshnet.drn import (
+from implicitmeshnet.mesh import icosphere, vertex_areas, vertex_normals
+from implicitmeshnet.models.drn import (
     DeepRepresentationNetwork,
     _fold,
     drn_loss,
@@ -16,11 +17,10 @@ from implicitmeshnet.drn import (
     sdf_quality,
     voxel_length,
 )
-from implicitmeshnet.mesh import icosphere, vertex_areas, vertex_normals
-from implicitmeshnet.metrics import self_intersecting_faces
 from implicitmeshnet.ops import mesh2sdf
-from implicitmeshnet.shapes import LIMIT, random_shapes
-from implicitmeshnet.training import DeepRoute
+from implicitmeshnet.surfaces.soundness import self_intersecting_faces
+from implicitmeshnet.training.deep_route import DeepRoute
+from implicitmeshnet.training.random_shapes import LIMIT, random_shapes
 
 SMALL = DrnNetworkConfig(shape=(16, 24, 16), channels=(32, 16, 16), blocks=(2, 1, 1), graph_channels=8, graph_blocks=1,
                          dropout=0.0, template_subdivisions=2)

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from nibabel.orientations import io_orientation
 from scipy.spatial.transform import Rotation
 
-from implicitmeshnet.figures import (
+from implicitmeshnet.surfaces.figures import (
     COLOURS,
     ENCLOSING_ALPHA,
     OTHERS,
@@ -24,7 +24,7 @@ from implicitmeshnet.figures import (
     colours,
     training_overview,
 )
-from implicitmeshnet.render import render
+from implicitmeshnet.surfaces.render import render
 
 
 def sphere(centre, radius_mm=10.0):
@@ -240,5 +240,5 @@ def test_training_overview(tmp_path):
 
 
 def test_importing_leaves_pyplot_alone():
-    code = "import implicitmeshnet.figures, sys; assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import implicitmeshnet.surfaces.figures, sys; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from implicitmeshnet.graph import ChebyshevConv, GCNConv, GraphDecoderStage
 from implicitmeshnet.mesh import edges, icosphere, neighbours, vertex_areas
+from implicitmeshnet.models.graph import ChebyshevConv, GCNConv, GraphDecoderStage
 from implicitmeshnet.ops import compiled, layer_norm_leaky_relu, neighbour_sum, reference
 
 

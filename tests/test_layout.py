@@ -29,16 +29,51 @@ def third_party(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)} - STANDARD
 
 
-def test_ops_import_coordinates_and_torch_only():
-    for path in (ROOT / "implicitmeshnet" / "ops").glob("*.py"):
-        assert third_party(path) <= {"torch", "implicitmeshnet"}
-        own = {name for name in imports(path) if name.startswith("implicitmeshnet.")}
-        assert all(name.startswith(("implicitmeshnet.ops", "implicitmeshnet.coordinates")) for name in own), path
+ROOMS = {
+    "coordinates": set(),
+    "script": set(),
+    "config": {"script"},
+    "structures": set(),
+    "mesh": set(),
+    "ops": {"coordinates"},
+    "data": {"config", "coordinates", "script", "structures"},
+    "models": {"config", "coordinates", "mesh", "ops", "script", "structures"},
+    "surfaces": {"coordinates", "data", "ops", "script", "structures"},
+    "training": {"config", "coordinates", "data", "mesh", "models", "ops", "script", "structures", "surfaces"},
+    "predict": {"config", "coordinates", "data", "models", "ops", "script", "structures", "surfaces"},
+    "phantom": set(),
+}
+"""Whom each module or room of the package may import beside itself. `training` draws its curves by surfaces.figures,
+and takes nothing else from there."""
 
 
-def test_config_imports_the_standard_library_only():
-    assert third_party(ROOT / "implicitmeshnet" / "config.py") == {"implicitmeshnet"}
-    assert third_party(ROOT / "implicitmeshnet" / "io.py") == set()
+def room(name: str) -> str:
+    """The room, or the module outside all rooms, of a module: 'implicitmeshnet.data.volume' -> 'data'."""
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_imports_those_of_the_plan_alone(path):
+    own = path.relative_to(ROOT / "implicitmeshnet").with_suffix("").parts[0]
+    found = {room(name) for name in imports(path) if name.startswith("implicitmeshnet.")} - {own}
+    if own == "__init__":
+        assert found <= {"predict"}
+    else:
+        assert found <= ROOMS[own]
+
+
+def test_training_draws_its_curves_and_takes_nothing_else_from_surfaces():
+    for path in (ROOT / "implicitmeshnet" / "training").glob("*.py"):
+        found = {name for name in imports(path) if name.startswith("implicitmeshnet.surfaces")}
+        assert found <= {"implicitmeshnet.surfaces.figures"}
+
+
+@pytest.mark.parametrize(("module", "libraries"), [
+    ("ops", {"torch"}), ("config.py", set()), ("script.py", set()), ("structures.py", {"numpy"})])
+def test_a_module_needs_few_libraries(module, libraries):
+    target = ROOT / "implicitmeshnet" / module
+    for path in target.glob("*.py") if target.is_dir() else [target]:
+        assert third_party(path) <= libraries | {"implicitmeshnet"}
 
 
 @pytest.mark.parametrize(("library", "owners"), [

@@ -5,7 +5,10 @@ import torch
 
 from implicitmeshnet.config import DataConfig, LossConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
-from implicitmeshnet.losses import (
+from implicitmeshnet.mesh import icosphere, neighbours
+from implicitmeshnet.models.mesh_net import Prediction
+from implicitmeshnet.ops import mesh2sdf
+from implicitmeshnet.training.losses import (
     MeshLoss,
     border_density,
     laplacian_loss,
@@ -14,9 +17,6 @@ from implicitmeshnet.losses import (
     structure_masks,
     surface_loss,
 )
-from implicitmeshnet.mesh import icosphere, neighbours
-from implicitmeshnet.network import Prediction
-from implicitmeshnet.ops import mesh2sdf
 
 SHAPE = (20, 24, 28)
 

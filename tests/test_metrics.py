@@ -8,16 +8,9 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from implicitmeshnet.io import InputError
-from implicitmeshnet.metrics import (
-    dice,
-    euler_characteristic,
-    is_closed,
-    mesh_volume_ml,
-    self_intersecting_faces,
-    surface_distances,
-    volume_ml,
-)
+from implicitmeshnet.script import InputError
+from implicitmeshnet.surfaces.metrics import dice, surface_distances, volume_ml
+from implicitmeshnet.surfaces.soundness import euler_characteristic, is_closed, mesh_volume_ml, self_intersecting_faces
 
 TETRAHEDRON = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])  # of a corner at 0 and the unit vectors
 
@@ -219,7 +212,7 @@ def test_memory_blocks_change_nothing(monkeypatch):
     vertices, faces = sphere(3)
     vertices = vertices + rng.normal(0, 0.05, vertices.shape)
     whole = self_intersecting_faces(vertices, faces)
-    monkeypatch.setattr("implicitmeshnet.metrics.PAIRS_AT_ONCE", 500)
+    monkeypatch.setattr("implicitmeshnet.surfaces.soundness.PAIRS_AT_ONCE", 500)
     assert (self_intersecting_faces(vertices, faces) == whole).all()
     assert whole.any()
 

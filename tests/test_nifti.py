@@ -15,9 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from implicitmeshnet.io import InputError
-from implicitmeshnet.nifti import NOTICEABLE_VOXELS, read_grid, read_image, read_labels, write_volume
-from implicitmeshnet.volume import voxels_apart
+from implicitmeshnet.data.nifti import NOTICEABLE_VOXELS, read_grid, read_image, read_labels, write_volume
+from implicitmeshnet.data.volume import voxels_apart
+from implicitmeshnet.script import InputError
 
 ACDC = Path(__file__).resolve().parents[2] / "shared" / "data" / "ACDC"
 few = settings(max_examples=10, derandomize=True, deadline=None)

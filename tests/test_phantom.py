@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from implicitmeshnet.anatomy import CENTRE, CHEST_CENTRE, table
-from implicitmeshnet.diffeomorphism import integrate, jacobian_determinant, velocity_field
-from implicitmeshnet.nifti import read_image, read_labels
-from implicitmeshnet.phantom import (
+from implicitmeshnet.data.nifti import read_image, read_labels
+from implicitmeshnet.phantom.anatomy import CENTRE, CHEST_CENTRE, table
+from implicitmeshnet.phantom.case import (
     LABELS,
     MAX_MATRIX,
     PHASES,
@@ -23,7 +22,8 @@ from implicitmeshnet.phantom import (
     draw_grid,
     render,
 )
-from implicitmeshnet.signed_distance import ellipsoid, half_space, intersection, tube, union
+from implicitmeshnet.phantom.solids import ellipsoid, half_space, intersection, tube, union
+from implicitmeshnet.phantom.warp import integrate, jacobian_determinant, velocity_field
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACING_MM = 2.5

@@ -6,17 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from implicitmeshnet.config import QUANTILES, DataConfig
-from implicitmeshnet.io import InputError
-from implicitmeshnet.plausibility import (
-    agreement_warning,
-    agreements,
+from implicitmeshnet.data.plausibility import (
     check_box,
     intensity_quantiles,
     intensity_statistics,
     intensity_warning,
     shares_outside,
 )
-from implicitmeshnet.volume import Grid, Volume, box_inside, network_grid
+from implicitmeshnet.data.volume import Grid, Volume, box_inside, network_grid
+from implicitmeshnet.script import InputError
+from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
 
 CONFIG = DataConfig(structures={"LV": [500], "LA": [420, 421]}, shape=(16, 16, 16), spacing_mm=2.0)
 

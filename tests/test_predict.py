@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from implicitmeshnet.config import Config, DataConfig, IntensityStatistics
-from implicitmeshnet.export import overlaps_ml
+from implicitmeshnet.data.nifti import read_image
+from implicitmeshnet.data.volume import Grid, Volume
 from implicitmeshnet.mesh import icosphere
-from implicitmeshnet.metrics import mesh_volume_ml
-from implicitmeshnet.network import Prediction
-from implicitmeshnet.nifti import read_image
+from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.predict import Predictor, preview
-from implicitmeshnet.volume import Grid, Volume
+from implicitmeshnet.surfaces.labelmap import overlaps_ml
+from implicitmeshnet.surfaces.soundness import mesh_volume_ml
 
 SHAPE = (24, 24, 24)
 AFFINE = np.array([[0, -1.5, 0, 40], [1.5, 0, 0, -8], [0, 0, 2.0, 5], [0, 0, 0, 1]])

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from implicitmeshnet.mesh import icosphere
-from implicitmeshnet.metrics import self_intersecting_faces
-from implicitmeshnet.repair import untangle
+from implicitmeshnet.surfaces.repair import untangle
+from implicitmeshnet.surfaces.soundness import self_intersecting_faces
 
 
 @pytest.fixture(scope="module")

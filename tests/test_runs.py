@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import implicitmeshnet_train
 import pretrain_drn
 from implicitmeshnet.config import DrnConfig, load_config
-from implicitmeshnet.events import EventFile
-from implicitmeshnet.io import InputError, locked
-from implicitmeshnet.nifti import read_labels, write_volume
+from implicitmeshnet.data.nifti import read_labels, write_volume
+from implicitmeshnet.script import InputError, locked
+from implicitmeshnet.training.events import EventFile
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,16 +17,17 @@ from scipy.spatial.transform import Rotation
 import implicitmeshnet_eval
 import implicitmeshnet_train
 import pretrain_drn
-from implicitmeshnet.checkpoint import load_checkpoint, save_snapshot
 from implicitmeshnet.config import load_config
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.dataset import find_cases
-from implicitmeshnet.export import mesh_to_mask, read_mesh
-from implicitmeshnet.metrics import euler_characteristic, is_closed
-from implicitmeshnet.nifti import read_grid, read_image, read_labels, write_volume
-from implicitmeshnet.phantom import create_case
+from implicitmeshnet.data.dataset import find_cases
+from implicitmeshnet.data.nifti import read_grid, read_image, read_labels, write_volume
+from implicitmeshnet.data.volume import Grid, network_grid
+from implicitmeshnet.models.weights import load_checkpoint, save_snapshot
+from implicitmeshnet.phantom.case import create_case
 from implicitmeshnet.predict import Predictor, segmentation_on_grid
-from implicitmeshnet.volume import Grid, network_grid
+from implicitmeshnet.surfaces.files import read_mesh
+from implicitmeshnet.surfaces.labelmap import mesh_to_mask
+from implicitmeshnet.surfaces.soundness import euler_characteristic, is_closed
 
 ROOT = Path(__file__).resolve().parents[1]
 

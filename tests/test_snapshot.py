@@ -11,17 +11,17 @@ import torch
 from scipy.ndimage import binary_fill_holes, label
 
 import implicitmeshnet_eval
-from implicitmeshnet.checkpoint import load_drn
 from implicitmeshnet.config import DrnConfig, load_config
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.drn import sdf_quality
-from implicitmeshnet.export import read_mesh
+from implicitmeshnet.data.nifti import read_grid, read_image, read_labels, write_volume
 from implicitmeshnet.mesh import icosphere
-from implicitmeshnet.metrics import euler_characteristic, is_closed
-from implicitmeshnet.nifti import read_grid, read_image, read_labels, write_volume
+from implicitmeshnet.models.drn import sdf_quality
+from implicitmeshnet.models.weights import load_drn
 from implicitmeshnet.ops import mesh2sdf
-from implicitmeshnet.phantom import create_case
-from implicitmeshnet.shapes import random_shapes
+from implicitmeshnet.phantom.case import create_case
+from implicitmeshnet.surfaces.files import read_mesh
+from implicitmeshnet.surfaces.soundness import euler_characteristic, is_closed
+from implicitmeshnet.training.random_shapes import random_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs_implicitmeshnet"

@@ -20,15 +20,15 @@ from scipy.spatial.transform import Rotation
 
 import implicitmeshnet_eval
 import mmwhs_create_submission
-from implicitmeshnet.checkpoint import save_snapshot
 from implicitmeshnet.config import REPOSITORY, load_config, save_config
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.io import InputError
-from implicitmeshnet.metrics import dice
-from implicitmeshnet.network import build_network
-from implicitmeshnet.nifti import read_grid, read_labels, write_volume
-from implicitmeshnet.phantom import create_case
-from implicitmeshnet.volume import Grid, Volume, resample_nearest, resample_nearest_onto
+from implicitmeshnet.data.nifti import read_grid, read_labels, write_volume
+from implicitmeshnet.data.volume import Grid, Volume, resample_nearest, resample_nearest_onto
+from implicitmeshnet.models.mesh_net import build_network
+from implicitmeshnet.models.weights import save_snapshot
+from implicitmeshnet.phantom.case import create_case
+from implicitmeshnet.script import InputError
+from implicitmeshnet.surfaces.metrics import dice
 
 CASES = ["ct_test_2001", "ct_test_2018", "mr_test_2018"]
 KEY = 0x2A55  # of stand_in_scorer.c

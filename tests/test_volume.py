@@ -11,8 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.nifti import read_grid, read_image, read_labels, write_volume
-from implicitmeshnet.volume import (
+from implicitmeshnet.data.nifti import read_grid, read_image, read_labels, write_volume
+from implicitmeshnet.data.volume import (
     Grid,
     Volume,
     canonical,

@@ -15,9 +15,9 @@ import torch
 from faults.children import expect
 from faults.project import DISTANCE_NETWORK, Project, run
 from faults.values import NUMBERS, Input, odd_bytes, odd_number, pick
-from implicitmeshnet.checkpoint import load_checkpoint, load_drn, load_network
 from implicitmeshnet.config import load_config
-from implicitmeshnet.training import RUN_FILES
+from implicitmeshnet.models.weights import load_checkpoint, load_drn, load_network
+from implicitmeshnet.training.run import RUN_FILES
 
 VALUES = (None, True, "x", b"x", 3, 10**400, (), [], {}, {"a": 1}, [None], {1: 2, None: 3}, {1, 2}, torch.float32,
           torch.Size([2]), torch.nn.Linear(1, 1), Fraction(1, 2), OrderedDict(a=torch.zeros(1)))

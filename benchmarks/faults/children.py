@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from implicitmeshnet.io import run_script
+from implicitmeshnet.script import run_script
 
 SECONDS = 10.0  # of processor time, so that what else a machine does is no fault
 HANG_SECONDS = 120.0  # on the clock, for what waits

@@ -13,8 +13,8 @@ from faults.children import Wrong, expect
 from faults.project import SIDE, Project
 from faults.values import JSON, Input, odd_json, odd_number, pick
 from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, load_config, save_config
-from implicitmeshnet.io import InputError
-from implicitmeshnet.plausibility import intensity_warning
+from implicitmeshnet.data.plausibility import intensity_warning
+from implicitmeshnet.script import InputError
 
 WORDS = ("", "=", "null", "true", "[", "[]", "{}", "NaN", "1e999", "\u00e9", "\udce9", "[a] {b}", "2024", "1", "-1",
          "x" * 5000, "[" * 100_000, '"', "\n", "8,8,8", "[8, 8, 8]")

@@ -13,8 +13,8 @@ from faults.children import expect
 from faults.project import Project, run
 from faults.values import Input, odd_bytes, odd_json, pick
 from implicitmeshnet.config import DataConfig
-from implicitmeshnet.dataset import find_cases, training_sample
-from implicitmeshnet.nifti import read_labels, write_volume
+from implicitmeshnet.data.dataset import find_cases, training_sample
+from implicitmeshnet.data.nifti import read_labels, write_volume
 
 FOLDER = "[data] \u00e9"
 LAYOUTS = {  # image and label of case NAME, in a folder or two

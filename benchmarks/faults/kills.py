@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from implicitmeshnet.checkpoint import load_checkpoint
-from implicitmeshnet.io import InputError
+from implicitmeshnet.models.weights import load_checkpoint
+from implicitmeshnet.script import InputError
 
 POLL_S = 0.002
 TIMED = "seconds"  # the one entry of histories and tables that may differ

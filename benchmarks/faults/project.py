@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from faults.children import call
-from implicitmeshnet import figures
 from implicitmeshnet.config import QUANTILES, REPOSITORY, load_config
-from implicitmeshnet.io import InputError
-from implicitmeshnet.network import build_network
-from implicitmeshnet.nifti import write_volume
-from implicitmeshnet.plausibility import intensity_statistics
+from implicitmeshnet.data.nifti import write_volume
+from implicitmeshnet.data.plausibility import intensity_statistics
+from implicitmeshnet.models.mesh_net import build_network
 from implicitmeshnet.predict import Predictor
+from implicitmeshnet.script import InputError
+from implicitmeshnet.surfaces import figures
 
 STRUCTURES = {"LV": [1], "LA": [2]}
 CASES = 4

@@ -12,12 +12,12 @@ from faults.children import Wrong, expect
 from faults.project import Project
 from faults.values import Input, odd_bytes, odd_number, pick
 from implicitmeshnet.config import DataConfig
-from implicitmeshnet.dataset import Case, training_sample
-from implicitmeshnet.export import read_mesh, write_mesh
-from implicitmeshnet.io import InputError
-from implicitmeshnet.nifti import read_grid, read_image, read_labels, write_volume
+from implicitmeshnet.data.dataset import Case, training_sample
+from implicitmeshnet.data.nifti import read_grid, read_image, read_labels, write_volume
+from implicitmeshnet.data.volume import Volume, voxels_apart
 from implicitmeshnet.predict import Predictor
-from implicitmeshnet.volume import Volume, voxels_apart
+from implicitmeshnet.script import InputError
+from implicitmeshnet.surfaces.files import read_mesh, write_mesh
 
 SHAPE = (9, 8, 7)
 SIZES_MM = (8.0, 9.0, 10.0)

@@ -9,7 +9,7 @@ from torch import nn
 
 from implicitmeshnet.config import LossConfig
 from implicitmeshnet.mesh import Neighbours, neighbours, vertex_areas
-from implicitmeshnet.network import Prediction
+from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.ops import mesh2sdf, splat_trilinear
 
 

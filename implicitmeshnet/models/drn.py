@@ -11,10 +11,10 @@ from torch import nn
 
 from implicitmeshnet.config import DrnNetworkConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
-from implicitmeshnet.graph import GCNConv, GraphResidualBlock
 from implicitmeshnet.mesh import face_normals, icosphere, neighbours, vertex_normals
+from implicitmeshnet.models.graph import GCNConv, GraphResidualBlock
+from implicitmeshnet.models.unet import InstanceNorm3d, bfloat16_is_fast
 from implicitmeshnet.ops import mesh2sdf, splat_trilinear
-from implicitmeshnet.unet import InstanceNorm3d, bfloat16_is_fast
 
 DIAGONAL = math.sqrt(12)
 """Of the normalised cube: no distance is longer."""

@@ -1,6 +1,6 @@
 """Times mesh2sdf, forward and backward, against what else computes a signed distance; prints tables.
 
-    python benchmarks/mesh2sdf.py [--meshes b c] [--sizes 64 128] [--rounds 3] [--threads N] [--ghz 4.0]
+    python benchmarks/signed_distance.py [--meshes b c] [--sizes 64 128] [--rounds 3] [--threads N] [--ghz 4.0]
                                   [--peers all | none | NAME ...] [--faces] [--device cpu | cuda | mps]
 
 Mesh b has 5120 faces, c 20480: icospheres of radius 0.5, smoothly displaced by 0.1. Distances are in half sides of the
@@ -36,11 +36,11 @@ import trimesh
 from peers import Problem
 from timing import SYNCHRONIZE, Row, at_least, hold_threads, measure
 
-from implicitmeshnet.checkpoint import pick_device
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
-from implicitmeshnet.io import InputError, core_count, run_script
 from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.models.weights import pick_device
 from implicitmeshnet.ops import compiled, mesh2sdf, voxelize
+from implicitmeshnet.script import InputError, core_count, run_script
 
 SUBDIVISIONS = {"b": 4, "c": 5}
 SAMPLE = 4096  # voxels

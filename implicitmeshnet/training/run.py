@@ -1,5 +1,4 @@
-"""What the trainings share: the run folder that a run claims and resumes from, learning rates, steps and logs; and the
-deep route, which trains both networks in turns."""
+"""What the trainings share: the run folder that a run claims and resumes from, learning rates, steps and logs."""
 
 import argparse
 import json
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import torch
 
-from implicitmeshnet.checkpoint import load_checkpoint, load_drn, pick_device, restore, save_checkpoint
-from implicitmeshnet.config import Config, load_config, save_config
-from implicitmeshnet.drn import DeepRepresentationNetwork, drn_loss
-from implicitmeshnet.events import EventFile
-from implicitmeshnet.figures import training_overview
-from implicitmeshnet.io import InputError, keep_freed_memory, locked, remove_partials, shorten
+from implicitmeshnet.config import load_config, save_config
+from implicitmeshnet.models.weights import load_checkpoint, pick_device, restore, save_checkpoint
+from implicitmeshnet.script import InputError, keep_freed_memory, locked, remove_partials, shorten
+from implicitmeshnet.surfaces.figures import training_overview
+from implicitmeshnet.training.events import EventFile
 
 GRADIENT_NORM = 1.0
 RUN_FILES = ("config.json", "last.pt", "best.pt", "preview.png", "overview.png")
@@ -153,33 +151,6 @@ def take_step(loss, network, optimizer, epoch: int):
             f" below {rate:g} or smaller loss weights may help"
         )
     optimizer.step()
-
-
-class DeepRoute:
-    """A pretrained DeepRepresentationNetwork in turns with a mesh network: frozen for its step, then trained on the
-    meshes that it just predicted."""
-
-    def __init__(self, drn: DeepRepresentationNetwork, learning_rate: float, weight_decay: float):
-        self.drn = drn
-        self.optimizer = torch.optim.AdamW(drn.parameters(), learning_rate, weight_decay=weight_decay)
-
-    def distance(self, vertices, shape):
-        """vertices (B, V, 3) -> SDF (B, X, Y, Z) on a grid of `shape`; the weights stand still."""
-        return self.drn.eval().requires_grad_(False).distance(vertices, shape)
-
-    def step(self, vertices, epoch: int):
-        """One step of the network towards the exact distance of vertices (B, V, 3); the loss, a scalar."""
-        loss = drn_loss(self.drn.train().requires_grad_(True), vertices)[0]
-        take_step(loss, self.drn, self.optimizer, epoch)
-        return loss.detach()
-
-
-def load_deep_route(config: Config, device) -> DeepRoute | None:
-    """The pretrained distance network of `route: deep`, with an optimiser of its own; None for `route: exact`."""
-    if config.loss.route == "exact":
-        return None
-    drn = load_drn(config.loss.drn_config, config.network.template_subdivisions, device)
-    return DeepRoute(drn, config.training.drn_learning_rate, config.training.weight_decay)
 
 
 def mean_dice(record) -> float:

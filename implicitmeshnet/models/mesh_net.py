@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from implicitmeshnet.config import Config, NetworkConfig
-from implicitmeshnet.graph import GraphDecoderStage
-from implicitmeshnet.localise import Localiser
 from implicitmeshnet.mesh import icosphere, neighbours
+from implicitmeshnet.models.graph import GraphDecoderStage
+from implicitmeshnet.models.localiser import Localiser
+from implicitmeshnet.models.unet import UNet
 from implicitmeshnet.ops import sample_trilinear
-from implicitmeshnet.unet import UNet
 
 CENTRED_RADIUS = 0.5  # of the paper's template, normalised units
 

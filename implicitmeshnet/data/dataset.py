@@ -11,11 +11,10 @@ from tqdm import tqdm
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
-from implicitmeshnet.io import InputError, read_json, shorten
-from implicitmeshnet.nifti import NOTICEABLE_VOXELS, read_image, read_labels
-from implicitmeshnet.overview import Overview, label_centre_mm, overview_of
-from implicitmeshnet.plausibility import check_box, intensity_quantiles, intensity_statistics, shares_outside
-from implicitmeshnet.volume import (
+from implicitmeshnet.data.nifti import NOTICEABLE_VOXELS, read_image, read_labels
+from implicitmeshnet.data.overview import Overview, label_centre_mm, overview_of
+from implicitmeshnet.data.plausibility import check_box, intensity_quantiles, intensity_statistics, shares_outside
+from implicitmeshnet.data.volume import (
     Grid,
     Volume,
     box_inside,
@@ -27,6 +26,7 @@ from implicitmeshnet.volume import (
     resample_labels,
     voxels_apart,
 )
+from implicitmeshnet.script import InputError, read_json, shorten
 
 ENDINGS = (".nii.gz", ".nii")
 

@@ -7,10 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from implicitmeshnet.checkpoint import load_checkpoint, load_network, misfit, restore, save_checkpoint, save_snapshot
 from implicitmeshnet.config import Config, DataConfig, NetworkConfig
-from implicitmeshnet.io import InputError
-from implicitmeshnet.network import build_network
+from implicitmeshnet.models.mesh_net import build_network
+from implicitmeshnet.models.weights import (
+    load_checkpoint,
+    load_network,
+    misfit,
+    restore,
+    save_checkpoint,
+    save_snapshot,
+)
+from implicitmeshnet.script import InputError
 
 
 def small_config(region: str = "centre") -> Config:

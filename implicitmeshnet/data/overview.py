@@ -8,8 +8,8 @@ import torch
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.io import InputError
-from implicitmeshnet.volume import Grid, Volume, network_grid, resample_image, shares, structure_index
+from implicitmeshnet.data.volume import Grid, Volume, network_grid, resample_image, shares, structure_index
+from implicitmeshnet.script import InputError
 
 MAX_VOXELS = 2**24  # of an overview: a body of 2 m at 4 mm
 

@@ -8,7 +8,7 @@ Labelled structures cannot overlap: where b is carved from a, a >= -b, and linea
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from implicitmeshnet.signed_distance import ellipsoid, half_space, intersection, tube, union
+from implicitmeshnet.phantom.solids import ellipsoid, half_space, intersection, tube, union
 
 CENTRE = np.array([-6.0, 5.0, 2.0])  # of the heart, in the patient frame; the heart turns about it
 BASE = np.array([-6.0, -6.0, 8.0])  # middle of the left ventricle's base

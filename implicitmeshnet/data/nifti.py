@@ -24,8 +24,8 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.volumeutils import array_from_file
 
-from implicitmeshnet.io import InputError, atomic_path
-from implicitmeshnet.volume import Grid, Volume, voxels_apart
+from implicitmeshnet.data.volume import Grid, Volume, voxels_apart
+from implicitmeshnet.script import InputError, atomic_path
 
 WRITTEN_AS = {"bool": np.uint8, "int64": np.int32, "float16": np.float32, "float64": np.float32}
 MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}

@@ -15,9 +15,9 @@ from scipy import ndimage
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from implicitmeshnet.anatomy import CENTRE, CHEST_CENTRE, heart, table, thorax
-from implicitmeshnet.diffeomorphism import integrate, sample, velocity_field
-from implicitmeshnet.signed_distance import intersection, union
+from implicitmeshnet.phantom.anatomy import CENTRE, CHEST_CENTRE, heart, table, thorax
+from implicitmeshnet.phantom.solids import intersection, union
+from implicitmeshnet.phantom.warp import integrate, sample, velocity_field
 
 LABELS = {"LV": 500, "RV": 600, "LA": 420, "RA": 550, "Myo": 205, "AO": 820, "PA": 850}
 RIGHT = ("RV", "RA", "PA")

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.export import mesh_to_mask, meshes_to_labelmap, orient_outward, own_parts, read_mesh, write_mesh
-from implicitmeshnet.io import InputError
-from implicitmeshnet.metrics import is_closed, mesh_volume_ml, volume_ml
-from implicitmeshnet.volume import Grid
+from implicitmeshnet.data.volume import Grid
+from implicitmeshnet.script import InputError
+from implicitmeshnet.surfaces.files import orient_outward, read_mesh, write_mesh
+from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap, own_parts
+from implicitmeshnet.surfaces.metrics import volume_ml
+from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
 LPS = np.array([-1, -1, 1])
 

@@ -13,7 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from implicitmeshnet.io import HOST, InputError, reason
+from implicitmeshnet.script import HOST, InputError, reason
 
 RGBA = 4  # as an image's colour space in TensorBoard
 

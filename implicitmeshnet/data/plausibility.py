@@ -1,18 +1,15 @@
-"""What may be wrong with a result although nothing failed: boxes that cut structures, images unlike the training's,
-meshes that the network's own segmentation contradicts."""
+"""What may be wrong with a result although nothing failed: boxes that cut structures, images unlike the training's."""
 
 import numpy as np
 
 from implicitmeshnet.config import QUANTILES, DataConfig, IntensityStatistics
-from implicitmeshnet.io import InputError
-from implicitmeshnet.metrics import dice
-from implicitmeshnet.volume import Grid, Volume, box_inside, structure_index
+from implicitmeshnet.data.volume import Grid, Volume, box_inside, structure_index
+from implicitmeshnet.script import InputError
 
 INTENSITY_LIMIT = 3.8
 """Mahalanobis distance; with the noise below it parts real hearts in MR, phantoms in CT and each from other images, see
 docs/results.md."""
 INTENSITY_NOISE = 0.05  # standard deviation of a quantile from case to case beside what training has seen
-LEAST_AGREEMENT = 0.7
 LARGEST_SHARE_OUTSIDE = 0.5
 SMALLEST_SHARE_OUTSIDE = 0.01  # of which there is a word
 
@@ -75,16 +72,3 @@ def intensity_warning(image, statistics: IntensityStatistics | None) -> str | No
         return None
     return (f"the image is unlike the training's: its intensities lie {distance:.1f} standard deviations from them,"
             f" where {limit:.1f} may be")
-
-
-def agreements(labelmap, segmentation, values: dict[str, int]) -> dict[str, float]:
-    """Dice of each structure's mesh and voxel segmentation, from two label maps; NaN where both have none of it."""
-    return {name: dice(labelmap == value, segmentation == value) for name, value in values.items()}
-
-
-def agreement_warning(agreement: dict[str, float]) -> str | None:
-    """A sentence where meshes and the network's voxel segmentation contradict each other."""
-    doubtful = [f"{name} {value:.2f}" for name, value in agreement.items() if not value >= LEAST_AGREEMENT]
-    if not doubtful:
-        return None
-    return f"meshes and voxel segmentation disagree, so one of them is wrong (Dice {', '.join(doubtful)})"

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 from skimage.segmentation import watershed
 from torch import nn
 
-from implicitmeshnet.unet import UNet
+from implicitmeshnet.models.unet import UNet
 
 SUMMIT_WIDTH = 3.0  # standard deviation of the smoothing in which summits are sought, voxels of the overview
 SUMMIT_DISTANCE = 4  # voxels from a summit, along each axis, within which there is no other

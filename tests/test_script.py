@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from implicitmeshnet import io
-from implicitmeshnet.io import (
+from implicitmeshnet import script as io
+from implicitmeshnet.script import (
     HOST,
     InputError,
     atomic_path,
@@ -33,7 +33,7 @@ SCRIPTS = ["create_phantom_dataset", "implicitmeshnet_eval", "implicitmeshnet_tr
 
 def run_main(body: str, *arguments, **options):
     """A process that calls run_script on a main() of that body, and is called tool.py."""
-    code = f"import os, sys\nfrom implicitmeshnet.io import *\ndef main():\n    {body}\nsys.argv[0] = 'tool.py'\n"
+    code = f"import os, sys\nfrom implicitmeshnet.script import *\ndef main():\n    {body}\nsys.argv[0] = 'tool.py'\n"
     return subprocess.run([sys.executable, "-c", f"{code}run_script(main)", *arguments], cwd=ROOT, check=False,
                           capture_output=True, **options)
 
@@ -192,7 +192,8 @@ def test_folders_made_for_nothing_are_removed_again(tmp_path):
 
 
 def test_a_killed_process_holds_no_folder(tmp_path):
-    code = f"from implicitmeshnet.io import locked\nwith locked({str(tmp_path)!r}, 'x'):\n    print('held', flush=True)"
+    code = "from implicitmeshnet.script import locked\n"
+    code += f"with locked({str(tmp_path)!r}, 'x'):\n    print('held', flush=True)"
     with subprocess.Popen([sys.executable, "-c", f"{code}\n    input()"], cwd=ROOT, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
@@ -226,7 +227,7 @@ def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, capsy
 
 def test_the_cores_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    code = "from implicitmeshnet.io import core_count; print(core_count())"
+    code = "from implicitmeshnet.script import core_count; print(core_count())"
     if hasattr(os, "sched_getaffinity"):
         one = min(os.sched_getaffinity(0))
         run = subprocess.run([sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{one}]); {code}"], cwd=ROOT,

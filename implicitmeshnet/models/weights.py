@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from implicitmeshnet.config import Config, DrnConfig, load_config
-from implicitmeshnet.drn import DeepRepresentationNetwork
-from implicitmeshnet.io import InputError, atomic_path, reason, shorten
-from implicitmeshnet.network import ImplicitMeshNet, build_network
+from implicitmeshnet.models.drn import DeepRepresentationNetwork
+from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
+from implicitmeshnet.script import InputError, atomic_path, reason, shorten
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -10,8 +10,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import gaussian_filter
 
-from implicitmeshnet.io import atomic_path
-from implicitmeshnet.render import render
+from implicitmeshnet.script import atomic_path
+from implicitmeshnet.surfaces.render import render
 
 COLOURS = {
     "LV": "#e4434b", "Myo": "#f2a65a", "LA": "#ff8fb1", "RV": "#4f86f7",

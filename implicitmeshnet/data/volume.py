@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
-from implicitmeshnet.io import InputError
+from implicitmeshnet.script import InputError
 
 TIE_BREAK = (1e-3, 2e-3, 4e-3)  # source voxels
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.sparse import coo_matrix, diags
 
-from implicitmeshnet.metrics import self_intersecting_faces
+from implicitmeshnet.surfaces.soundness import self_intersecting_faces
 
 ROUNDS = 60
 ROUNDS_PER_RING = 6

@@ -14,15 +14,15 @@ from scipy import ndimage
 
 from implicitmeshnet.config import Config, DataConfig
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.dataset import Case, standardise, training_sample
-from implicitmeshnet.io import InputError
-from implicitmeshnet.localise import Localiser, parts_that_belong
+from implicitmeshnet.data.dataset import Case, standardise, training_sample
+from implicitmeshnet.data.nifti import read_image, write_volume
+from implicitmeshnet.data.overview import label_centre_mm, mask_centre_mm, overview_of
+from implicitmeshnet.data.volume import Grid, Volume, canonical
 from implicitmeshnet.mesh import icosphere
-from implicitmeshnet.network import Prediction
-from implicitmeshnet.nifti import read_image, write_volume
-from implicitmeshnet.overview import label_centre_mm, mask_centre_mm, overview_of
+from implicitmeshnet.models.localiser import Localiser, parts_that_belong
+from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.predict import NothingFound, Predictor
-from implicitmeshnet.volume import Grid, Volume, canonical
+from implicitmeshnet.script import InputError
 
 AFFINE = np.array([[0, 0, -2.0, 40], [1.5, 0, 0, -90], [0, 1.5, 0, 12], [0, 0, 0, 1]])
 CONFIG = DataConfig(structures={"LV": [500]}, region="found", shape=(16, 16, 16), spacing_mm=3.0,
