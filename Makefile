@@ -17,6 +17,7 @@ $(VENV)/installed: $(SOURCES)
 
 test: install
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest -q
 
 demo: install

@@ -47,10 +47,16 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--mesh_format", default="ply", choices=MESH_FORMATS)
     parser.add_argument("--space", default="LPS", choices=("LPS", "RAS"), help="of the mesh files; 3D Slicer wants LPS")
-    parser.add_argument("--split", choices=("Tr", "Ts"),
-                        help="of a data set's root: imagesTr or imagesTs, by default the latter where there is one")
-    parser.add_argument("--validation_split", action="store_true",
-                        help="only the cases of --test_dir_in that a training with this config holds out")
+    parser.add_argument(
+        "--split",
+        choices=("Tr", "Ts"),
+        help="of a data set's root: imagesTr or imagesTs, by default the latter where there is one",
+    )
+    parser.add_argument(
+        "--validation_split",
+        action="store_true",
+        help="only the cases of --test_dir_in that a training with this config holds out",
+    )
     arguments = parser.parse_args()
     predictor = Predictor.from_config(arguments.implicitmeshnet_config, pick_device(arguments.device))
     cases = chosen_cases(arguments, predictor.config)
@@ -140,14 +146,17 @@ def evaluate_case(predictor: Predictor, case: Case, out: Path, mesh_format: str,
         write_mesh(out / f"{stem}_mesh.{mesh_format}", vertices, surfaces.faces, space)
     preview(out / f"{case.name}_preview.png", surfaces, labels, predictor.config.data)
     remove_stale_meshes(out, case.name, {f"{stem}_mesh.{mesh_format}" for stem in stems})
-    overlaps = overlaps_ml([(vertices, surfaces.faces) for vertices in surfaces.vertices], image.grid,
-                           predictor.config.data.members)
-    return [{"case": case.name, "structure": name}
-            | compare(surfaces, labels, structures[name])
-            | measure(surfaces, index)
-            | {f"overlap_{other}_ml": value for other, value in zip(surfaces.names, overlaps[index], strict=True)}
-            | {"seconds": seconds, "warnings": "; ".join(warnings)}
-            for index, name in enumerate(surfaces.names)]
+    overlaps = overlaps_ml(
+        [(vertices, surfaces.faces) for vertices in surfaces.vertices], image.grid, predictor.config.data.members
+    )
+    return [
+        {"case": case.name, "structure": name}
+        | compare(surfaces, labels, structures[name])
+        | measure(surfaces, index)
+        | {f"overlap_{other}_ml": value for other, value in zip(surfaces.names, overlaps[index], strict=True)}
+        | {"seconds": seconds, "warnings": "; ".join(warnings)}
+        for index, name in enumerate(surfaces.names)
+    ]
 
 
 def remove_stale_meshes(out: Path, case: str, written: set[str]):
@@ -169,35 +178,45 @@ def compare(surfaces: Surfaces, labels: Volume | None, values: list[int]) -> dic
     row = dict.fromkeys(("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml"))
     if labels is not None:
         truth = has_value(labels.data, values)
-        row |= {"dice": dice(mesh, truth), **surface_distances(mesh, truth, spacing_mm),
-                "unet_dice": dice(surfaces.segmentation == values[0], truth),
-                "label_volume_ml": volume_ml(truth, spacing_mm)}
+        row |= {
+            "dice": dice(mesh, truth),
+            **surface_distances(mesh, truth, spacing_mm),
+            "unet_dice": dice(surfaces.segmentation == values[0], truth),
+            "label_volume_ml": volume_ml(truth, spacing_mm),
+        }
     return row | {"volume_ml": volume_ml(mesh, spacing_mm)}
 
 
 def measure(surfaces: Surfaces, index: int) -> dict:
     """What is known of one structure's mesh without a label."""
     faces, raw = surfaces.faces, surfaces.raw_vertices[index]
-    return {"mesh_volume_ml": mesh_volume_ml(surfaces.vertices[index], faces),
-            "agreement": surfaces.agreement[surfaces.names[index]],
-            "self_intersecting_faces": surfaces.crossing[index],
-            "before_repair": int(self_intersecting_faces(raw, faces).sum()),
-            "faces": len(faces)}
+    return {
+        "mesh_volume_ml": mesh_volume_ml(surfaces.vertices[index], faces),
+        "agreement": surfaces.agreement[surfaces.names[index]],
+        "self_intersecting_faces": surfaces.crossing[index],
+        "before_repair": int(self_intersecting_faces(raw, faces).sum()),
+        "faces": len(faces),
+    }
 
 
 def print_summary(rows: list[dict], structures: list[str]):
     """Mean and standard deviation per structure over the cases, of metrics over those in which it is labelled."""
-    print(f"{'structure':<16}{'cases':>6}{'Dice':>17}{'ASSD_mm':>20}{'HD95_mm':>20}{'crossing %':>13}{'UNet Dice':>17}"
-          f"{'agreement':>17}")
+    print(
+        f"{'structure':<16}{'cases':>6}{'Dice':>17}{'ASSD_mm':>20}{'HD95_mm':>20}{'crossing %':>13}{'UNet Dice':>17}"
+        f"{'agreement':>17}"
+    )
     for name in structures:
         chosen = [row for row in rows if row["structure"] == name]
         labelled = [row for row in chosen if row["label_volume_ml"]]
-        cells = [mean_and_deviation([row[key] for row in labelled])
-                 for key in ("dice", "assd_mm", "hd95_mm", "unet_dice")]
+        cells = [
+            mean_and_deviation([row[key] for row in labelled]) for key in ("dice", "assd_mm", "hd95_mm", "unet_dice")
+        ]
         agreement = mean_and_deviation([row["agreement"] for row in chosen if not np.isnan(row["agreement"])])
         crossing = 100 * np.mean([row["self_intersecting_faces"] / row["faces"] for row in chosen])
-        print(f"{name:<16}{len(labelled):>6}{cells[0]:>17}{cells[1]:>20}{cells[2]:>20}{crossing:>13.3f}{cells[3]:>17}"
-              f"{agreement:>17}")
+        print(
+            f"{name:<16}{len(labelled):>6}{cells[0]:>17}{cells[1]:>20}{cells[2]:>20}{crossing:>13.3f}{cells[3]:>17}"
+            f"{agreement:>17}"
+        )
     doubtful = {row["case"] for row in rows if row["warnings"]}
     if doubtful:
         print(f"{len(doubtful)} of {len({row['case'] for row in rows})} cases with warnings, see metrics.csv")

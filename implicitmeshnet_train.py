@@ -74,8 +74,9 @@ def train(config: Config, run_dir: Path, device):
     torch.manual_seed(config.training.seed)
     network = build_network(config).to(device)
     vertex_count = network.decoder.template.shape[1]
-    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, config.data.members,
-                         deep.distance if deep else None).to(device)
+    criterion = MeshLoss(
+        network.decoder.faces, vertex_count, config.loss, config.data.members, deep.distance if deep else None
+    ).to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), config.training.learning_rate, weight_decay=config.training.weight_decay
     )

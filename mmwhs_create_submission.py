@@ -88,8 +88,11 @@ def main():
             if not up_to_date(table.get(case, []), key, structures):
                 table.pop(case, None)
             if arguments.rescore or case not in table:
-                scores = (score_by_wine(out / f"{case}_label_1mm.nii.gz", truth, case, structures) if encrypted else
-                          score(compared, truth, structures))
+                scores = (
+                    score_by_wine(out / f"{case}_label_1mm.nii.gz", truth, case, structures)
+                    if encrypted
+                    else score(compared, truth, structures)
+                )
                 table[case] = [{"case": case, **row, "fingerprint": key} for row in scores]
                 write_scores(out / f"scores_{kind}.csv", table)
             scored[case] = table[case]
@@ -110,9 +113,17 @@ def input_folders(arguments) -> dict[Path, list[str]]:
     """The folders to read and the structures that each holds."""
     one, two = arguments.input_dir, (arguments.input_dir_lv, arguments.input_dir_la)
     if (one is None) == (two == (None, None)) or None in two != (None, None):
-        raise InputError("input: wanted --input_dir, or --input_dir_lv and --input_dir_la, found "
-                         + (", ".join(name for name in ("--input_dir", "--input_dir_lv", "--input_dir_la")
-                                      if getattr(arguments, name[2:]) is not None) or "neither"))
+        raise InputError(
+            "input: wanted --input_dir, or --input_dir_lv and --input_dir_la, found "
+            + (
+                ", ".join(
+                    name
+                    for name in ("--input_dir", "--input_dir_lv", "--input_dir_la")
+                    if getattr(arguments, name[2:]) is not None
+                )
+                or "neither"
+            )
+        )
     if None not in (arguments.encrypted_gt_dir, arguments.gt_dir):
         raise InputError("ground truth: wanted one of --encrypted_gt_dir and --gt_dir, found both")
     if one is not None:
@@ -133,8 +144,10 @@ def match_cases(sources) -> dict[str, list[Path]]:
     for folder, names in zip(sources, found, strict=True):
         lacking = sorted(set(found[0]) ^ set(names))
         if lacking:
-            raise InputError(f"{folder}: wanted the same cases as in {next(iter(sources))}, found"
-                             f" {', '.join(lacking[:5])} in one of them alone")
+            raise InputError(
+                f"{folder}: wanted the same cases as in {next(iter(sources))}, found"
+                f" {', '.join(lacking[:5])} in one of them alone"
+            )
     return {name: [folder / f"{name}{ENDING}" for folder in sources] for name in found[0]}
 
 
@@ -147,8 +160,10 @@ def find_truths(arguments, cases: list[str]) -> dict[str, Path]:
         if not (folder / SCORER).is_file():
             raise InputError(f"{folder / SCORER}: wanted the challenge's scorer, found no such file")
         if not shutil.which("wine"):
-            raise InputError("wine: wanted this program on the PATH to run the challenge's scorer, found none; install"
-                             " it (Debian: apt install wine, macOS: brew install --cask wine-stable)")
+            raise InputError(
+                "wine: wanted this program on the PATH to run the challenge's scorer, found none; install"
+                " it (Debian: apt install wine, macOS: brew install --cask wine-stable)"
+            )
         paths = {case: folder / "nii" / f"{case}_label_encrypt_1mm.nii.gz" for case in cases}
         for case in cases:
             modality_and_number(case)
@@ -156,8 +171,10 @@ def find_truths(arguments, cases: list[str]) -> dict[str, Path]:
         return {}
     missing = [path for path in paths.values() if not path.is_file()]
     if missing:
-        raise InputError(f"{missing[0]}: wanted a ground truth for each of {len(cases)} cases, found no such file"
-                         + (f", nor {len(missing) - 1} others" if missing[1:] else ""))
+        raise InputError(
+            f"{missing[0]}: wanted a ground truth for each of {len(cases)} cases, found no such file"
+            + (f", nor {len(missing) - 1} others" if missing[1:] else "")
+        )
     return paths
 
 
@@ -168,8 +185,9 @@ def check_output(out: Path, sources: list[Path], cases: list[str]):
         raise InputError(f"output_dir: wanted another folder than those that are read, found {out}")
     images = [out / f"{case}_image.nii.gz" for case in cases if (out / f"{case}_image.nii.gz").exists()]
     if images:
-        raise InputError(f"output_dir: wanted a folder without images, whose labels would be written over, found"
-                         f" {images[0]}")
+        raise InputError(
+            f"output_dir: wanted a folder without images, whose labels would be written over, found {images[0]}"
+        )
     make_folder(out, "output_dir")
 
 
@@ -196,8 +214,10 @@ def merge(paths: list[Path], structures: list[list[str]]) -> Volume:
         wanted = {0, *(value for name in names for value in VALUES[name])}
         others = sorted(set(np.unique(labels.data).tolist()) - wanted)
         if others:
-            raise InputError(f"{path}: wanted the label values {', '.join(map(str, sorted(wanted)))}, found"
-                             f" {', '.join(map(str, others[:5]))}")
+            raise InputError(
+                f"{path}: wanted the label values {', '.join(map(str, sorted(wanted)))}, found"
+                f" {', '.join(map(str, others[:5]))}"
+            )
     masks, values = [], []
     for names, labels in zip(structures, maps, strict=True):
         for name in names:
@@ -265,8 +285,9 @@ def fingerprint(label: Volume, truth: Path, structures: list[str]) -> str:
 
 def up_to_date(rows: list[dict], key: str, structures: list[str]) -> bool:
     """Whether a case's rows are those of this fingerprint, whole and sound."""
-    return ([row["structure"] for row in rows] == columns(structures)
-            and all(row["fingerprint"] == key and not row["dice"] < 0 and not row["dice"] > 1 for row in rows))
+    return [row["structure"] for row in rows] == columns(structures) and all(
+        row["fingerprint"] == key and not row["dice"] < 0 and not row["dice"] > 1 for row in rows
+    )
 
 
 def columns(structures: list[str]) -> list[str]:
@@ -282,8 +303,13 @@ def score(label: Volume, path: Path, structures: list[str]) -> list[dict]:
     for name in columns(structures):
         values = VALUES.get(name, ALL_VALUES)
         predicted, reference = np.isin(label.data, values), np.isin(truth.data, values)
-        rows.append({"structure": name, "dice": dice(predicted, reference),
-                     **surface_distances(predicted, reference, label.grid.spacing_mm)})
+        rows.append(
+            {
+                "structure": name,
+                "dice": dice(predicted, reference),
+                **surface_distances(predicted, reference, label.grid.spacing_mm),
+            }
+        )
     return rows
 
 
@@ -292,11 +318,28 @@ def score_by_wine(path: Path, truth: Path, case: str, structures: list[str]) -> 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         table = Path(folder) / "dice.csv"
         modality, number = modality_and_number(case)
-        command = [os.path.abspath(shutil.which("wine")), SCORER, windows_path(path), windows_path(truth), "0", "ALL",
-                   windows_path(table), modality, number, "--decodeseg2"]
+        command = [
+            os.path.abspath(shutil.which("wine")),
+            SCORER,
+            windows_path(path),
+            windows_path(truth),
+            "0",
+            "ALL",
+            windows_path(table),
+            modality,
+            number,
+            "--decodeseg2",
+        ]
         try:
-            run = subprocess.run(command, cwd=truth.parents[1], env={"WINEDEBUG": "-all"} | os.environ,
-                                 stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False)
+            run = subprocess.run(
+                command,
+                cwd=truth.parents[1],
+                env={"WINEDEBUG": "-all"} | os.environ,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=SECONDS,
+                check=False,
+            )
         except subprocess.TimeoutExpired as error:
             raise InputError(f"{case}: wanted a score from {SCORER}, found it running after {SECONDS} s") from error
         except OSError as error:
@@ -305,8 +348,10 @@ def score_by_wine(path: Path, truth: Path, case: str, structures: list[str]) -> 
     rows = [row for row in rows if row.strip()]
     if run.returncode or len(rows) != 1:
         said = (run.stdout + run.stderr).decode(errors="replace").strip().rpartition("\n")[-1].strip() or "nothing"
-        raise InputError(f"{case}: wanted one row from {SCORER}, found {len(rows)} and exit status {run.returncode}; it"
-                         f" said: {said[:QUOTED]}")
+        raise InputError(
+            f"{case}: wanted one row from {SCORER}, found {len(rows)} and exit status {run.returncode}; it"
+            f" said: {said[:QUOTED]}"
+        )
     return parse_row(rows[0], case, structures)
 
 
@@ -318,14 +363,22 @@ def windows_path(path: Path) -> str:
 def parse_row(text: str, case: str, structures: list[str]) -> list[dict]:
     """The scorer's row: eight numbers, an empty field, modality and number of the case, the flag, tabs between."""
     fields, (modality, number) = [field.strip() for field in text.split("\t")], modality_and_number(case)
-    numbers, rest = fields[: len(COLUMNS)], [field for field in fields[len(COLUMNS):] if field]
-    sound = (len(numbers) == len(COLUMNS) and all(re.fullmatch(r"[\d.]+(e[-+]?\d+)?", field) for field in numbers)
-             and all(float(field) <= 1 for field in numbers) and rest[:1] in ([modality + number], [number]))
+    numbers, rest = fields[: len(COLUMNS)], [field for field in fields[len(COLUMNS) :] if field]
+    sound = (
+        len(numbers) == len(COLUMNS)
+        and all(re.fullmatch(r"[\d.]+(e[-+]?\d+)?", field) for field in numbers)
+        and all(float(field) <= 1 for field in numbers)
+        and rest[:1] in ([modality + number], [number])
+    )
     if not sound:
-        raise InputError(f"{case}: wanted {len(COLUMNS)} Dice values and the case's name from {SCORER}, found"
-                         f" {text[:QUOTED]!r}")
-    return [{"structure": name, "dice": float(value)} for name, value in zip(COLUMNS, numbers, strict=True)
-            if name in columns(structures)]
+        raise InputError(
+            f"{case}: wanted {len(COLUMNS)} Dice values and the case's name from {SCORER}, found {text[:QUOTED]!r}"
+        )
+    return [
+        {"structure": name, "dice": float(value)}
+        for name, value in zip(COLUMNS, numbers, strict=True)
+        if name in columns(structures)
+    ]
 
 
 def read_scores(path: Path) -> dict[str, list[dict]]:
@@ -339,9 +392,12 @@ def read_scores(path: Path) -> dict[str, list[dict]]:
             if tuple(reader.fieldnames or ()) not in (KEYS_BY_WINE, KEYS_OF_OURS):
                 raise KeyError(reader.fieldnames)
             for row in reader:
-                table.setdefault(row["case"], []).append({
-                    key: value if key in ("case", "structure", "fingerprint") else float(value)
-                    for key, value in row.items()})
+                table.setdefault(row["case"], []).append(
+                    {
+                        key: value if key in ("case", "structure", "fingerprint") else float(value)
+                        for key, value in row.items()
+                    }
+                )
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: wanted a table that this script wrote, found another; move it away") from error
     return table
@@ -364,8 +420,10 @@ def summarise(rows: list[dict], path: Path):
         chosen = [row for row in rows if row["structure"] == name and not np.isnan(row["dice"])]
         if not chosen:  # not submitted, or neither predicted nor labelled in any case
             continue
-        print(f"{name:<16}{len(chosen):>6}"
-              + "".join(f"{mean_and_deviation([row[key] for row in chosen]):>20}" for key in metrics))
+        print(
+            f"{name:<16}{len(chosen):>6}"
+            + "".join(f"{mean_and_deviation([row[key] for row in chosen]):>20}" for key in metrics)
+        )
         row = {"structure": name, "cases": len(chosen)}
         for key in metrics:
             values = [score[key] for score in chosen]

@@ -52,8 +52,9 @@ def pretrain(config: DrnConfig, run_dir: Path, device):
     torch.manual_seed(settings.seed)
     drn = DeepRepresentationNetwork(config.network).to(device)
     sphere, _ = icosphere(config.network.template_subdivisions)
-    validation = random_shapes(sphere, settings.validation_shapes, config.shapes,
-                               torch.Generator().manual_seed(VALIDATION_SEED))
+    validation = random_shapes(
+        sphere, settings.validation_shapes, config.shapes, torch.Generator().manual_seed(VALIDATION_SEED)
+    )
     optimizer = torch.optim.AdamW(drn.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     parts = {"network": drn, "optimizer": optimizer}
     history = begin(run_dir, config, parts, VALIDATED, least_error)
@@ -72,9 +73,11 @@ def pretrain(config: DrnConfig, run_dir: Path, device):
         end_epoch(run_dir, parts, history, record | {"seconds": time.perf_counter() - start}, events)
         publish(run_dir, history, least_error, keep)
     best = least_error(history)
-    print(f"{run_dir}: {len(history)} epochs, best validation at epoch {best['epoch']}: Dice of the zero level"
-          f" {best['dice']['zero level']:.4f}, sign {best['sign']:.4f}, error near the surface"
-          f" {best['error_voxels']:.3f} voxels")
+    print(
+        f"{run_dir}: {len(history)} epochs, best validation at epoch {best['epoch']}: Dice of the zero level"
+        f" {best['dice']['zero level']:.4f}, sign {best['sign']:.4f}, error near the surface"
+        f" {best['error_voxels']:.3f} voxels"
+    )
 
 
 def least_error(history) -> dict | None:

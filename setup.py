@@ -42,7 +42,8 @@ def architectures(nvcc):
             first.setdefault(number // 10, number)
     newest = max(first.values())
     return [f"-gencode=arch=compute_{n},code=sm_{n}" for n in first.values()] + [
-        f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+        f"-gencode=arch=compute_{newest},code=compute_{newest}"
+    ]
 
 
 class OptionalBuild(BuildExtension):
@@ -63,14 +64,16 @@ class OptionalBuild(BuildExtension):
         nvcc = shutil.which("nvcc", path=f"{CUDA_HOME}/bin" if CUDA_HOME else None) or "nvcc"
         target = Path(self.get_ext_fullpath("implicitmeshnet._C")).with_name("_cuda.so")
         try:
-            subprocess.run([nvcc, *NVCC_FLAGS, *architectures(nvcc), *sources(".cu"), "-o", str(target)], check=True,
-                           cwd=ROOT)
+            subprocess.run(
+                [nvcc, *NVCC_FLAGS, *architectures(nvcc), *sources(".cu"), "-o", str(target)], check=True, cwd=ROOT
+            )
         except (OSError, subprocess.CalledProcessError) as error:
             self._warn(f"the CUDA kernels were not built ({error})", "slowly on GPUs", "the CUDA toolkit (nvcc)")
 
     def _warn(self, reason, how, remedy):
-        print(f"warning: {reason}, so implicitmeshnet will run {how}: install {remedy} and install again",
-              file=sys.stderr)
+        print(
+            f"warning: {reason}, so implicitmeshnet will run {how}: install {remedy} and install again", file=sys.stderr
+        )
 
 
 setup(

@@ -75,12 +75,26 @@ def run(variant: str, seed: int, arguments):
     if variant == "exact_longer":
         epochs = round(epochs * arguments.deep_cost)
     laplacian = ["--loss.laplacian_epochs=" + str(max(epochs * 5 // 6, 1))]
-    peak = call("implicitmeshnet_train.py", f"--config={arguments.config}", f"--device={arguments.device}",
-                f"--training.run_dir={path}", f"--training.seed={seed}", f"--training.epochs={epochs}",
-                f"--training.validate_every={epochs}", *laplacian, *VARIANTS[variant])
+    peak = call(
+        "implicitmeshnet_train.py",
+        f"--config={arguments.config}",
+        f"--device={arguments.device}",
+        f"--training.run_dir={path}",
+        f"--training.seed={seed}",
+        f"--training.epochs={epochs}",
+        f"--training.validate_every={epochs}",
+        *laplacian,
+        *VARIANTS[variant],
+    )
     split = ["--validation_split"] if arguments.validation_split else []
-    call("implicitmeshnet_eval.py", f"--implicitmeshnet_config={path / 'config.json'}", *split,
-         f"--test_dir_in={arguments.test_dir}", f"--test_dir_out={path / 'test'}", f"--device={arguments.device}")
+    call(
+        "implicitmeshnet_eval.py",
+        f"--implicitmeshnet_config={path / 'config.json'}",
+        *split,
+        f"--test_dir_in={arguments.test_dir}",
+        f"--test_dir_out={path / 'test'}",
+        f"--device={arguments.device}",
+    )
     with (path / "test/metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if float(row["label_volume_ml"]) > 0]
     result = {name: statistics.mean(float(row[name]) for row in rows) for name in METRICS[:3]}
@@ -118,9 +132,12 @@ def print_table(arguments):
         if results:
             names = [*METRICS, *(name for name in results[0] if name.startswith("dice "))]
             cells = {name: spread([result[name] for result in results]) for name in names}
-            others = ", ".join(f"{name} {cells[name]}" for name in names[len(METRICS):])
-            print(f"{variant:<20}{len(results):>6}" + "".join(f"{cells[name]:>18}" for name in METRICS), others,
-                  flush=True)
+            others = ", ".join(f"{name} {cells[name]}" for name in names[len(METRICS) :])
+            print(
+                f"{variant:<20}{len(results):>6}" + "".join(f"{cells[name]:>18}" for name in METRICS),
+                others,
+                flush=True,
+            )
 
 
 def spread(values) -> str:

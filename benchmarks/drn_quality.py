@@ -46,8 +46,10 @@ def main():
     subdivisions = config.network.template_subdivisions
     drn = load_drn(arguments.config, subdivisions, device)
     sphere, faces = icosphere(subdivisions)
-    print(f"{device}, {arguments.threads} threads, {config.network.shape}, {len(sphere)} vertices,"
-          f" {sum(p.numel() for p in drn.parameters())} weights")
+    print(
+        f"{device}, {arguments.threads} threads, {config.network.shape}, {len(sphere)} vertices,"
+        f" {sum(p.numel() for p in drn.parameters())} weights"
+    )
     print(f"{'meshes':<28}{'count':>7}{'error voxels':>14}{'sign':>9}{'Dice':>9}")
     for kind in ("spheres", *KINDS):
         shapes = replace(config.shapes, **{name: float(name == kind) for name in KINDS})
@@ -83,11 +85,15 @@ def judge(name: str, drn, meshes, device):
 def phantom_meshes(folder: str, shape, sphere, faces, device):
     """Meshes (S, cases, V, 3) of the phantoms' structures, the myocardium's as the epicardium, fitted to their labels
     in the box that the whole-heart network sees."""
-    data = DataConfig(structures={name: [value] for name, value in LABELS.items()}, encloses={"Myo": ["LV"]},
-                      region="found", shape=shape, spacing_mm=BOX_MM / max(shape))
+    data = DataConfig(
+        structures={name: [value] for name, value in LABELS.items()},
+        encloses={"Myo": ["LV"]},
+        region="found",
+        shape=shape,
+        spacing_mm=BOX_MM / max(shape),
+    )
     samples = TrainingSet(find_cases(folder, labelled=True)[:CASES], data)
-    centres, radii = (torch.tensor(value, dtype=torch.float32)
-                      for value in template_statistics(samples, data))
+    centres, radii = (torch.tensor(value, dtype=torch.float32) for value in template_statistics(samples, data))
     template = (centres[:, None] + radii[:, None] * sphere).to(device)  # (S, V, 3)
     around, faces, meshes = neighbours(faces, len(sphere)), faces.to(device), []
     temperature = LossConfig().temperature
@@ -106,8 +112,7 @@ def phantom_meshes(folder: str, shape, sphere, faces, device):
 
 def times(name: str, function, vertices):
     leaf = vertices.clone().requires_grad_()
-    return [Row(name, lambda: function(vertices)),
-            Row(name, lambda: torch.autograd.grad(function(leaf).sum(), leaf))]
+    return [Row(name, lambda: function(vertices)), Row(name, lambda: torch.autograd.grad(function(leaf).sum(), leaf))]
 
 
 if __name__ == "__main__":

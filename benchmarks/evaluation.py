@@ -42,8 +42,10 @@ def main():
             for kind, path in (("image", case.image), ("label", case.label)):
                 ending = ".nii.gz" if path.name.endswith(".gz") else ".nii"
                 (images / f"{case.name}_{kind}{ending}").symlink_to(path.absolute())
-        rows = {f"all {len(config.data.structures)} structures": write(Path(folder) / "all", network, config),
-                f"{first} alone": write(Path(folder) / "one", one_structure(network, config, first), config)}
+        rows = {
+            f"all {len(config.data.structures)} structures": write(Path(folder) / "all", network, config),
+            f"{first} alone": write(Path(folder) / "one", one_structure(network, config, first), config),
+        }
         taken = {name: [] for name in rows}
         for _ in range(arguments.rounds):
             for name, path in rows.items():
@@ -83,12 +85,21 @@ def write(folder: Path, network, config) -> Path:
 def run(folder: Path, images: Path, device: str):
     """Seconds a case and the process's peak memory in MiB."""
     process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "implicitmeshnet_eval.py"), f"--device={device}", f"--test_dir_in={images}",
-         f"--implicitmeshnet_config={folder / 'config.json'}", f"--test_dir_out={folder / 'out'}"])
+        [
+            sys.executable,
+            str(REPOSITORY / "implicitmeshnet_eval.py"),
+            f"--device={device}",
+            f"--test_dir_in={images}",
+            f"--implicitmeshnet_config={folder / 'config.json'}",
+            f"--test_dir_out={folder / 'out'}",
+        ]
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise InputError(f"implicitmeshnet_eval.py: wanted a run without error, found exit status"
-                         f" {os.waitstatus_to_exitcode(status)}")
+        raise InputError(
+            f"implicitmeshnet_eval.py: wanted a run without error, found exit status"
+            f" {os.waitstatus_to_exitcode(status)}"
+        )
     with (folder / "out/metrics.csv").open() as file:
         seconds = {row["case"]: float(row["seconds"]) for row in csv.DictReader(file)}
     return statistics.median(seconds.values()), usage.ru_maxrss / 1024

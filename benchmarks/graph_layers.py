@@ -45,6 +45,7 @@ class PygStage(nn.Module):
 def as_pyg(convolution, structure=0):
     """PyTorch Geometric's layer with the weights of one structure of ours."""
     from torch_geometric import nn as pyg
+
     weight, bias = convolution.weight[structure], convolution.bias[structure].flatten()
     if isinstance(convolution, ChebyshevConv):
         own, around = weight.chunk(2, -1)
@@ -68,8 +69,10 @@ def union_of_graphs(faces, count):
 def row_pair(name, compute, parameters):
     """Forward, and forward + backward by all parameters and inputs."""
     gradient = torch.ones_like(compute())
-    return [Row(name, lambda: compute().detach(), torch.Tensor.double),
-            Row(name + ", + backward", lambda: torch.autograd.grad(compute(), parameters, gradient))]
+    return [
+        Row(name, lambda: compute().detach(), torch.Tensor.double),
+        Row(name + ", + backward", lambda: torch.autograd.grad(compute(), parameters, gradient)),
+    ]
 
 
 def print_table(title, rows, rounds, device):

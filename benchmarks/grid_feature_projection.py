@@ -56,7 +56,8 @@ class GridSampleSplat(torch.autograd.Function):
         volume = features.new_zeros(len(vertices), features.shape[-1], size, size, size)
         grid = to_grid_sample(vertices)[:, :, None, None]
         return torch.ops.aten.grid_sampler_3d_backward(
-            features.transpose(1, 2)[..., None, None].contiguous(), volume, grid, 0, 1, True, [True, False])[0]
+            features.transpose(1, 2)[..., None, None].contiguous(), volume, grid, 0, 1, True, [True, False]
+        )[0]
 
     @staticmethod
     def backward(ctx, grad):
@@ -80,8 +81,10 @@ def splats(size):
     }
     try:
         from torch_scatter import scatter_sum
+
         found["torch_scatter"] = lambda v, f: by_scatter_add(
-            v, f, size, lambda parts, index, count: scatter_sum(parts, index, -1, dim_size=count))
+            v, f, size, lambda parts, index, count: scatter_sum(parts, index, -1, dim_size=count)
+        )
     except ImportError:
         print("not installed: torch_scatter")
     return found
@@ -94,8 +97,14 @@ def rows_of(functions, leaves, outputs_like):
         constants = [leaf.detach() for leaf in leaves]
         rows.append(Row(name, lambda function=function, constants=constants: function(*constants), torch.Tensor.double))
         gradient = outputs_like(function(*constants))
-        rows.append(Row(name + ", + backward", lambda function=function, gradient=gradient: torch.autograd.grad(
-            function(*leaves), leaves, gradient, allow_unused=True)))
+        rows.append(
+            Row(
+                name + ", + backward",
+                lambda function=function, gradient=gradient: torch.autograd.grad(
+                    function(*leaves), leaves, gradient, allow_unused=True
+                ),
+            )
+        )
     return rows
 
 
@@ -133,8 +142,10 @@ def gather_table(layout, arguments, device):
     vertices, _ = icosphere(4)
     vertices = (0.5 * vertices).expand(BATCH, -1, -1).contiguous().to(device).requires_grad_()
     generator = torch.Generator().manual_seed(0)
-    volumes = [torch.randn(BATCH, c, n, n, n, generator=generator).to(device).contiguous(memory_format=layout)
-               .requires_grad_() for c, n in LEVELS]
+    volumes = [
+        torch.randn(BATCH, c, n, n, n, generator=generator).to(device).contiguous(memory_format=layout).requires_grad_()
+        for c, n in LEVELS
+    ]
     functions = {
         "ours, all levels in one call": lambda v, *w: sample_trilinear(w, v),
         "grid_sample, level by level": lambda v, *w: torch.cat([read_grid_sample(volume, v) for volume in w], -1),

@@ -50,25 +50,50 @@ def _brute_force(problem):
     frame = reference.make_frame(problem.vertices.to(problem.device), problem.faces.to(problem.device))
     chunk = max((2**21 if sampled else 2**24) // len(problem.faces), 1)
     return Row(
-        "brute force in torch", lambda: torch.cat([reference.nearest(frame, part)[0] for part in points.split(chunk)]),
-        torch.Tensor.double if sampled else problem.pick, False, len(points) / problem.size**3,
-        f"{len(points)} voxels, scaled up" if sampled else "")
+        "brute force in torch",
+        lambda: torch.cat([reference.nearest(frame, part)[0] for part in points.split(chunk)]),
+        torch.Tensor.double if sampled else problem.pick,
+        False,
+        len(points) / problem.size**3,
+        f"{len(points)} voxels, scaled up" if sampled else "",
+    )
 
 
 def _brute_force_kernel(problem):
     """Every voxel with every face in a CUDA kernel, compiled here."""
     folder = Path(tempfile.mkdtemp())
     source = Path(__file__).with_name("brute_force.cu")
-    subprocess.run(["nvcc", "-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "-arch=native", f"-I{_gpu.CSRC}",
-                    source, "-o", folder / "brute_force.so"], check=True)
+    subprocess.run(
+        [
+            "nvcc",
+            "-O3",
+            "-std=c++17",
+            "-shared",
+            "-Xcompiler",
+            "-fPIC",
+            "-arch=native",
+            f"-I{_gpu.CSRC}",
+            source,
+            "-o",
+            folder / "brute_force.so",
+        ],
+        check=True,
+    )
     kernels = _gpu.CudaKernels(folder / "brute_force.so")
     vertices, faces = problem.vertices.to(problem.device)[None], problem.faces.to(problem.device)
     triangles = _gpu.prepare(cuda_kernels, vertices, faces)[0]
     distance = torch.empty(problem.size**3, device=problem.device)
 
     def compute():
-        kernels.launch("brute_force", _gpu.groups_of(len(distance)), problem.device, triangles, distance, len(faces),
-                       *[problem.size] * 3)
+        kernels.launch(
+            "brute_force",
+            _gpu.groups_of(len(distance)),
+            problem.device,
+            triangles,
+            distance,
+            len(faces),
+            *[problem.size] * 3,
+        )
         return distance
 
     return Row("brute force kernel", compute, problem.pick, False)
@@ -76,6 +101,7 @@ def _brute_force_kernel(problem):
 
 def _fcpw(problem):
     import fcpw
+
     vertices, faces, points = problem.arrays()
     scene = fcpw.scene_3D()
     scene.set_object_count(1)
@@ -94,6 +120,7 @@ def _fcpw(problem):
 
 def _libigl(problem, sign="PSEUDONORMAL"):
     import igl
+
     vertices, faces, points = problem.arrays()
     given = points.astype(np.float64), vertices.astype(np.float64), faces.astype(np.int64)
     kind = getattr(igl, f"SIGNED_DISTANCE_TYPE_{sign}")
@@ -108,39 +135,50 @@ def _mesh2sdf_pypi(problem):
     vertices, faces, _ = problem.arrays()
     scale = (problem.size - 1) / problem.size
     moved = ((vertices + 1) * scale - 1).astype(np.float32)
-    return Row("mesh2sdf of PyPI", lambda: core.compute(moved, faces, problem.size),
-               lambda sdf: problem.pick(sdf) / scale)
+    return Row(
+        "mesh2sdf of PyPI", lambda: core.compute(moved, faces, problem.size), lambda sdf: problem.pick(sdf) / scale
+    )
 
 
 def _meshlib(problem):
     from meshlib import mrmeshnumpy, mrmeshpy
+
     vertices, faces, points = problem.arrays()
     mesh = mrmeshnumpy.meshFromFacesVerts(faces, vertices)
     points = mrmeshpy.VertCoords(mrmeshnumpy.fromNumpyArray(points))
-    return Row("MeshLib, projection normal", lambda: mrmeshpy.findSignedDistances(mesh, points).vec_,
-               lambda sdf: torch.tensor([sdf[i] for i in problem.sample.tolist()]))
+    return Row(
+        "MeshLib, projection normal",
+        lambda: mrmeshpy.findSignedDistances(mesh, points).vec_,
+        lambda sdf: torch.tensor([sdf[i] for i in problem.sample.tolist()]),
+    )
 
 
 def _open3d(problem, rays=1):
     import open3d
+
     vertices, faces, points = problem.arrays()
     scene = open3d.t.geometry.RaycastingScene(nthreads=problem.threads)
     scene.add_triangles(open3d.core.Tensor(vertices), open3d.core.Tensor(faces.astype(np.uint32)))
     points = open3d.core.Tensor(points)
-    return Row(f"Open3D, {rays} ray{'s' * (rays > 1)}",
-               lambda: scene.compute_signed_distance(points, nthreads=problem.threads, nsamples=rays).numpy(),
-               problem.pick)
+    return Row(
+        f"Open3D, {rays} ray{'s' * (rays > 1)}",
+        lambda: scene.compute_signed_distance(points, nthreads=problem.threads, nsamples=rays).numpy(),
+        problem.pick,
+    )
 
 
 def _point_cloud_utils(problem):
     import point_cloud_utils
+
     vertices, faces, points = problem.arrays()
-    return Row("point_cloud_utils", lambda: point_cloud_utils.signed_distance_to_mesh(points, vertices, faces)[0],
-               problem.pick)
+    return Row(
+        "point_cloud_utils", lambda: point_cloud_utils.signed_distance_to_mesh(points, vertices, faces)[0], problem.pick
+    )
 
 
 def _pysdf(problem):
     import pysdf
+
     vertices, faces, points = problem.arrays()
     field = pysdf.SDF(vertices, faces)
     return Row("pysdf", lambda: field(points, n_threads=problem.threads), lambda sdf: -problem.pick(sdf))
@@ -148,6 +186,7 @@ def _pysdf(problem):
 
 def _warp(problem):
     import warp
+
     warp.config.quiet, warp.config.log_level = True, 40  # older and newer Warp; errors only
 
     @warp.kernel
@@ -173,6 +212,7 @@ def vtk_stencil(vertices, faces, shape):
     """The row that fills a mesh, vertices (V, 3) in voxels, as a mask of `shape`."""
     import vtk
     from vtk.util import numpy_support
+
     points, cells, mesh = vtk.vtkPoints(), vtk.vtkCellArray(), vtk.vtkPolyData()
     points.SetData(numpy_support.numpy_to_vtk(vertices.numpy(), deep=True))
     cells.SetData(3, numpy_support.numpy_to_vtkIdTypeArray(faces.flatten().numpy(), deep=True))
@@ -196,10 +236,17 @@ def vtk_stencil(vertices, faces, shape):
 
 
 ON_CPU = {
-    "fcpw": _fcpw, "pysdf": _pysdf, "meshlib": _meshlib, "libigl": _libigl,
-    "libigl-winding": partial(_libigl, sign="FAST_WINDING_NUMBER"), "open3d": _open3d,
-    "open3d-3-rays": partial(_open3d, rays=3), "point_cloud_utils": _point_cloud_utils, "warp": _warp,
-    "mesh2sdf-pypi": _mesh2sdf_pypi, "brute-force": _brute_force,
+    "fcpw": _fcpw,
+    "pysdf": _pysdf,
+    "meshlib": _meshlib,
+    "libigl": _libigl,
+    "libigl-winding": partial(_libigl, sign="FAST_WINDING_NUMBER"),
+    "open3d": _open3d,
+    "open3d-3-rays": partial(_open3d, rays=3),
+    "point_cloud_utils": _point_cloud_utils,
+    "warp": _warp,
+    "mesh2sdf-pypi": _mesh2sdf_pypi,
+    "brute-force": _brute_force,
 }
 ON_DEVICE = {
     "cpu": ON_CPU,

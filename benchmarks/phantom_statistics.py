@@ -23,13 +23,17 @@ HUDSMITH = "[Hudsmith 2005](https://doi.org/10.1080/10976640500295516), MR, wome
 FUCHS = "[Fuchs 2016](https://esc365.escardio.org/journal/49352), CT"
 KANG = "Kang 2017, CT, in [Table 3 of this review](https://pmc.ncbi.nlm.nih.gov/articles/PMC7758747/table/t3)"
 HINDSO = "[Hindsø 2017](https://doi.org/10.1007/s10554-016-1015-9), CT, mean over the wall"
-ROGERS = ("[Framingham, CT](https://thoracickey.com/distribution-determinants-and-normal-reference-values-of-thoracic-"
-          "and-abdominal-aortic-diameters-by-computed-tomography-from-the-framingham-heart-study)")
+ROGERS = (
+    "[Framingham, CT](https://thoracickey.com/distribution-determinants-and-normal-reference-values-of-thoracic-"
+    "and-abdominal-aortic-diameters-by-computed-tomography-from-the-framingham-heart-study)"
+)
 TRUONG = "[Truong 2012](https://pmc.ncbi.nlm.nih.gov/articles/PMC3275437), CT"
 CADEMARTIRI = "[Cademartiri 2004](https://doi.org/10.1007/s00330-003-2188-x), means with and without saline chaser"
 RIGHT = "[dual-source CT of 40 patients](https://pubmed.ncbi.nlm.nih.gov/19167178)"
-WALL = ("[normal 320-row CT](https://discovery.researcher.life/article/normal-perfusion-of-the-left-ventricular-"
-        "myocardium-using-320-mdct/0813604bfd783979bb9a6e49a3d33e6a), means of segments")
+WALL = (
+    "[normal 320-row CT](https://discovery.researcher.life/article/normal-perfusion-of-the-left-ventricular-"
+    "myocardium-using-320-mdct/0813604bfd783979bb9a6e49a3d33e6a), means of segments"
+)
 LOW_DOSE = "[Di Cesare 2018](https://doi.org/10.4103/jcis.JCIS_51_18), the scanner's two targets"
 KILOVOLTS = "[80 to 100 kV](https://doi.org/10.4329/wjr.v15.i2.32)"
 MMWHS = "[MM-WHS, Zhuang 2019](https://doi.org/10.1016/j.media.2019.101537), its CT's means"
@@ -39,8 +43,10 @@ PUBLISHED = {  # row: (range or mean ± SD, source)
     "LA volume, ml": ("89 ± 21 to 103 ± 30, the largest of the cycle", HUDSMITH),
     "RA volume, ml": ("97.5th percentile 73 to 85 ml/m²", f"{FUCHS}, women to men"),
     "Myo volume, ml": ("103 ± 19 to 138 ± 28 (mass over 1.05 g/ml)", f"{KANG}, women to men"),
-    "LV wall, mm": ("7.8 ± 1.0 to 10.8 ± 1.8; 5.4 and 6.6",
-                    f"{KANG}, women's posterior wall to men's septum; {HINDSO}, women and men"),
+    "LV wall, mm": (
+        "7.8 ± 1.0 to 10.8 ± 1.8; 5.4 and 6.6",
+        f"{KANG}, women's posterior wall to men's septum; {HINDSO}, women and men",
+    ),
     "ascending aorta, mm": ("31.9 to 34.1, means of women and men", ROGERS),
     "pulmonary trunk, mm": ("25.1 ± 2.8", TRUONG),
     "RV, HU": ("below 175 in 19, above in 21 of 40", RIGHT),
@@ -86,8 +92,9 @@ def statistics(case):
     image, label = (canonical(resample_nearest(volume, STEP_MM)).data for volume in (image, label))
     masks = {name: label == value for name, value in LABELS.items()}
     whole = {name: not _touches_border(mask) for name, mask in masks.items()}
-    row = {f"{name} volume, ml": mask.sum() * STEP_MM**3 / 1000 if whole[name] else np.nan
-           for name, mask in masks.items()}
+    row = {
+        f"{name} volume, ml": mask.sum() * STEP_MM**3 / 1000 if whole[name] else np.nan for name, mask in masks.items()
+    }
     row["LV wall, mm"] = wall_mm(masks["LV"], masks["Myo"]) if whole["Myo"] else np.nan
     row["ascending aorta, mm"] = ascending_mm(masks["AO"])
     row["pulmonary trunk, mm"] = trunk_mm(masks["PA"])
@@ -95,12 +102,19 @@ def statistics(case):
         values = image[ndimage.binary_erosion(mask)]
         row |= {f"{name}, HU": values.mean(), f"{name}, SD within, HU": values.std()}
     row["noise in the ascending aorta, SD, HU"] = noise_hu(image, masks["AO"])
-    row |= {"voxel in plane, mm": spacing[0], "voxel through plane, mm": spacing[2],
-            "field of view left-right, mm": extent[0], "field of view front-back, mm": extent[1],
-            "field of view up-down, mm": extent[2]}
+    row |= {
+        "voxel in plane, mm": spacing[0],
+        "voxel through plane, mm": spacing[2],
+        "field of view left-right, mm": extent[0],
+        "field of view front-back, mm": extent[1],
+        "field of view up-down, mm": extent[2],
+    }
     chambers = [whole[name] for name in LABELS if name not in ("AO", "PA")]
-    return row | {"share with a cut chamber or myocardium": float(not all(chambers)),
-                  "share with a cut AO": float(not whole["AO"]), "share with a cut PA": float(not whole["PA"])}
+    return row | {
+        "share with a cut chamber or myocardium": float(not all(chambers)),
+        "share with a cut AO": float(not whole["AO"]),
+        "share with a cut PA": float(not whole["PA"]),
+    }
 
 
 def wall_mm(cavity, wall):
@@ -112,7 +126,7 @@ def wall_mm(cavity, wall):
 def ascending_mm(aorta):
     """Diameter of a disc of the aorta's axial area, median over the slices from 40 to 80 % of the label's height."""
     area = aorta.sum((0, 1))[aorta.any((0, 1))]
-    middle = area[int(0.4 * len(area)):int(0.8 * len(area))]
+    middle = area[int(0.4 * len(area)) : int(0.8 * len(area))]
     return 2 * np.sqrt(np.median(middle) / np.pi) * STEP_MM
 
 

@@ -27,8 +27,12 @@ from timing import at_least, hold_threads
 
 from implicitmeshnet.script import run_script
 
-KINDS = {"volumes": (Volumes, 2000), "configs": (Configs, 500), "checkpoints": (Checkpoints, 200),
-         "folders": (Folders, 200)}
+KINDS = {
+    "volumes": (Volumes, 2000),
+    "configs": (Configs, 500),
+    "checkpoints": (Checkpoints, 200),
+    "folders": (Folders, 200),
+}
 """What is drawn, and how many by default."""
 NO_FAULTS = OUTCOMES[:2]
 
@@ -123,12 +127,18 @@ def kill_all(project: Project, arguments) -> list[str]:
         generator = np.random.default_rng([arguments.seed, len(KINDS), number])
         out = project.folder / "killed" / what
         killed = list(kill_runs(project.command(what, out), out, generator, arguments.kills))
-        wrong = [f"{what}: killed after {run.after_s:.3f} s with {', '.join(run.left)}: {run.fault}"
-                 for run in killed if run.fault]
+        wrong = [
+            f"{what}: killed after {run.after_s:.3f} s with {', '.join(run.left)}: {run.fault}"
+            for run in killed
+            if run.fault
+        ]
         left = [len(run.left) for run in killed]
         half = sum(any(".partial-" in name for name in run.left) for run in killed)
-        print(f"{what:<13}{len(killed):>6}{len(killed) - len(wrong):>14}{len(wrong):>14}"
-              f"{f'{min(left)} to {max(left)}':>14}{half:>14}", flush=True)
+        print(
+            f"{what:<13}{len(killed):>6}{len(killed) - len(wrong):>14}{len(wrong):>14}"
+            f"{f'{min(left)} to {max(left)}':>14}{half:>14}",
+            flush=True,
+        )
         faults += wrong
     return faults
 

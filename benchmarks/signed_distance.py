@@ -76,8 +76,12 @@ def floor(problem):
     kept = torch.empty(2 * problem.size**3, device=problem.device)
     rows = [Row("write outputs, reused memory", lambda: kept.fill_(1))]
     if problem.device.type == "cpu":  # torch.empty would give freed memory again
-        rows.append(Row("write outputs, fresh memory", lambda: torch.frombuffer(
-            mmap.mmap(-1, kept.nbytes), dtype=torch.float32).fill_(1)))
+        rows.append(
+            Row(
+                "write outputs, fresh memory",
+                lambda: torch.frombuffer(mmap.mmap(-1, kept.nbytes), dtype=torch.float32).fill_(1),
+            )
+        )
     return rows
 
 

@@ -91,4 +91,5 @@ def at_least(lowest):
         if int(text) < lowest:
             raise argparse.ArgumentTypeError(f"wanted {lowest} or more, found {text}")
         return int(text)
+
     return number

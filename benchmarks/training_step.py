@@ -37,8 +37,9 @@ def main():
     config.network.template = "centred"
     structures, shape = len(config.data.structures), config.data.shape
     network = build_network(config).to(device)
-    criterion = MeshLoss(network.decoder.faces, network.decoder.template.shape[1], config.loss,
-                         config.data.members).to(device)
+    criterion = MeshLoss(network.decoder.faces, network.decoder.template.shape[1], config.loss, config.data.members).to(
+        device
+    )
     image = torch.randn(config.training.batch_size, 1, *shape, device=device)
     label = balls(shape, structures, config.training.batch_size, device)
     masks = structure_masks(label, config.data.members)
@@ -55,16 +56,22 @@ def main():
     parts = {
         "UNet": lambda: sum(volume.float().mean() for volume in unet()[0]),
         "graph decoder": lambda: sum(stage.square().sum() for stage in network.decoder(pyramid)),
-        "occupancy loss (Mesh2SDF)": lambda: occupancy_loss(leaf(template), criterion.distance, masks,
-                                                           config.loss.temperature),
+        "occupancy loss (Mesh2SDF)": lambda: occupancy_loss(
+            leaf(template), criterion.distance, masks, config.loss.temperature
+        ),
         "surface loss": lambda: surface_loss(leaf(template), faces, border),
         "whole step": lambda: criterion(network(image), label, 0.0)[0],
     }
     routes = {"exact": None, "deep": load_deep_route(config, device)}
-    rows = [Row(name, step_of(network, image, label, config, route)) for name, route in routes.items()
-            if route or name == "exact"]
-    print(f"batch {len(image)}, grid {shape}, {structures} structures, {template.shape[2]} vertices, {device},"
-          f" {torch.get_num_threads()} threads, bfloat16: {bfloat16_is_fast(device.type)}")
+    rows = [
+        Row(name, step_of(network, image, label, config, route))
+        for name, route in routes.items()
+        if route or name == "exact"
+    ]
+    print(
+        f"batch {len(image)}, grid {shape}, {structures} structures, {template.shape[2]} vertices, {device},"
+        f" {torch.get_num_threads()} threads, bfloat16: {bfloat16_is_fast(device.type)}"
+    )
     print(f"{'part':<28}{'forward ms':>12}{'fwd + bwd ms':>14}")
     for name, part in parts.items():
         forward = median_seconds(part, device, arguments.repeats)
@@ -76,8 +83,10 @@ def main():
         print(f"{name:<28}{'':>12}{result.ms:>14.1f}{ratio:>8.2f} x exact")
     rate = operations_per_second(device, torch.bfloat16 if bfloat16_is_fast(device.type) else torch.float32)
     operations = counter.get_total_flops()
-    print(f"{'floor of the UNet':<28}{1e3 * operations / rate:>12.1f}{3e3 * operations / rate:>14.1f}"
-          f"   {operations / 1e9:.1f} GFLOP forward at {rate / 1e9:.0f} GFLOP/s")
+    print(
+        f"{'floor of the UNet':<28}{1e3 * operations / rate:>12.1f}{3e3 * operations / rate:>14.1f}"
+        f"   {operations / 1e9:.1f} GFLOP forward at {rate / 1e9:.0f} GFLOP/s"
+    )
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB on the GPU")
     else:
@@ -96,6 +105,7 @@ def step_of(network, image, label, config, deep):
         take_step(criterion(prediction, label, 0.0)[0], network, optimizer, 0)
         if deep:
             deep.step(prediction.vertices.detach().flatten(0, 1), 0)
+
     return step
 
 

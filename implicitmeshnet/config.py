@@ -298,50 +298,87 @@ def _checks(config: Config):
         ("data.structures", bool(values) and all(data.structures.values()), "at least one label value a structure"),
         ("data.structures", len(set(values)) == len(values), "distinct label values"),
         ("data.structures", all(0 < value < 2**15 for value in values), "label values from 1 to 32767"),
-        ("data.structures", all(name.replace("_", "").isalnum() for name in data.structures),
-         "names of letters, digits and underscores"),
+        (
+            "data.structures",
+            all(name.replace("_", "").isalnum() for name in data.structures),
+            "names of letters, digits and underscores",
+        ),
         ("data.structures", all(len(name) <= 50 for name in data.structures), "names of at most 50 letters"),
         ("data.structures", len(data.structures) <= 254, "at most 254 structures"),
-        ("data.encloses", all({outer, *inner} <= set(data.structures) and outer not in inner
-                              and len(set(inner)) == len(inner) and not any(map(data.encloses.get, inner))
-                              for outer, inner in data.encloses.items()),
-         "structures of data.structures, each enclosing distinct others that enclose none"),
+        (
+            "data.encloses",
+            all(
+                {outer, *inner} <= set(data.structures)
+                and outer not in inner
+                and len(set(inner)) == len(inner)
+                and not any(map(data.encloses.get, inner))
+                for outer, inner in data.encloses.items()
+            ),
+            "structures of data.structures, each enclosing distinct others that enclose none",
+        ),
         ("data.region", data.region in ("centre", "found"), "'centre' or 'found'"),
         ("data.overview_spacing_mm", 1e-3 <= data.overview_spacing_mm <= 1e3, "0.001 to 1000"),
-        ("data.shape", all(6 <= n < 4096 and n % divisor == 0 for n in data.shape) and max(data.shape) > divisor,
-         f"multiples of {divisor} from 6 to 4095, not all {divisor}"),
-        ("data.shape", data.shape[0] != 2 * divisor, f"another first number than {2 * divisor}: over two voxels at the"
-         " bottleneck torch's bfloat16 convolutions have wrong gradients on CPUs"),
+        (
+            "data.shape",
+            all(6 <= n < 4096 and n % divisor == 0 for n in data.shape) and max(data.shape) > divisor,
+            f"multiples of {divisor} from 6 to 4095, not all {divisor}",
+        ),
+        (
+            "data.shape",
+            data.shape[0] != 2 * divisor,
+            f"another first number than {2 * divisor}: over two voxels at the"
+            " bottleneck torch's bfloat16 convolutions have wrong gradients on CPUs",
+        ),
         ("data.spacing_mm", 1e-3 <= data.spacing_mm <= 1e3, "0.001 to 1000"),
         ("data.intensity", data.intensity in ("window", "percentile"), "'window' or 'percentile'"),
         ("data.window_hu", data.window_hu > 0, "a positive number"),
         ("data.percentiles", 0 <= data.percentiles[0] < data.percentiles[1] <= 100, "two rising numbers in 0 to 100"),
-        ("data.intensity_statistics", data.intensity_statistics is None or _is_sound(data.intensity_statistics),
-         f"at least 1 case, {len(QUANTILES)} means and a covariance of as many rows and columns"),
+        (
+            "data.intensity_statistics",
+            data.intensity_statistics is None or _is_sound(data.intensity_statistics),
+            f"at least 1 case, {len(QUANTILES)} means and a covariance of as many rows and columns",
+        ),
         ("data.validation_cases", 1 <= data.validation_cases < 2**31, "at least 1 and less than 2^31"),
-        ("network.encoder_channels", levels >= 2 and all(0 < n <= MOST_CHANNELS for n in network.encoder_channels),
-         f"at least two positive widths of at most {MOST_CHANNELS}"),
-        ("network.decoder_channels",
-         len(network.decoder_channels) == levels - 1 and all(0 < n <= MOST_CHANNELS for n in network.decoder_channels),
-         f"{levels - 1} positive widths of at most {MOST_CHANNELS}, one fewer than encoder_channels"),
+        (
+            "network.encoder_channels",
+            levels >= 2 and all(0 < n <= MOST_CHANNELS for n in network.encoder_channels),
+            f"at least two positive widths of at most {MOST_CHANNELS}",
+        ),
+        (
+            "network.decoder_channels",
+            len(network.decoder_channels) == levels - 1
+            and all(0 < n <= MOST_CHANNELS for n in network.decoder_channels),
+            f"{levels - 1} positive widths of at most {MOST_CHANNELS}, one fewer than encoder_channels",
+        ),
         ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
-        ("network.localiser_channels",
-         2 <= len(network.localiser_channels) <= 6 and all(0 < n <= MOST_CHANNELS for n in network.localiser_channels),
-         f"two to six positive widths of at most {MOST_CHANNELS}"),
+        (
+            "network.localiser_channels",
+            2 <= len(network.localiser_channels) <= 6
+            and all(0 < n <= MOST_CHANNELS for n in network.localiser_channels),
+            f"two to six positive widths of at most {MOST_CHANNELS}",
+        ),
         ("network.template", network.template in ("mean", "centred"), "'mean' or 'centred'"),
         ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
         ("network.stage_levels", set(read) <= set(names) and all(network.stage_levels), f"names among {names}"),
-        ("network.stage_channels", len(network.stage_channels) == len(network.stage_levels) > 0
-         and all(0 < n <= MOST_CHANNELS for n in network.stage_channels),
-         f"one positive width for each entry of stage_levels, at most {MOST_CHANNELS}"),
+        (
+            "network.stage_channels",
+            len(network.stage_channels) == len(network.stage_levels) > 0
+            and all(0 < n <= MOST_CHANNELS for n in network.stage_channels),
+            f"one positive width for each entry of stage_levels, at most {MOST_CHANNELS}",
+        ),
         ("network.displacement_factor", network.displacement_factor > 0, "a positive number"),
         ("loss.route", loss.route in ("exact", "deep"), "'exact' or 'deep'"),
-        ("loss.drn_config", loss.route == "exact" or loss.drn_config is not None,
-         "the config of a pretrained DeepRepresentationNetwork for the deep route"),
+        (
+            "loss.drn_config",
+            loss.route == "exact" or loss.drn_config is not None,
+            "the config of a pretrained DeepRepresentationNetwork for the deep route",
+        ),
         ("loss.temperature", loss.temperature > 0, "a positive number"),
         ("loss.laplacian_epochs", 1 <= loss.laplacian_epochs < 2**31, "at least 1 and less than 2^31"),
-        *((f"loss.{name}", getattr(loss, name) >= 0, "a number of at least 0")
-          for name in ("occupancy", "segmentation", "surface", "laplacian_start", "laplacian_end")),
+        *(
+            (f"loss.{name}", getattr(loss, name) >= 0, "a number of at least 0")
+            for name in ("occupancy", "segmentation", "surface", "laplacian_start", "laplacian_end")
+        ),
         ("training.repeats", 1 <= training.repeats < 2**31, "at least 1 and less than 2^31"),
         ("training.drn_learning_rate", 0 <= training.drn_learning_rate <= 1, "0 to 1"),
     ]
@@ -360,32 +397,64 @@ def _drn_checks(config: DrnConfig):
     return [
         ("network.groups", 1 <= network.groups < 2**16, "at least 1"),
         ("network.subvoxels", 1 <= network.subvoxels <= 8, "1 to 8"),
-        ("network.channels",
-         bool(network.channels) and all(0 < n <= MOST_CHANNELS and n % groups == 0 for n in network.channels),
-         f"at least one width of at most {MOST_CHANNELS}, each a multiple of network.groups, {groups}"),
-        ("network.blocks", len(network.blocks) == len(network.channels) and all(1 <= n <= 100 for n in network.blocks),
-         f"1 to 100 for each of {len(network.channels)} stages"),
-        ("network.shape", all(3 * divisor <= n <= 1024 and n % divisor == 0 for n in network.shape),
-         f"multiples of {divisor} from {3 * divisor} to 1024 for {len(network.channels)} stages"),  # see data.shape
+        (
+            "network.channels",
+            bool(network.channels) and all(0 < n <= MOST_CHANNELS and n % groups == 0 for n in network.channels),
+            f"at least one width of at most {MOST_CHANNELS}, each a multiple of network.groups, {groups}",
+        ),
+        (
+            "network.blocks",
+            len(network.blocks) == len(network.channels) and all(1 <= n <= 100 for n in network.blocks),
+            f"1 to 100 for each of {len(network.channels)} stages",
+        ),
+        (
+            "network.shape",
+            all(3 * divisor <= n <= 1024 and n % divisor == 0 for n in network.shape),
+            f"multiples of {divisor} from {3 * divisor} to 1024 for {len(network.channels)} stages",
+        ),  # see data.shape
         ("network.graph_channels", 1 <= network.graph_channels <= MOST_CHANNELS, f"1 to {MOST_CHANNELS}"),
         ("network.graph_blocks", 0 <= network.graph_blocks <= 100, "0 to 100"),
         ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
         ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
-        *((f"shapes.{name}", 0 < getattr(shapes, name)[0] <= getattr(shapes, name)[1] <= 1,
-           "two rising numbers from above 0 to 1") for name in ("radius", "semi_axis", "tube_radius", "cup_radius")),
-        *((f"shapes.{name}", 0 <= getattr(shapes, name) <= 1, "a share from 0 to 1")
-          for name in ("ellipsoids", "tubes", "cups")),
-        ("shapes.ellipsoids", shapes.ellipsoids + shapes.tubes + shapes.cups <= 1 + 1e-9,
-         "shares of ellipsoids, tubes and cups that sum to at most 1"),
+        *(
+            (
+                f"shapes.{name}",
+                0 < getattr(shapes, name)[0] <= getattr(shapes, name)[1] <= 1,
+                "two rising numbers from above 0 to 1",
+            )
+            for name in ("radius", "semi_axis", "tube_radius", "cup_radius")
+        ),
+        *(
+            (f"shapes.{name}", 0 <= getattr(shapes, name) <= 1, "a share from 0 to 1")
+            for name in ("ellipsoids", "tubes", "cups")
+        ),
+        (
+            "shapes.ellipsoids",
+            shapes.ellipsoids + shapes.tubes + shapes.cups <= 1 + 1e-9,
+            "shares of ellipsoids, tubes and cups that sum to at most 1",
+        ),
         ("shapes.tube_length", 0 < shapes.tube_length[0] <= shapes.tube_length[1] <= 10, "two rising numbers to 10"),
         ("shapes.tube_angle_rad", 0 <= shapes.tube_angle_rad < 2 * math.pi, "a number from 0 to below 2 pi"),
         ("shapes.cup_wall", 0 < shapes.cup_wall[0] <= shapes.cup_wall[1] < 1, "two rising numbers in (0, 1)"),
-        ("shapes.cup_rim_rad", -1.5 <= shapes.cup_rim_rad[0] <= shapes.cup_rim_rad[1] <= 1.5,
-         "two rising numbers from -1.5 to 1.5"),
+        (
+            "shapes.cup_rim_rad",
+            -1.5 <= shapes.cup_rim_rad[0] <= shapes.cup_rim_rad[1] <= 1.5,
+            "two rising numbers from -1.5 to 1.5",
+        ),
         ("shapes.control_points", 1 <= shapes.control_points < 2**16, "at least 1"),
-        *((f"shapes.{name}", 0 <= getattr(shapes, name) < limit, f"a number from 0 to below {limit}")
-          for name, limit in (("bend", 10), ("translation", 1), ("rotation_rad", 10), ("scale", 1), ("shear", 1),
-                              ("radial", 1), ("grid", 1), ("noise", 1))),
+        *(
+            (f"shapes.{name}", 0 <= getattr(shapes, name) < limit, f"a number from 0 to below {limit}")
+            for name, limit in (
+                ("bend", 10),
+                ("translation", 1),
+                ("rotation_rad", 10),
+                ("scale", 1),
+                ("shear", 1),
+                ("radial", 1),
+                ("grid", 1),
+                ("noise", 1),
+            )
+        ),
         ("training.shapes", 1 <= training.shapes < 2**31, "at least 1 and less than 2^31"),
         ("training.validation_shapes", 1 <= training.validation_shapes <= 10**5, "1 to 100000"),
     ]
@@ -393,12 +462,17 @@ def _drn_checks(config: DrnConfig):
 
 def _training_checks(training):
     return [
-        *((f"training.{name}", 1 <= getattr(training, name) < 2**31, "at least 1 and less than 2^31")
-          for name in ("epochs", "batch_size", "validate_every")),
+        *(
+            (f"training.{name}", 1 <= getattr(training, name) < 2**31, "at least 1 and less than 2^31")
+            for name in ("epochs", "batch_size", "validate_every")
+        ),
         ("training.seed", 0 <= training.seed < 2**32, "0 to 2^32 - 1"),
         ("training.learning_rate", 0 < training.learning_rate <= 1, "a positive number of at most 1"),
-        ("training.learning_rate_end", 0 <= training.learning_rate_end <= training.learning_rate,
-         "a number from 0 to learning_rate"),
+        (
+            "training.learning_rate_end",
+            0 <= training.learning_rate_end <= training.learning_rate,
+            "a number from 0 to learning_rate",
+        ),
         ("training.weight_decay", 0 <= training.weight_decay <= 1, "0 to 1"),
     ]
 

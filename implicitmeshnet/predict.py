@@ -1,7 +1,7 @@
 """One volume -> surfaces: what the evaluation, the validation of a training and notebooks all go through.
 
-    predictor = Predictor.from_config("configs_implicitmeshnet/whole_heart.json")
-    surfaces = predictor(read_image("heart.nii.gz"))
+predictor = Predictor.from_config("configs_implicitmeshnet/whole_heart.json")
+surfaces = predictor(read_image("heart.nii.gz"))
 """
 
 from dataclasses import dataclass
@@ -84,11 +84,15 @@ class Predictor:
         agreement = agreements(labelmap, segmentation, self.values)
         crossing = [int(self_intersecting_faces(structure, faces).sum()) for structure in repaired]
         within = sample.image.numpy()[box_inside(grid, seen.grid)]
-        doubts = [intensity_warning(within, data.intensity_statistics), agreement_warning(agreement),
-                  _crossing_warning(self.names, crossing)]
+        doubts = [
+            intensity_warning(within, data.intensity_statistics),
+            agreement_warning(agreement),
+            _crossing_warning(self.names, crossing),
+        ]
         warnings = [*image.warnings, *(f"{name}: {doubt}" for doubt in doubts if doubt)]
-        return Surfaces(self.names, repaired, raw, faces, labelmap, segmentation, image.grid, sample, agreement,
-                        crossing, warnings)
+        return Surfaces(
+            self.names, repaired, raw, faces, labelmap, segmentation, image.grid, sample, agreement, crossing, warnings
+        )
 
     def _centre_mm(self, seen: Volume, name: str) -> np.ndarray | None:
         """Where the coarse pass finds the structures, world mm (3,); None where the box lies in the volume's centre."""
@@ -99,8 +103,10 @@ class Predictor:
         room = np.multiply(data.shape, data.spacing_mm) / data.overview_spacing_mm
         centre = mask_centre_mm(self.network.localiser.find(overview.image, room), overview.grid, data)
         if centre is None:
-            raise NothingFound(f"{name}: wanted an image that shows {', '.join(self.names)} at data.overview_spacing_mm"
-                               f" = {data.overview_spacing_mm:g}, found none of them")
+            raise NothingFound(
+                f"{name}: wanted an image that shows {', '.join(self.names)} at data.overview_spacing_mm"
+                f" = {data.overview_spacing_mm:g}, found none of them"
+            )
         return centre
 
     @torch.inference_mode()
@@ -133,10 +139,14 @@ def segmentation_on_grid(logits, source: Grid, values: list[int], grid: Grid) ->
     cells = torch.where(highest == lowest, highest, -1)[0].to(torch.int16).numpy()  # (X + 3, ...)
     matrix = np.linalg.inv(source.affine) @ grid.affine
     axes = np.abs(matrix[:3, :3]).argmax(0)  # of the network's grid, by axis of `grid`
-    positions = [matrix[axis, own] * np.arange(count) + matrix[axis, 3] + around
-                 for own, (axis, count) in enumerate(zip(axes, grid.shape, strict=True))]
-    index = [np.clip(np.floor(line), 0, cells.shape[axis] - 1).astype(int)
-             for axis, line in zip(axes, positions, strict=True)]
+    positions = [
+        matrix[axis, own] * np.arange(count) + matrix[axis, 3] + around
+        for own, (axis, count) in enumerate(zip(axes, grid.shape, strict=True))
+    ]
+    index = [
+        np.clip(np.floor(line), 0, cells.shape[axis] - 1).astype(int)
+        for axis, line in zip(axes, positions, strict=True)
+    ]
     found = cells.transpose(axes)[np.ix_(*index)]
     mixed = np.nonzero(found < 0)
     points = torch.empty(1, len(mixed[0]), 3)
@@ -154,9 +164,16 @@ def preview(path: Path, surfaces: Surfaces, labels: Volume | None, data: DataCon
     if labels is not None:
         reference = resample_labels(canonical(labels), grid, list(data.structures.values()))
     structures = [
-        Structure(name, mask, None if reference is None else reference == index, vertices, surfaces.faces,
-                  encloses=name in data.encloses)
-        for index, (name, mask, vertices) in enumerate(zip(surfaces.names, masks, surfaces.vertices, strict=True), 1)]
+        Structure(
+            name,
+            mask,
+            None if reference is None else reference == index,
+            vertices,
+            surfaces.faces,
+            encloses=name in data.encloses,
+        )
+        for index, (name, mask, vertices) in enumerate(zip(surfaces.names, masks, surfaces.vertices, strict=True), 1)
+    ]
     return case_preview(path, surfaces.sample.image.numpy(), grid.affine, structures)
 
 

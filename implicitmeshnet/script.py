@@ -264,10 +264,12 @@ def atomic_path(path):
 
 def write_table(path, rows: list[dict]):
     """Write rows of one set of keys as CSV with a header, floats with six digits; through a temporary file."""
-    with atomic_path(path) as temporary, temporary.open(
-        "w", newline="", encoding="utf-8", errors="surrogateescape"
-    ) as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-                         for row in rows)
+        writer.writerows(
+            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
+        )

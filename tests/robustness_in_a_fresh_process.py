@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 children, kills, project, robustness, values = (
     importlib.import_module(name)
-    for name in ("faults.children", "faults.kills", "faults.project", "robustness", "faults.values"))
+    for name in ("faults.children", "faults.kills", "faults.project", "robustness", "faults.values")
+)
 NAMES = re.compile(r"a\.nii")
 
 
@@ -124,7 +125,11 @@ def test_a_few_inputs_of_each_kind_are_used_or_refused():
     counts = {"volumes": 40, "configs": 40, "checkpoints": 5, "folders": 5}
     run = subprocess.run(
         [sys.executable, ROOT / "benchmarks/robustness.py", "--kills=0", *(f"--{k}={n}" for k, n in counts.items())],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     rows = {name: list(map(int, cells)) for name, *cells, _, _ in map(str.split, run.stdout.splitlines()[1:])}
     assert {name: cells[0] for name, cells in rows.items()} == counts

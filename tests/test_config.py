@@ -41,17 +41,24 @@ def test_a_saved_config_loads_to_the_same_and_names_no_absolute_path(tmp_path):
     assert str(REPOSITORY) not in (tmp_path / "saved.json").read_text()
 
 
-NUMBERS = st.one_of(st.floats(-1e30, 1e30), st.integers(-10**30, 10**30))
+NUMBERS = st.one_of(st.floats(-1e30, 1e30), st.integers(-(10**30), 10**30))
 NAMES = st.text("ab _[]{},:\"\\'/.\n\t\u00e9\udce9", max_size=20)  # the last is a byte that is no UTF-8
 OPEN = {  # keys of which any value passes, or any positive one
-    "data.dir": NAMES, "training.run_dir": NAMES, "snapshot": st.none() | NAMES, "loss.drn_config": st.none() | NAMES,
-    "data.level_hu": NUMBERS, "data.window_hu": NUMBERS.map(abs).filter(bool), "loss.temperature": st.just(10**30),
-    "loss.surface": NUMBERS.map(abs), "training.epochs": st.integers(1, 2**31 - 1),
+    "data.dir": NAMES,
+    "training.run_dir": NAMES,
+    "snapshot": st.none() | NAMES,
+    "loss.drn_config": st.none() | NAMES,
+    "data.level_hu": NUMBERS,
+    "data.window_hu": NUMBERS.map(abs).filter(bool),
+    "loss.temperature": st.just(10**30),
+    "loss.surface": NUMBERS.map(abs),
+    "training.epochs": st.integers(1, 2**31 - 1),
     "data.percentiles": st.lists(st.floats(0, 100), min_size=2, max_size=2, unique=True).map(sorted),
     "network.template_centres": st.none() | st.lists(st.lists(NUMBERS, max_size=3), max_size=3),
     "network.stage_levels": st.lists(st.lists(st.sampled_from(["e0", "d1"]), min_size=1), min_size=3, max_size=3),
-    "data.structures": st.dictionaries(st.text("Aä_9", min_size=1).filter(lambda name: name.strip("_")),
-                                       st.just([]), min_size=1, max_size=3),
+    "data.structures": st.dictionaries(
+        st.text("Aä_9", min_size=1).filter(lambda name: name.strip("_")), st.just([]), min_size=1, max_size=3
+    ),
     "training.augmentation": st.booleans(),
 }
 
@@ -73,8 +80,12 @@ def test_whatever_is_accepted_comes_back_from_the_saved_config(values):
         assert json.loads(path.read_text())["data"]["level_hu"] == config.data.level_hu
 
 
-@given(st.recursive(st.none() | st.booleans() | NUMBERS | st.text(),
-                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | NUMBERS | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
 def test_the_layout_changes_no_value(value):
     assert json.loads(_layout(value)) == value
 
@@ -108,16 +119,32 @@ LONG = "x" * 200_000
 DIGITS = "9" * 4000
 
 
-@pytest.mark.parametrize("override", [
-    LONG, f"--{LONG}=1", f"--training.{LONG}=1", f"--data.dir.{LONG}.a=1", f"--training.epochs={LONG}",
-    f"--training.epochs={DIGITS}", f"--training.epochs={DIGITS * 50}", f"--training.learning_rate={DIGITS}",
-    f"--data.shape={[1] * 100_000}", f"--data.region={LONG}", f'--data.structures={{"{LONG}": [1]}}',
-    f'--data.structures={{"{LONG}": 1}}', f"--data.structures={json.dumps({'a': list(range(60_000))})}",
-    f"--network.encoder_channels={[1] * 100_000}", f"--network.stage_channels={[10**18] * 3}",
-    f"--network.stage_levels={json.dumps([[LONG]] * 3)}", f'--data.structures={{"{LONG}": [1], "{LONG}": [1]}}',
-    "--data.shape=" + "[" * 200_000, "--data.shape=" + "[" * 950 + "]" * 950, "--a" + ".a" * 100_000 + "=1",
-    "--data.structures" + ".a" * 100_000 + "=1",
-])
+@pytest.mark.parametrize(
+    "override",
+    [
+        LONG,
+        f"--{LONG}=1",
+        f"--training.{LONG}=1",
+        f"--data.dir.{LONG}.a=1",
+        f"--training.epochs={LONG}",
+        f"--training.epochs={DIGITS}",
+        f"--training.epochs={DIGITS * 50}",
+        f"--training.learning_rate={DIGITS}",
+        f"--data.shape={[1] * 100_000}",
+        f"--data.region={LONG}",
+        f'--data.structures={{"{LONG}": [1]}}',
+        f'--data.structures={{"{LONG}": 1}}',
+        f"--data.structures={json.dumps({'a': list(range(60_000))})}",
+        f"--network.encoder_channels={[1] * 100_000}",
+        f"--network.stage_channels={[10**18] * 3}",
+        f"--network.stage_levels={json.dumps([[LONG]] * 3)}",
+        f'--data.structures={{"{LONG}": [1], "{LONG}": [1]}}',
+        "--data.shape=" + "[" * 200_000,
+        "--data.shape=" + "[" * 950 + "]" * 950,
+        "--a" + ".a" * 100_000 + "=1",
+        "--data.structures" + ".a" * 100_000 + "=1",
+    ],
+)
 def test_whatever_a_message_quotes_it_stays_short(tmp_path, override):
     with pytest.raises(InputError) as error:
         load_config(write(tmp_path, {}), [override])
@@ -125,8 +152,15 @@ def test_whatever_a_message_quotes_it_stays_short(tmp_path, override):
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("override", ["--network.subvoxels=" + DIGITS, "--network.channels=" + str([16] * 20_000),
-                                      f"--network.channels={[2**40] * 4}", "--network.groups=" + DIGITS])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "--network.subvoxels=" + DIGITS,
+        "--network.channels=" + str([16] * 20_000),
+        f"--network.channels={[2**40] * 4}",
+        "--network.groups=" + DIGITS,
+    ],
+)
 def test_a_drn_of_any_size_is_refused_in_a_short_sentence(override):
     with pytest.raises(InputError) as error:
         load_config(DRN, [override], DrnConfig)
@@ -233,24 +267,34 @@ def test_the_papers_configs_differ_from_the_defaults_in_nothing_but_names(stem, 
     config.training.run_dir = Config().training.run_dir
     config.data.intensity_statistics = None  # of what the shipped weights have seen
     assert (config.data, config.network, config.loss, config.training) == (
-        Config().data, Config().network, Config().loss, Config().training)
+        Config().data,
+        Config().network,
+        Config().loss,
+        Config().training,
+    )
 
 
-@pytest.mark.parametrize(("override", "sentence"), [
-    ("--network.shape=[64, 60, 64]", r"network\.shape: wanted multiples of 8 from 24 to 1024 for 4 stages"),
-    ("--network.channels=[32, 32, 32, 20]", r"network\.channels: wanted .* a multiple of network\.groups, 16"),
-    ("--network.blocks=[1, 1]", r"network\.blocks: wanted 1 to 100 for each of 4 stages"),
-    ("--network.subvoxels=0", r"network\.subvoxels: wanted 1 to 8"),
-    ("--network.groups=0", r"network\.groups: wanted at least 1"),
-    ("--shapes.tubes=0.9", r"shapes\.ellipsoids: wanted shares of ellipsoids, tubes and cups that sum to at most 1"),
-    ("--shapes.cup_wall=[0.2, 1.0]", r"shapes\.cup_wall: wanted two rising numbers in"),
-    ("--network.channels=[]", r"network\.channels: wanted at least one"),
-    ("--network.stages=3", r"unknown key network\.stages"),
-    ("--shapes.radius=[0.8, 0.2]", r"shapes\.radius: wanted two rising numbers"),
-    ("--shapes.noise=-1", r"shapes\.noise: wanted a number from 0"),
-    ("--training.batch_size=0", r"training\.batch_size: wanted at least 1"),
-    ("--data.dir=a", r"unknown key data"),
-])
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("--network.shape=[64, 60, 64]", r"network\.shape: wanted multiples of 8 from 24 to 1024 for 4 stages"),
+        ("--network.channels=[32, 32, 32, 20]", r"network\.channels: wanted .* a multiple of network\.groups, 16"),
+        ("--network.blocks=[1, 1]", r"network\.blocks: wanted 1 to 100 for each of 4 stages"),
+        ("--network.subvoxels=0", r"network\.subvoxels: wanted 1 to 8"),
+        ("--network.groups=0", r"network\.groups: wanted at least 1"),
+        (
+            "--shapes.tubes=0.9",
+            r"shapes\.ellipsoids: wanted shares of ellipsoids, tubes and cups that sum to at most 1",
+        ),
+        ("--shapes.cup_wall=[0.2, 1.0]", r"shapes\.cup_wall: wanted two rising numbers in"),
+        ("--network.channels=[]", r"network\.channels: wanted at least one"),
+        ("--network.stages=3", r"unknown key network\.stages"),
+        ("--shapes.radius=[0.8, 0.2]", r"shapes\.radius: wanted two rising numbers"),
+        ("--shapes.noise=-1", r"shapes\.noise: wanted a number from 0"),
+        ("--training.batch_size=0", r"training\.batch_size: wanted at least 1"),
+        ("--data.dir=a", r"unknown key data"),
+    ],
+)
 def test_a_drn_config_that_does_not_fit_is_refused(override, sentence):
     with pytest.raises(InputError, match=sentence):
         load_config(DRN, [override], DrnConfig)

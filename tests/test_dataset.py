@@ -124,8 +124,9 @@ def test_a_label_in_another_voxel_order_is_brought_to_its_images(tmp_path):
 @pytest.mark.skipif(not ACDC.is_dir(), reason="ACDC is not at ../shared/data")
 def test_real_hearts_have_their_true_volume(capsys):
     """Left ventricles of 40 to 400 ml, not of a few; the doubtful header is named once a case."""
-    config = DataConfig(structures={"LV": [3]}, region="found", shape=(48, 48, 40), spacing_mm=3.0,
-                        intensity="percentile")
+    config = DataConfig(
+        structures={"LV": [3]}, region="found", shape=(48, 48, 40), spacing_mm=3.0, intensity="percentile"
+    )
     for case in find_cases(ACDC, labelled=True)[::12]:
         sample = training_sample(case, config)
         assert 40 < sample.label.count_nonzero() * 0.027 < 400

@@ -22,8 +22,15 @@ from implicitmeshnet.surfaces.soundness import self_intersecting_faces
 from implicitmeshnet.training.deep_route import DeepRoute
 from implicitmeshnet.training.random_shapes import LIMIT, random_shapes
 
-SMALL = DrnNetworkConfig(shape=(16, 24, 16), channels=(32, 16, 16), blocks=(2, 1, 1), graph_channels=8, graph_blocks=1,
-                         dropout=0.0, template_subdivisions=2)
+SMALL = DrnNetworkConfig(
+    shape=(16, 24, 16),
+    channels=(32, 16, 16),
+    blocks=(2, 1, 1),
+    graph_channels=8,
+    graph_blocks=1,
+    dropout=0.0,
+    template_subdivisions=2,
+)
 NO_BASES = {"ellipsoids": 0, "tubes": 0, "cups": 0}
 STILL = {"translation": 0, "rotation_rad": 0, "scale": 0, "shear": 0, "radial": 0, "grid": 0, "noise": 0}
 HALF = replace(SMALL, channels=(16, 16), blocks=(1, 1), subvoxels=2)
@@ -78,10 +85,13 @@ def test_tubes_and_cups_are_closed_around_their_volume(kind):
     assert -sdf.amin((1, 2, 3)).min() < 0.25  # half of the wall or of the tube's width
 
 
-@pytest.mark.parametrize(("config", "shapes"), [
-    (SMALL, [(2, 4, 6, 4), (2, 8, 12, 8), (2, 16, 24, 16)]),
-    (HALF, [(2, 4, 6, 4), (2, 16, 24, 16)]),
-])
+@pytest.mark.parametrize(
+    ("config", "shapes"),
+    [
+        (SMALL, [(2, 4, 6, 4), (2, 8, 12, 8), (2, 16, 24, 16)]),
+        (HALF, [(2, 4, 6, 4), (2, 16, 24, 16)]),
+    ],
+)
 def test_every_stage_is_a_volume_of_its_grid_and_the_distance_of_any(config, shapes):
     drn, (vertices, _) = DeepRepresentationNetwork(config), draw(2)
     assert [tuple(sdf.shape) for sdf in drn(vertices)] == shapes

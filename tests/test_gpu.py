@@ -19,8 +19,9 @@ from implicitmeshnet.ops import _gpu, _kernels, mesh2sdf, reference, voxelize
 ROOT = Path(__file__).resolve().parents[1]
 CSRC, SHIM = ROOT / "csrc", ROOT / "tests" / "gpu_shim"
 HOST_COMPILER = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Wno-attributes", f"-I{SHIM}", f"-I{CSRC}"]
-PRESENT = [name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-           if there]
+PRESENT = [
+    name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there
+]
 METAL_SOURCES = sorted(CSRC.glob("*.metal"))
 CUDA_SOURCES = sorted([*CSRC.glob("*.cu"), *(ROOT / "benchmarks").glob("*.cu")])
 CASES = [("cuda", torch.float32), ("cuda", torch.float64), ("metal", torch.float32)]
@@ -162,18 +163,27 @@ def test_splat_and_gather_are_the_references(projection, language, dtype, channe
     positions[0, :3] = torch.tensor([[-1, 0, 1], [0.5, -1, 0], [1, 1, 1]])
     features = torch.randn(2, 20, 37, generator=generator, dtype=dtype)
     layout = reference.memory_format(channels_last)
-    volumes = [torch.randn(2, 37, 5, 6, 1, generator=generator, dtype=dtype).contiguous(memory_format=layout),
-               torch.randn(2, 3, 4, 2, 7, generator=generator).bfloat16()]
+    volumes = [
+        torch.randn(2, 37, 5, 6, 1, generator=generator, dtype=dtype).contiguous(memory_format=layout),
+        torch.randn(2, 3, 4, 2, 7, generator=generator).bfloat16(),
+    ]
     both = torch.cat([features, features[..., :3]], -1)
     for found, expected in (
-        (_gpu.splat(host, positions, features, [5, 6, 7], channels_last),
-         reference.splat(positions, features, [5, 6, 7], channels_last)),
-        (_gpu.splat(host, positions, features.half(), [5, 6, 7], channels_last, torch.bfloat16),
-         reference.splat(positions, features.half(), [5, 6, 7], channels_last, torch.bfloat16)),
+        (
+            _gpu.splat(host, positions, features, [5, 6, 7], channels_last),
+            reference.splat(positions, features, [5, 6, 7], channels_last),
+        ),
+        (
+            _gpu.splat(host, positions, features.half(), [5, 6, 7], channels_last, torch.bfloat16),
+            reference.splat(positions, features.half(), [5, 6, 7], channels_last, torch.bfloat16),
+        ),
         (_gpu.gather(host, volumes, positions), reference.gather(volumes, positions)),
         (_gpu.position_gradient(host, volumes, positions, both), reference.position_gradient(volumes, positions, both)),
-        *zip(_gpu.splat_backward(host, volumes[0], positions, features),
-             reference.splat_backward(volumes[0], positions, features), strict=True),
+        *zip(
+            _gpu.splat_backward(host, volumes[0], positions, features),
+            reference.splat_backward(volumes[0], positions, features),
+            strict=True,
+        ),
     ):
         torch.testing.assert_close(found, expected)
         assert found.stride() == expected.stride()
@@ -203,30 +213,101 @@ def test_metal_source_stands_alone(source):
 
 SCALARS = {"bool", "char", "short", "int", "long", "uchar", "ushort", "uint", "ulong", "half", "bfloat", "float"}
 QUALIFIERS = {"kernel", "device", "constant", "thread", "threadgroup"}  # that our kernels use as such
-RESERVED = QUALIFIERS | {
-    "vertex", "fragment", "visible", "threadgroup_imageblock", "ray_data", "object_data",  # other qualifiers
-    "new", "delete", "goto", "virtual", "try", "catch", "throw", "dynamic_cast", "typeid", "noexcept", "register",
-    "thread_local", "double", "wchar_t", "char16_t", "char32_t",  # C++14's that Metal does without
-    "main", "metal", "assert", "as_type", "restrict", "quad", "complex", "imaginary", "llong", "ullong",
-    "uchar", "ushort", "uint", "ulong", "half", "bfloat", "size_t", "ptrdiff_t",
-    "int8_t", "uint8_t", "int16_t", "uint16_t", "int32_t", "uint32_t", "int64_t", "uint64_t",
-    "vec", "packed_vec", "matrix", "array", "array_ref", "sampler", "imageblock", "patch_control_point",
-    "atomic", "atomic_int", "atomic_uint", "atomic_bool", "atomic_ulong", "atomic_float",
-    "INFINITY", "NAN", "MAXFLOAT", "MAXHALF", "HUGE_VALF", "HUGE_VALH",
-} | {f"{packed}{scalar}{size}" for packed in ("", "packed_") for scalar in SCALARS for size in (2, 3, 4)} | {
-    f"{scalar}{rows}x{columns}" for scalar in ("half", "float") for rows in (2, 3, 4) for columns in (2, 3, 4)}
+RESERVED = (
+    QUALIFIERS
+    | {
+        "vertex",
+        "fragment",
+        "visible",
+        "threadgroup_imageblock",
+        "ray_data",
+        "object_data",  # other qualifiers
+        "new",
+        "delete",
+        "goto",
+        "virtual",
+        "try",
+        "catch",
+        "throw",
+        "dynamic_cast",
+        "typeid",
+        "noexcept",
+        "register",
+        "thread_local",
+        "double",
+        "wchar_t",
+        "char16_t",
+        "char32_t",  # C++14's that Metal does without
+        "main",
+        "metal",
+        "assert",
+        "as_type",
+        "restrict",
+        "quad",
+        "complex",
+        "imaginary",
+        "llong",
+        "ullong",
+        "uchar",
+        "ushort",
+        "uint",
+        "ulong",
+        "half",
+        "bfloat",
+        "size_t",
+        "ptrdiff_t",
+        "int8_t",
+        "uint8_t",
+        "int16_t",
+        "uint16_t",
+        "int32_t",
+        "uint32_t",
+        "int64_t",
+        "uint64_t",
+        "vec",
+        "packed_vec",
+        "matrix",
+        "array",
+        "array_ref",
+        "sampler",
+        "imageblock",
+        "patch_control_point",
+        "atomic",
+        "atomic_int",
+        "atomic_uint",
+        "atomic_bool",
+        "atomic_ulong",
+        "atomic_float",
+        "INFINITY",
+        "NAN",
+        "MAXFLOAT",
+        "MAXHALF",
+        "HUGE_VALF",
+        "HUGE_VALH",
+    }
+    | {f"{packed}{scalar}{size}" for packed in ("", "packed_") for scalar in SCALARS for size in (2, 3, 4)}
+    | {f"{scalar}{rows}x{columns}" for scalar in ("half", "float") for rows in (2, 3, 4) for columns in (2, 3, 4)}
+)
 RESERVED_PATTERN = re.compile(r"(texture|depth)(1d|2d|3d|cube|_buffer)\w*|(M|FLT|HALF)_[A-Z0-9_]+")
-USES = re.compile(r"""
+USES = re.compile(
+    r"""
     \b(?:kernel|device|constant|thread|threadgroup|uint)\s+(?=[A-Za-z_])  # before the word that they qualify
   | \bas_type< | \bmetal::atomic_(?:int|float)\b | \bmetal::
-  | \[\[.*?\]\] | ^\#.*$""", re.VERBOSE | re.MULTILINE)
+  | \[\[.*?\]\] | ^\#.*$""",
+    re.VERBOSE | re.MULTILINE,
+)
 
 
 def as_metal_reads_it(text):
     """The branches for Metal, macros expanded and comments gone."""
     text = re.sub(r"^#include.*$", "", text, flags=re.MULTILINE)
-    run = subprocess.run(["g++", "-E", "-P", "-D__METAL_VERSION__=310", "-x", "c++", "-"], input=text, check=True,
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        ["g++", "-E", "-P", "-D__METAL_VERSION__=310", "-x", "c++", "-"],
+        input=text,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return run.stdout
 
 
@@ -272,9 +353,12 @@ def diagnose():
 def test_metal_source_is_cpp_for_opencl(source, diagnose):
     text = _gpu.metal_source(source)
     assert diagnose(text) == []
-    for pattern, wrong in ((r"device float\* result", "float* result"),  # no address space
-                           (r"\(const IMN_DEVICE", "(const IMN_SHARED"),  # another one
-                           (r"\bme\b", "vertex"), (r"\bme\b", "thread")):
+    for pattern, wrong in (
+        (r"device float\* result", "float* result"),  # no address space
+        (r"\(const IMN_DEVICE", "(const IMN_SHARED"),  # another one
+        (r"\bme\b", "vertex"),
+        (r"\bme\b", "thread"),
+    ):
         changed, count = re.subn(pattern, wrong, text)
         assert count > 0
         assert diagnose(changed) != []
@@ -313,10 +397,16 @@ class MetalLibrary:
         return self._limits
 
 
-@pytest.mark.parametrize(("most_threads", "width", "reason"), [
-    (1024, 32, None), (256, 32, None),
-    (255, 32, "wanted groups of 256 threads, found 255"), (1024, 16, "wanted warps of 32 threads, found 16"),
-    (1024, 64, "wanted warps of 32 threads, found 64")])
+@pytest.mark.parametrize(
+    ("most_threads", "width", "reason"),
+    [
+        (1024, 32, None),
+        (256, 32, None),
+        (255, 32, "wanted groups of 256 threads, found 255"),
+        (1024, 16, "wanted warps of 32 threads, found 16"),
+        (1024, 64, "wanted warps of 32 threads, found 64"),
+    ],
+)
 @pytest.mark.parametrize("name", [source.stem for source in METAL_SOURCES])
 def test_metal_groups_and_warps_must_be_those_that_the_kernels_mean(monkeypatch, most_threads, width, reason, name):
     monkeypatch.setattr(torch.mps, "compile_shader", lambda source: MetalLibrary(most_threads, width))
@@ -400,8 +490,11 @@ def test_more_groups_than_a_grid_has_are_refused(kernels, most):
     assert most == kernels.MOST_GROUPS
     bare = object.__new__(kernels)
     for groups in (most + 1, 2**31, 2**32, 2**40):
-        with pytest.raises(ValueError, match=f"splat_float: wanted at most {most} groups of 256 threads on the device,"
-                                             f" found {groups}: too many voxels or vertices at once"):
+        with pytest.raises(
+            ValueError,
+            match=f"splat_float: wanted at most {most} groups of 256 threads on the device,"
+            f" found {groups}: too many voxels or vertices at once",
+        ):
             bare.launch("splat_float", groups, torch.device("cpu"))
     _gpu._check_groups("splat_float", most, most)
 
@@ -448,9 +541,16 @@ LISTED = {
 }
 
 
-@pytest.mark.parametrize(("toolkit", "wanted"), [
-    ("11.8", [70, 80, 90]), ("12.9", [70, 80, 90, 100, 120]), ("13.0", [75, 80, 90, 100, 110, 120]),
-    ("unsorted", [75, 80, 90, 120]), ("without a first", [80, 103, 121])])
+@pytest.mark.parametrize(
+    ("toolkit", "wanted"),
+    [
+        ("11.8", [70, 80, 90]),
+        ("12.9", [70, 80, 90, 100, 120]),
+        ("13.0", [75, 80, 90, 100, 110, 120]),
+        ("unsorted", [75, 80, 90, 120]),
+        ("without a first", [80, 103, 121]),
+    ],
+)
 def test_each_generation_has_its_code(tmp_path, monkeypatch, toolkit, wanted):
     """Also the specific architectures (compute_90a), which run nowhere else, are passed over."""
     monkeypatch.setattr(setuptools, "setup", lambda **options: None)
@@ -483,8 +583,22 @@ def test_a_real_cuda_library_without_a_driver_gives_way(tmp_path, monkeypatch):
 @pytest.mark.parametrize("architecture", [75, 80, 86, 90, 100])
 @pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
 def test_nvcc_compiles_without_a_warning(tmp_path, source, architecture):
-    run = subprocess.run(["nvcc", "-std=c++17", "-O3", f"-arch=sm_{architecture}", f"-I{CSRC}", "-Xptxas=-v", "-c",
-                          source, "-o", tmp_path / "out.o"], capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            "nvcc",
+            "-std=c++17",
+            "-O3",
+            f"-arch=sm_{architecture}",
+            f"-I{CSRC}",
+            "-Xptxas=-v",
+            "-c",
+            source,
+            "-o",
+            tmp_path / "out.o",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     assert "warning" not in run.stderr
     assert not re.search(r"[1-9]\d+ bytes spill", run.stderr)  # 4 bytes in a kernel that is not hot are well

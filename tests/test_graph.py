@@ -88,9 +88,11 @@ def test_neighbour_sum_matches_its_reference(sphere, channels, dtype, own):
     weight = torch.rand(around.weight.shape, generator=torch.Generator().manual_seed(0))
     wanted = reference.neighbour_sum(features, around.index, weight, own)
     torch.testing.assert_close(neighbour_sum(features, around.index, weight, own), wanted)
-    grad = features[..., :wanted.shape[-1]]  # not contiguous
-    torch.testing.assert_close(torch.ops.implicitmeshnet.neighbour_sum_backward(grad, around.index, weight, own),
-                               reference.neighbour_sum_backward(grad, around.index, weight, own))
+    grad = features[..., : wanted.shape[-1]]  # not contiguous
+    torch.testing.assert_close(
+        torch.ops.implicitmeshnet.neighbour_sum_backward(grad, around.index, weight, own),
+        reference.neighbour_sum_backward(grad, around.index, weight, own),
+    )
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -98,8 +100,7 @@ def test_neighbour_sum_has_the_right_gradient(sphere, own):
     around, features = graph_and_features(sphere, 4, torch.float64)
     features.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: neighbour_sum(x, around.index, around.weight, own), features)
-    torch.library.opcheck(torch.ops.implicitmeshnet.neighbour_sum.default,
-                          (features, around.index, around.weight, own))
+    torch.library.opcheck(torch.ops.implicitmeshnet.neighbour_sum.default, (features, around.index, around.weight, own))
 
 
 def test_neighbour_sum_refuses_another_graph(sphere):
@@ -126,8 +127,10 @@ def test_layer_norm_leaky_relu_is_torchs(slope, channels):
     assert torch.autograd.gradcheck(lambda x: layer_norm_leaky_relu(x, slope), features)
     torch.library.opcheck(torch.ops.implicitmeshnet.layer_norm_leaky_relu.default, (features, slope))
     arguments = torch.randn_like(features), features.detach(), slope
-    torch.testing.assert_close(torch.ops.implicitmeshnet.layer_norm_leaky_relu_backward(*arguments),
-                               reference.layer_norm_leaky_relu_backward(*arguments))
+    torch.testing.assert_close(
+        torch.ops.implicitmeshnet.layer_norm_leaky_relu_backward(*arguments),
+        reference.layer_norm_leaky_relu_backward(*arguments),
+    )
 
 
 def test_ops_have_the_same_bits_on_any_number_of_threads(sphere):

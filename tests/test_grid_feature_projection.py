@@ -200,20 +200,41 @@ def test_opcheck():
     torch.library.opcheck(operators.splat_backward.default, (volume.detach(), *inputs[1:]))
 
 
-@pytest.mark.parametrize(("call", "error", "text"), [
-    (lambda: splat_trilinear(torch.zeros(4, 3), torch.zeros(4, 3), 4), ValueError,
-     "vertices: wanted shape (B, V, 3), found (4, 3)"),
-    (lambda: splat_trilinear(torch.zeros(1, 4, 3), torch.zeros(1, 5, 2), 4), ValueError,
-     "features: wanted shape (1, 4, C) like the vertices, found (1, 5, 2)"),
-    (lambda: splat_trilinear(torch.zeros(1, 4, 3), torch.zeros(1, 4, 2), (4, 4, 0)), ValueError,
-     "shape: wanted one or three integers from 1 to 16777216, found (4, 4, 0)"),
-    (lambda: sample_trilinear(torch.zeros(2, 3, 4, 4, 4), torch.zeros(1, 4, 3)), ValueError,
-     "volume: wanted shape (1, C, X, Y, Z), found (2, 3, 4, 4, 4)"),
-    (lambda: sample_trilinear(torch.zeros(1, 3, 4, 4, 4).long(), torch.zeros(1, 4, 3)), TypeError,
-     "volume: wanted float16, bfloat16, float32 or float64, found torch.int64"),
-    (lambda: GridFeatureProjectionTrilinear(0), ValueError,
-     "volume_size: wanted one or three integers from 1 to 16777216, found 0"),
-])
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (
+            lambda: splat_trilinear(torch.zeros(4, 3), torch.zeros(4, 3), 4),
+            ValueError,
+            "vertices: wanted shape (B, V, 3), found (4, 3)",
+        ),
+        (
+            lambda: splat_trilinear(torch.zeros(1, 4, 3), torch.zeros(1, 5, 2), 4),
+            ValueError,
+            "features: wanted shape (1, 4, C) like the vertices, found (1, 5, 2)",
+        ),
+        (
+            lambda: splat_trilinear(torch.zeros(1, 4, 3), torch.zeros(1, 4, 2), (4, 4, 0)),
+            ValueError,
+            "shape: wanted one or three integers from 1 to 16777216, found (4, 4, 0)",
+        ),
+        (
+            lambda: sample_trilinear(torch.zeros(2, 3, 4, 4, 4), torch.zeros(1, 4, 3)),
+            ValueError,
+            "volume: wanted shape (1, C, X, Y, Z), found (2, 3, 4, 4, 4)",
+        ),
+        (
+            lambda: sample_trilinear(torch.zeros(1, 3, 4, 4, 4).long(), torch.zeros(1, 4, 3)),
+            TypeError,
+            "volume: wanted float16, bfloat16, float32 or float64, found torch.int64",
+        ),
+        (
+            lambda: GridFeatureProjectionTrilinear(0),
+            ValueError,
+            "volume_size: wanted one or three integers from 1 to 16777216, found 0",
+        ),
+    ],
+)
 def test_errors_name_the_argument(call, error, text):
     with pytest.raises(error) as caught:
         call()

@@ -160,33 +160,48 @@ def ply(body, form="ascii", vertices=3, faces=1):
     return header.encode() + (body.encode() if isinstance(body, str) else body)
 
 
-@pytest.mark.parametrize(("suffix", "content", "sentence"), [
-    ("ply", b"", "wanted a triangle mesh"),
-    ("stl", b"", "wanted a triangle mesh"),
-    ("obj", b"", "wanted a triangle mesh, found 0 vertices and 0 faces"),
-    ("ply", ply(CORNERS, faces=0), "wanted a triangle mesh, found 0 vertices and 0 faces"),
-    ("ply", ply(NUMBERS, BINARY, faces=0), "wanted a triangle mesh, found 0 vertices and 0 faces"),
-    ("stl", bytes(84), "wanted a triangle mesh, found 0 vertices and 0 faces"),
-    ("stl", b"solid a\nendsolid a\n", "wanted a triangle mesh, found 0 vertices and 0 faces"),
-    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\n", "wanted a triangle mesh, found 3 vertices and 0 faces"),
-    ("obj", b"f 1 2 3\n", "wanted a triangle mesh, found 0 vertices and 1 faces"),
-    ("ply", ply(CORNERS + "3 0 1 3\n"), "wanted faces of vertices 0 to 2, found one of vertex 3"),
-    ("ply", ply(CORNERS + "3 0 1 -1\n"), "wanted faces of vertices 0 to 2, found one of vertex -1"),
-    ("ply", ply(NUMBERS + struct.pack("<B3i", 3, 0, 9, 1), BINARY), "wanted faces of vertices 0 to 2, found one of"),
-    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n", "wanted faces of vertices 0 to 2, found one of vertex 3"),
-    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 0\n", "wanted faces of vertices 0 to 2, found one of vertex -1"),
-    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf -1 -2 -4\n", "wanted faces of vertices 0 to 2, found one of vertex -1"),
-    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 99999999999999999999\n", "wanted a triangle mesh, found a file"),
-    ("ply", ply("0 0 0\nnan 0 0\n0 1 0\n3 0 1 2\n"), "wanted finite coordinates, found NaN or infinity"),
-    ("stl", FACET.format("0 inf 0").encode(), "wanted finite coordinates, found NaN or infinity"),
-    ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 1e999\nf 1 2 3\n", "wanted finite coordinates, found NaN or infinity"),
-    ("stl", FACET.format("0 1 x").encode(), "wanted a triangle mesh, found a file that cannot be parsed"),
-    ("obj", b"v 0 0 0\nv 1 0\n", "found a file that cannot be parsed: line 2: "),
-    ("obj", b"v 0 0 0\nv 1 0 0\nf 1 2\n", "found a file that cannot be parsed: line 3: "),
-    ("ply", ply(CORNERS + "3 0 1 2\n", vertices=2), "wanted a triangle mesh, found 2 vertices and 0 faces"),
-    ("ply", ply(CORNERS + "3 0 1 2\n", faces=2), "wanted 3 vertices and 2 faces, as its header says, found 3 and 1"),
-    ("stl", bytes(80) + struct.pack("<I", 10**9) + b"\xff" * 50, "it is neither text nor as long as its header says"),
-])
+@pytest.mark.parametrize(
+    ("suffix", "content", "sentence"),
+    [
+        ("ply", b"", "wanted a triangle mesh"),
+        ("stl", b"", "wanted a triangle mesh"),
+        ("obj", b"", "wanted a triangle mesh, found 0 vertices and 0 faces"),
+        ("ply", ply(CORNERS, faces=0), "wanted a triangle mesh, found 0 vertices and 0 faces"),
+        ("ply", ply(NUMBERS, BINARY, faces=0), "wanted a triangle mesh, found 0 vertices and 0 faces"),
+        ("stl", bytes(84), "wanted a triangle mesh, found 0 vertices and 0 faces"),
+        ("stl", b"solid a\nendsolid a\n", "wanted a triangle mesh, found 0 vertices and 0 faces"),
+        ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\n", "wanted a triangle mesh, found 3 vertices and 0 faces"),
+        ("obj", b"f 1 2 3\n", "wanted a triangle mesh, found 0 vertices and 1 faces"),
+        ("ply", ply(CORNERS + "3 0 1 3\n"), "wanted faces of vertices 0 to 2, found one of vertex 3"),
+        ("ply", ply(CORNERS + "3 0 1 -1\n"), "wanted faces of vertices 0 to 2, found one of vertex -1"),
+        (
+            "ply",
+            ply(NUMBERS + struct.pack("<B3i", 3, 0, 9, 1), BINARY),
+            "wanted faces of vertices 0 to 2, found one of",
+        ),
+        ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n", "wanted faces of vertices 0 to 2, found one of vertex 3"),
+        ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 0\n", "wanted faces of vertices 0 to 2, found one of vertex -1"),
+        ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf -1 -2 -4\n", "wanted faces of vertices 0 to 2, found one of vertex -1"),
+        ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 99999999999999999999\n", "wanted a triangle mesh, found a file"),
+        ("ply", ply("0 0 0\nnan 0 0\n0 1 0\n3 0 1 2\n"), "wanted finite coordinates, found NaN or infinity"),
+        ("stl", FACET.format("0 inf 0").encode(), "wanted finite coordinates, found NaN or infinity"),
+        ("obj", b"v 0 0 0\nv 1 0 0\nv 0 1 1e999\nf 1 2 3\n", "wanted finite coordinates, found NaN or infinity"),
+        ("stl", FACET.format("0 1 x").encode(), "wanted a triangle mesh, found a file that cannot be parsed"),
+        ("obj", b"v 0 0 0\nv 1 0\n", "found a file that cannot be parsed: line 2: "),
+        ("obj", b"v 0 0 0\nv 1 0 0\nf 1 2\n", "found a file that cannot be parsed: line 3: "),
+        ("ply", ply(CORNERS + "3 0 1 2\n", vertices=2), "wanted a triangle mesh, found 2 vertices and 0 faces"),
+        (
+            "ply",
+            ply(CORNERS + "3 0 1 2\n", faces=2),
+            "wanted 3 vertices and 2 faces, as its header says, found 3 and 1",
+        ),
+        (
+            "stl",
+            bytes(80) + struct.pack("<I", 10**9) + b"\xff" * 50,
+            "it is neither text nor as long as its header says",
+        ),
+    ],
+)
 def test_a_file_that_is_no_whole_mesh_is_refused(tmp_path, suffix, content, sentence):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
@@ -214,7 +229,8 @@ def test_an_obj_of_other_programs(tmp_path):
     """Quads, references from the end, to texture and to normals that are not there, groups, lines that go on."""
     (tmp_path / "a.obj").write_bytes(
         b"mtllib none.mtl\no one\nv 0 0 0 1 1 1\nv 1 0 0\r\nv 1 1 0\nv 0 1 0\nvt 0 0\nvn 0 0 1\nusemtl red\ng a\n"
-        b"f 1/1/4294967295 2//1 3/9 4\n# 0 0\no two\nusemtl blue\nv 0 0 \\\n 5\n  f -1 -2 1\n")
+        b"f 1/1/4294967295 2//1 3/9 4\n# 0 0\no two\nusemtl blue\nv 0 0 \\\n 5\n  f -1 -2 1\n"
+    )
     vertices, faces = read_mesh(tmp_path / "a.obj")
     assert (vertices * LPS).tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 5]]
     assert faces.tolist() == [[0, 1, 2], [0, 2, 3], [4, 3, 0]]
@@ -315,8 +331,9 @@ def test_a_mesh_cut_by_the_image_or_outside_it():
 
 def test_an_overlap_goes_to_the_deeper_mesh():
     grid = Grid((60, 40, 40), np.diag([1, 1, 2, 1.0]))
-    blocks = [trimesh.creation.box(bounds=[[low, 5.5, 11], [high, 33.5, 67]])
-              for low, high in ((8.5, 32.5), (23.5, 48.5))]
+    blocks = [
+        trimesh.creation.box(bounds=[[low, 5.5, 11], [high, 33.5, 67]]) for low, high in ((8.5, 32.5), (23.5, 48.5))
+    ]
     left, right = ((np.array(mesh.vertices), np.array(mesh.faces)) for mesh in blocks)
     for meshes, values in (((left, right), [420, 500]), ((right, left), [500, 420])):
         labelmap = meshes_to_labelmap(meshes, values, grid)
@@ -341,8 +358,9 @@ def test_a_nested_mesh_keeps_only_what_is_deeper():
 def test_a_mesh_that_holds_another_keeps_what_lies_outside_that_one():
     """Epicardium and cavity, and a neighbour that overlaps the wall: deeper wins, the cavity within the winner."""
     grid = Grid((60, 40, 40), np.eye(4))
-    cavity, epicardium, neighbour = (sphere(centre, radius) for centre, radius in
-                                     (((20, 20, 20), 9), ((20, 20, 20), 15), ((42, 20, 20), 10)))
+    cavity, epicardium, neighbour = (
+        sphere(centre, radius) for centre, radius in (((20, 20, 20), 9), ((20, 20, 20), 15), ((42, 20, 20), 10))
+    )
     meshes, values = [cavity, epicardium, neighbour], [500, 205, 600]
     labelmap = meshes_to_labelmap(meshes, values, grid, members=[[0], [1, 0], [2]])
     inside = [mesh_to_mask(*mesh, grid) for mesh in meshes]
@@ -362,8 +380,9 @@ def test_a_mesh_that_holds_another_keeps_what_lies_outside_that_one():
 
 def test_of_two_enclosed_meshes_that_overlap_the_deeper_wins():
     grid = Grid((60, 40, 40), np.eye(4))
-    outer, one, other = (sphere(centre, radius) for centre, radius in
-                         (((31, 20, 20), 18), ((24, 20, 20), 10), ((38, 20, 20), 10)))
+    outer, one, other = (
+        sphere(centre, radius) for centre, radius in (((31, 20, 20), 18), ((24, 20, 20), 10), ((38, 20, 20), 10))
+    )
     alone = meshes_to_labelmap([one, other], [2, 3], grid)
     held = meshes_to_labelmap([outer, one, other], [1, 2, 3], grid, members=[[0, 1, 2], [1], [2]])
     inside = mesh_to_mask(*one, grid) | mesh_to_mask(*other, grid)
@@ -373,8 +392,9 @@ def test_of_two_enclosed_meshes_that_overlap_the_deeper_wins():
 
 def test_overlaps_far_apart_are_measured_as_finely_as_one():
     grid = Grid((40, 40, 400), np.eye(4))
-    plates = [trimesh.creation.box(bounds=[[low, 5.3, 5.3], [high, 33.7, 33.7]]) for low, high in
-              ((10.2, 14.6), (12.2, 18.0))]
+    plates = [
+        trimesh.creation.box(bounds=[[low, 5.3, 5.3], [high, 33.7, 33.7]]) for low, high in ((10.2, 14.6), (12.2, 18.0))
+    ]
     near = [(np.array(mesh.vertices), np.array(mesh.faces)) for mesh in plates]
     far = [(vertices + np.array([0, 0, 350]), faces) for vertices, faces in near]
     alone, both = (meshes_to_labelmap(meshes, [1, 2, 3, 4][: len(meshes)], grid) for meshes in (near, near + far))

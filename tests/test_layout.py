@@ -68,17 +68,23 @@ def test_training_draws_its_curves_and_takes_nothing_else_from_surfaces():
         assert found <= {"implicitmeshnet.surfaces.figures"}
 
 
-@pytest.mark.parametrize(("module", "libraries"), [
-    ("ops", {"torch"}), ("config.py", set()), ("script.py", set()), ("structures.py", {"numpy"})])
+@pytest.mark.parametrize(
+    ("module", "libraries"),
+    [("ops", {"torch"}), ("config.py", set()), ("script.py", set()), ("structures.py", {"numpy"})],
+)
 def test_a_module_needs_few_libraries(module, libraries):
     target = ROOT / "implicitmeshnet" / module
     for path in target.glob("*.py") if target.is_dir() else [target]:
         assert third_party(path) <= libraries | {"implicitmeshnet"}
 
 
-@pytest.mark.parametrize(("library", "owners"), [
-    ("nibabel", {"nifti.py", "volume.py"}),  # files; orientations
-    ("matplotlib", {"figures.py"})])
+@pytest.mark.parametrize(
+    ("library", "owners"),
+    [
+        ("nibabel", {"nifti.py", "volume.py"}),  # files; orientations
+        ("matplotlib", {"figures.py"}),
+    ],
+)
 def test_a_library_has_few_users(library, owners):
     users = {path.name for path in MODULES + SCRIPTS if library in third_party(path)}
     assert users == owners

@@ -25,8 +25,9 @@ from implicitmeshnet.predict import NothingFound, Predictor
 from implicitmeshnet.script import InputError
 
 AFFINE = np.array([[0, 0, -2.0, 40], [1.5, 0, 0, -90], [0, 1.5, 0, 12], [0, 0, 0, 1]])
-CONFIG = DataConfig(structures={"LV": [500]}, region="found", shape=(16, 16, 16), spacing_mm=3.0,
-                    overview_spacing_mm=6.0)
+CONFIG = DataConfig(
+    structures={"LV": [500]}, region="found", shape=(16, 16, 16), spacing_mm=3.0, overview_spacing_mm=6.0
+)
 
 
 def ball_volume(centre=(90, 40, 20), shape=(120, 80, 50), radius=9):
@@ -114,8 +115,9 @@ def test_stray_voxels_do_not_move_the_box_off_the_structure():
 def test_a_larger_organ_that_touches_is_cut_off():
     """A heart of certain voxels, and a liver of more and less certain ones that reaches it."""
     index = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), -1)
-    heart, liver = (radius - np.linalg.norm(index - centre, axis=-1) for radius, centre in
-                    ((7, (20, 20, 26)), (10, (26, 19, 10))))
+    heart, liver = (
+        radius - np.linalg.norm(index - centre, axis=-1) for radius, centre in ((7, (20, 20, 26)), (10, (26, 19, 10)))
+    )
     odds = np.maximum(np.minimum(2 * heart, 8), np.minimum(liver, 1.2)).astype(np.float32)
     assert ndimage.label(odds > 0)[1] == 1
     assert (liver > 0).sum() > 2 * (heart > 0).sum()

@@ -52,8 +52,9 @@ def test_masks_pick_structures_by_index():
 
 def test_a_mask_holds_what_its_structure_encloses():
     label = torch.tensor([0, 1, 2, 3]).view(1, 4, 1, 1)
-    masks = structure_masks(label, DataConfig(structures={"LV": [5], "Myo": [6], "LA": [7]},
-                                              encloses={"Myo": ["LV"]}).members)
+    masks = structure_masks(
+        label, DataConfig(structures={"LV": [5], "Myo": [6], "LA": [7]}, encloses={"Myo": ["LV"]}).members
+    )
     assert masks[0, :, :, 0, 0].tolist() == [[0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
 
 

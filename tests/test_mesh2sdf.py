@@ -146,8 +146,11 @@ def test_float32_is_accurate_to_3e_7(kind):
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["template", "torus", "box", "plate", "aligned"]),
-       st.sampled_from([(9, 5, 9), (5, 17, 3), (4, 6, 7)]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["template", "torus", "box", "plate", "aligned"]),
+    st.sampled_from([(9, 5, 9), (5, 17, 3), (4, 6, 7)]),
+)
 def test_random_closed_meshes(seed, kind, shape):
     """Distance and sign against brute force; 'aligned' ones have vertices, and so edges, on the grid's lines."""
     vertices, faces = closed_mesh(kind, np.random.default_rng(seed))
@@ -167,8 +170,9 @@ def test_an_open_mesh_counts_on_to_the_far_side():
     """A square facing down at z = 0: above it the winding number is 1, as nothing ends it; elsewhere 0."""
     corners = torch.tensor([[-0.6, -0.6, 0.1], [0.6, -0.6, 0.1], [0.6, 0.6, 0.1], [-0.6, 0.6, 0.1]])
     inside = mesh2sdf(corners, torch.tensor([[0, 2, 1], [0, 3, 2]]), 9) < 0
-    assert torch.equal(inside, torch.tensor((np.abs(grid((9, 9, 9))[..., :2]).max(-1) < 0.6) &
-                                            (grid((9, 9, 9))[..., 2] > 0.1)))
+    assert torch.equal(
+        inside, torch.tensor((np.abs(grid((9, 9, 9))[..., :2]).max(-1) < 0.6) & (grid((9, 9, 9))[..., 2] > 0.1))
+    )
 
 
 def test_shared_and_doubled_faces_keep_their_distance():
@@ -355,24 +359,34 @@ def test_a_vertex_that_no_face_uses_changes_nothing():
     assert torch.equal(mesh2sdf(more, faces, 9), mesh2sdf(vertices, faces, 9))
 
 
-@pytest.mark.parametrize(("change", "error", "text"), [
-    ({"vertices": torch.zeros(4, 2)}, ValueError, "vertices: wanted a last dimension of 3, found shape (4, 2)"),
-    ({"vertices": torch.zeros(3)}, ValueError, "vertices: wanted shape (B, V, 3) or (V, 3), found (3,)"),
-    ({"vertices": torch.zeros(4, 3).half()}, TypeError, "vertices: wanted float32 or float64, found torch.float16"),
-    ({"faces": torch.zeros(0, 3).long()}, ValueError, "faces: wanted at least one face, found none"),
-    ({"faces": torch.tensor([[0, 1, 4]])}, ValueError, "faces: wanted vertex indices from 0 to 3, found 4"),
-    ({"faces": torch.tensor([[0, 1, -1]])}, ValueError, "faces: wanted vertex indices from 0 to 3, found -1"),
-    ({"faces": torch.zeros(2, 4).long()}, ValueError, "faces: wanted shape (F, 3), found (2, 4)"),
-    ({"faces": torch.zeros(2, 3)}, TypeError, "faces: wanted integers, found torch.float32"),
-    ({"shape": (4, 4)}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found (4, 4)"),
-    ({"shape": 4.0}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found 4.0"),
-    ({"shape": (4, None, 4)}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found (4, None, 4)"),
-    ({"shape": (2**63, 2, 2)}, ValueError,
-     "shape: wanted one or three integers from 2 to 16777216, found (9223372036854775808, 2, 2)"),
-    ({"vertices": np.zeros((4, 3))}, TypeError, "vertices: wanted a tensor, found ndarray"),
-    ({"faces": np.zeros((1, 3), int)}, TypeError, "faces: wanted a tensor, found ndarray"),
-    ({"shape": 1}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found 1"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"vertices": torch.zeros(4, 2)}, ValueError, "vertices: wanted a last dimension of 3, found shape (4, 2)"),
+        ({"vertices": torch.zeros(3)}, ValueError, "vertices: wanted shape (B, V, 3) or (V, 3), found (3,)"),
+        ({"vertices": torch.zeros(4, 3).half()}, TypeError, "vertices: wanted float32 or float64, found torch.float16"),
+        ({"faces": torch.zeros(0, 3).long()}, ValueError, "faces: wanted at least one face, found none"),
+        ({"faces": torch.tensor([[0, 1, 4]])}, ValueError, "faces: wanted vertex indices from 0 to 3, found 4"),
+        ({"faces": torch.tensor([[0, 1, -1]])}, ValueError, "faces: wanted vertex indices from 0 to 3, found -1"),
+        ({"faces": torch.zeros(2, 4).long()}, ValueError, "faces: wanted shape (F, 3), found (2, 4)"),
+        ({"faces": torch.zeros(2, 3)}, TypeError, "faces: wanted integers, found torch.float32"),
+        ({"shape": (4, 4)}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found (4, 4)"),
+        ({"shape": 4.0}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found 4.0"),
+        (
+            {"shape": (4, None, 4)},
+            ValueError,
+            "shape: wanted one or three integers from 2 to 16777216, found (4, None, 4)",
+        ),
+        (
+            {"shape": (2**63, 2, 2)},
+            ValueError,
+            "shape: wanted one or three integers from 2 to 16777216, found (9223372036854775808, 2, 2)",
+        ),
+        ({"vertices": np.zeros((4, 3))}, TypeError, "vertices: wanted a tensor, found ndarray"),
+        ({"faces": np.zeros((1, 3), int)}, TypeError, "faces: wanted a tensor, found ndarray"),
+        ({"shape": 1}, ValueError, "shape: wanted one or three integers from 2 to 16777216, found 1"),
+    ],
+)
 def test_errors_name_the_argument(change, error, text):
     arguments = {"vertices": torch.zeros(4, 3), "faces": torch.tensor([[0, 1, 2]]), "shape": 4} | change
     with pytest.raises(error) as caught:

@@ -39,9 +39,7 @@ def test_the_papers_layers_are_the_defaults():
 
 
 def test_the_untrained_network_returns_the_template():
-    config = small_config(
-        template="mean", template_centres=((0.1, 0, 0),) * 3, template_radii=((0.2, 0.3, 0.4),) * 3
-    )
+    config = small_config(template="mean", template_centres=((0.1, 0, 0),) * 3, template_radii=((0.2, 0.3, 0.4),) * 3)
     vertices = build_network(config).eval()(torch.zeros(1, 1, 16, 12, 8)).vertices[0]
     torch.testing.assert_close(vertices.amax(1), torch.tensor([[0.3, 0.3, 0.4]]).expand(3, 3), atol=0.06, rtol=0)
     torch.testing.assert_close(vertices.mean(1), torch.tensor([[0.1, 0, 0]]).expand(3, 3))

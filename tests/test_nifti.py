@@ -32,10 +32,22 @@ def write_header(path, data=None, **fields):
     header = nib.Nifti1Header()
     header.set_data_dtype(data.dtype)
     header.set_data_shape(data.shape)
-    scanner = {"pixdim": (1, 1.5, 2, 3, 1, 1, 1, 1), "qform_code": 1, "sform_code": 0, "xyzt_units": 2,
-               "quatern_b": TURN[0], "quatern_c": TURN[1], "quatern_d": TURN[2],
-               "qoffset_x": 10, "qoffset_y": 20, "qoffset_z": 30, "scl_slope": 1, "scl_inter": 0,
-               "vox_offset": 352, "magic": b"n+1"}
+    scanner = {
+        "pixdim": (1, 1.5, 2, 3, 1, 1, 1, 1),
+        "qform_code": 1,
+        "sform_code": 0,
+        "xyzt_units": 2,
+        "quatern_b": TURN[0],
+        "quatern_c": TURN[1],
+        "quatern_d": TURN[2],
+        "qoffset_x": 10,
+        "qoffset_y": 20,
+        "qoffset_z": 30,
+        "scl_slope": 1,
+        "scl_inter": 0,
+        "vox_offset": 352,
+        "magic": b"n+1",
+    }
     for name, value in (scanner | fields).items():
         header[name] = value
     path.write_bytes(header.binaryblock + bytes(4) + data.tobytes(order="F"))
@@ -91,10 +103,14 @@ def test_itk_and_we_take_the_same_form(tmp_path_factory, codes, one, other, posi
     quaternion = Rotation.from_euler("xyz", one, degrees=True).as_quat(canonical=True)
     matrix = Rotation.from_euler("xyz", other, degrees=True).as_matrix()
     path = write_header(
-        tmp_path_factory.mktemp("forms") / "a.nii", qform_code=codes[0], sform_code=codes[1],
-        pixdim=(qfac, *pixdim, 1, 1, 1, 1), **srow(matrix * pixdim, position),
+        tmp_path_factory.mktemp("forms") / "a.nii",
+        qform_code=codes[0],
+        sform_code=codes[1],
+        pixdim=(qfac, *pixdim, 1, 1, 1, 1),
+        **srow(matrix * pixdim, position),
         **{f"quatern_{letter}": value for letter, value in zip("bcd", quaternion, strict=False)},
-        **{f"qoffset_{letter}": value for letter, value in zip("xyz", offset, strict=True)})
+        **{f"qoffset_{letter}": value for letter, value in zip("xyz", offset, strict=True)},
+    )
     turned = Rotation.from_quat(quaternion).as_matrix() * [1, 1, -1 if qfac < 0 else 1]
     apart = max(np.abs(matrix - turned).max(), np.abs(np.subtract(position, offset)).max())
     assume(apart < 1e-5 or apart > 0.1)
@@ -147,8 +163,13 @@ def test_an_existing_file_survives_a_failed_write(tmp_path):
 
 HEADERS = {
     "metres": {"xyzt_units": 1, "pixdim": (1, 0.0015, 0.002, 0.003, 1, 1, 1, 1), "qoffset_x": 0.04},
-    "metres, sform": {"xyzt_units": 1, "pixdim": (1, 0.0015, 0.002, 0.003, 1, 1, 1, 1), "qform_code": 0,
-                      "sform_code": 1, **srow(np.diag([0.0015, -0.002, 0.003]), (0.1, 0.2, 0.3))},
+    "metres, sform": {
+        "xyzt_units": 1,
+        "pixdim": (1, 0.0015, 0.002, 0.003, 1, 1, 1, 1),
+        "qform_code": 0,
+        "sform_code": 1,
+        **srow(np.diag([0.0015, -0.002, 0.003]), (0.1, 0.2, 0.3)),
+    },
     "micrometres": {"xyzt_units": 3, "pixdim": (1, 1500, 2000, 3000, 1, 1, 1, 1)},
     "no unit": {"xyzt_units": 0},
     "a unit that is none": {"xyzt_units": 7},
@@ -174,12 +195,24 @@ DOUBTFUL = {
     "zero pixdim": ({"pixdim": (1, 0, 2, 3, 1, 1, 1, 1)}, "pixdim holds 0 x 2 x 3, which is no voxel size"),
     "pixdim of no number": ({"pixdim": (1, np.nan, 2, 3, 1, 1, 1, 1)}, "pixdim holds nan x 2 x 3"),
     "no codes": ({"qform_code": 0}, "the header gives no world position"),
-    "sform in centimetres": ({"qform_code": 0, "sform_code": 2, **srow(np.diag([0.15, 0.2, 0.3]))},
-                             "pixdim says 1.5 x 2 x 3 mm, the sform's columns 0.15 x 0.2 x 0.3 mm; took pixdim"),
-    "sheared sform beside a qform": ({"sform_code": 1, **srow([[1.5, 0.2, 0], [0, 2, 0], [0, 0, 3]])},
-                                     "voxels apart; took the qform"),
-    "another position": ({"sform_code": 1, "quatern_b": 0, "quatern_c": 0, "quatern_d": 0,
-                          **srow(np.diag([1.5, 2, 3]), (10, 20, 30.06))}, "lie 0.02 voxels apart; took the sform"),
+    "sform in centimetres": (
+        {"qform_code": 0, "sform_code": 2, **srow(np.diag([0.15, 0.2, 0.3]))},
+        "pixdim says 1.5 x 2 x 3 mm, the sform's columns 0.15 x 0.2 x 0.3 mm; took pixdim",
+    ),
+    "sheared sform beside a qform": (
+        {"sform_code": 1, **srow([[1.5, 0.2, 0], [0, 2, 0], [0, 0, 3]])},
+        "voxels apart; took the qform",
+    ),
+    "another position": (
+        {
+            "sform_code": 1,
+            "quatern_b": 0,
+            "quatern_c": 0,
+            "quatern_d": 0,
+            **srow(np.diag([1.5, 2, 3]), (10, 20, 30.06)),
+        },
+        "lie 0.02 voxels apart; took the sform",
+    ),
 }
 
 
@@ -187,8 +220,11 @@ DOUBTFUL = {
 def test_a_sound_header_is_read_as_itk_reads_it(tmp_path, kind):
     path = write_header(tmp_path / "a.nii", **HEADERS[kind])
     volume = assert_lies_as_in_itk(path)
-    assert volume.warnings == () or kind in ("unknown codes", "sform without an inverse beside a qform",
-                                             "negative codes")
+    assert volume.warnings == () or kind in (
+        "unknown codes",
+        "sform without an inverse beside a qform",
+        "negative codes",
+    )
     assert_a_label_map_lies_on(path)
 
 
@@ -212,8 +248,13 @@ def test_units_reach_the_spacing(tmp_path):
 @given(turns, positions, sizes, st.floats(0.1, 10))
 def test_pixdim_gives_lengths_and_the_sform_directions(tmp_path_factory, angles, position, pixdim, factor):
     matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    path = write_header(tmp_path_factory.mktemp("lengths") / "a.nii", qform_code=0, sform_code=2,
-                        pixdim=(1, *pixdim, 1, 1, 1, 1), **srow(matrix * pixdim * factor, position))
+    path = write_header(
+        tmp_path_factory.mktemp("lengths") / "a.nii",
+        qform_code=0,
+        sform_code=2,
+        pixdim=(1, *pixdim, 1, 1, 1, 1),
+        **srow(matrix * pixdim * factor, position),
+    )
     volume = assert_lies_as_in_itk(path)
     np.testing.assert_allclose(volume.grid.spacing_mm, pixdim, rtol=1e-6)
     assert bool(volume.warnings) == (abs(factor - 1) * (max(SHAPE) - 1) > NOTICEABLE_VOXELS)
@@ -280,10 +321,14 @@ def test_a_claim_beyond_the_files_size_is_refused_before_memory_is_taken(tmp_pat
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("fields", [
-    {"scl_slope": 3e38, "scl_inter": 3e38},
-    {"pixdim": (1, *np.array([0x7F800001] * 3, np.uint32).view(np.float32), 1, 1, 1, 1)},  # signalling NaN
-    {"qform_code": 0, "sform_code": 1, **srow(np.full((3, 3), 3e38))}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scl_slope": 3e38, "scl_inter": 3e38},
+        {"pixdim": (1, *np.array([0x7F800001] * 3, np.uint32).view(np.float32), 1, 1, 1, 1)},  # signalling NaN
+        {"qform_code": 0, "sform_code": 1, **srow(np.full((3, 3), 3e38))},
+    ],
+)
 def test_odd_numbers_make_no_warnings_of_numpy(tmp_path, fields):
     path = write_header(tmp_path / "a.nii", **fields)
     for read in (read_image, read_labels):
@@ -297,10 +342,15 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
         read_image(tmp_path / "a.nii")
 
 
-@pytest.mark.parametrize(("affine", "wanted"), [
-    (np.array([[1, 0, 0, 2e6], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "first voxel within 1e\\+06 mm"),
-    (np.diag([1, 1, 1e4, 1.0]), "voxel spacing"), (np.diag([1, 1, 0, 1.0]), "invertible"),
-    (np.array([[1, 0, 0, 1e39], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "invertible")])
+@pytest.mark.parametrize(
+    ("affine", "wanted"),
+    [
+        (np.array([[1, 0, 0, 2e6], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "first voxel within 1e\\+06 mm"),
+        (np.diag([1, 1, 1e4, 1.0]), "voxel spacing"),
+        (np.diag([1, 1, 0, 1.0]), "invertible"),
+        (np.array([[1, 0, 0, 1e39], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "invertible"),
+    ],
+)
 def test_nothing_is_written_that_could_not_be_read(tmp_path, affine, wanted):
     with pytest.raises(InputError, match=f"a\\.nii: wanted .*{wanted}"):
         write_volume(tmp_path / "a.nii", np.zeros((2, 2, 2), np.int16), affine)
@@ -450,5 +500,3 @@ def test_an_image_without_finite_voxels_is_refused(tmp_path):
 def test_writing_needs_a_nifti_suffix(tmp_path):
     with pytest.raises(InputError, match=r"wanted a name that ends in \.nii or \.nii\.gz"):
         write_volume(tmp_path / "volume.mha", np.zeros((2, 2, 2)), np.eye(4))
-
-

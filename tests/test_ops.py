@@ -51,10 +51,17 @@ def name_of(value):
     return getattr(value, "__name__", str(value))
 
 
-ARGUMENTS = [(op, name) for op, arguments in data().items() for name, value in arguments.items()
-             if isinstance(value, torch.Tensor)]
-FLOATING = [(op, name) for op, name in ARGUMENTS
-            if data()[op][name].is_floating_point() and op is not voxelize and name != "weight"]
+ARGUMENTS = [
+    (op, name)
+    for op, arguments in data().items()
+    for name, value in arguments.items()
+    if isinstance(value, torch.Tensor)
+]
+FLOATING = [
+    (op, name)
+    for op, name in ARGUMENTS
+    if data()[op][name].is_floating_point() and op is not voxelize and name != "weight"
+]
 INSTEAD = {
     "None": lambda tensor: None,
     "an array": lambda tensor: tensor.numpy(),
@@ -86,8 +93,9 @@ def test_what_is_no_such_tensor_is_refused_by_name(op, name, instead):
     assert text.startswith(f"{name}: wanted")
 
 
-@pytest.mark.parametrize(("op", "name"), [pair for pair in ARGUMENTS if pair[0] is not layer_norm_leaky_relu],
-                         ids=name_of)
+@pytest.mark.parametrize(
+    ("op", "name"), [pair for pair in ARGUMENTS if pair[0] is not layer_norm_leaky_relu], ids=name_of
+)
 def test_tensors_on_different_devices_are_refused(op, name):
     arguments = data(torch.float32)[op]
     text = refusal(op, arguments | {name: arguments[name].to("meta")})
@@ -122,8 +130,11 @@ def test_a_graph_is_an_index_and_a_weight_of_two_dimensions():
     with torch.no_grad():
         assert torch.equal(neighbour_sum(**arguments | {"weight": learnt}), neighbour_sum(**arguments))
     nothing = neighbour_sum(torch.zeros(2, 0, 4), torch.zeros(0, 6).long(), torch.zeros(0, 6))
-    assert nothing.shape == reference.neighbour_sum(
-        torch.zeros(2, 0, 4), torch.zeros(0, 6).long(), torch.zeros(0, 6), False).shape == (2, 0, 4)
+    assert (
+        nothing.shape
+        == reference.neighbour_sum(torch.zeros(2, 0, 4), torch.zeros(0, 6).long(), torch.zeros(0, 6), False).shape
+        == (2, 0, 4)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -202,7 +213,8 @@ def test_a_huge_volume_of_channels_side_by_side_is_read():
     """2^31 voxels and more of address space, of which the few pages that are written and read become memory."""
     side = 1300
     volume = torch.empty(side**3, dtype=torch.bfloat16).as_strided(
-        (1, 1, side, side, side), (side**3, 1, side * side, side, 1))
+        (1, 1, side, side, side), (side**3, 1, side * side, side, 1)
+    )
     volume[0, 0, -2:, -2:, -2:] = torch.arange(8.0).view(2, 2, 2).bfloat16()
     points = torch.tensor([[[1.0, 1, 1], [1 - 1 / (side - 1)] * 3]])
     torch.testing.assert_close(sample_trilinear(volume, points)[0, :, 0], torch.tensor([7.0, 3.5]), rtol=0, atol=1e-2)
@@ -262,8 +274,9 @@ def test_second_derivatives_in_several_arguments_are_right():
 def test_second_derivatives_of_sums_with_own_half_are_right():
     arguments = data()[neighbour_sum]
     features = arguments["features"].clone().requires_grad_()
-    assert gradgradcheck(lambda x: neighbour_sum(**arguments | {"features": x}, own=True).square(), features,
-                         fast_mode=True)
+    assert gradgradcheck(
+        lambda x: neighbour_sum(**arguments | {"features": x}, own=True).square(), features, fast_mode=True
+    )
 
 
 def test_second_derivatives_do_not_cross_what_the_arguments_depend_on():
@@ -303,8 +316,9 @@ def tangents(op, name):
 
     def closed_over(value):
         """The inner level sees no tangent of its own."""
-        return torch.func.jvp(lambda x: torch.func.jvp(lambda y: function(x).sum() * y, (x,), (ones,))[1], (value,),
-                              (ones,))[1]
+        return torch.func.jvp(
+            lambda x: torch.func.jvp(lambda y: function(x).sum() * y, (x,), (ones,))[1], (value,), (ones,)
+        )[1]
 
     def compiled_jvp(value):
         return torch.compile(lambda x: torch.func.jvp(function, (x,), (ones,))[1], backend="aot_eager")(value)
@@ -314,10 +328,14 @@ def tangents(op, name):
             return dual(value)
 
     return {
-        "dual": dual, "without grad": without_grad, "dual that requires grad": lambda x: dual(x.requires_grad_()),
-        "jvp": lambda x: torch.func.jvp(function, (x,), (ones,))[1], "jacfwd": torch.func.jacfwd(function),
-        "jvp of jvp": closed_over, "compiled": compiled_jvp, "jvp of vmap": lambda x: torch.func.jvp(
-            torch.func.vmap(function), (x[None],), (ones[None],))[1],
+        "dual": dual,
+        "without grad": without_grad,
+        "dual that requires grad": lambda x: dual(x.requires_grad_()),
+        "jvp": lambda x: torch.func.jvp(function, (x,), (ones,))[1],
+        "jacfwd": torch.func.jacfwd(function),
+        "jvp of jvp": closed_over,
+        "compiled": compiled_jvp,
+        "jvp of vmap": lambda x: torch.func.jvp(torch.func.vmap(function), (x[None],), (ones[None],))[1],
         "hessian": torch.func.hessian(lambda x: function(x).square().sum()),
     }
 
@@ -383,8 +401,11 @@ def test_batched_gradients_are_right_or_refused(op, name):
 @pytest.mark.parametrize(("op", "name"), FLOATING, ids=name_of)
 def test_reverse_mode_by_functorch_is_refused(op, name, way):
     function, value = of_one(op, name)
-    ways = {"grad": torch.func.grad(lambda x: function(x).sum()), "jacrev": torch.func.jacrev(function),
-            "vjp": lambda x: torch.func.vjp(function, x)}
+    ways = {
+        "grad": torch.func.grad(lambda x: function(x).sum()),
+        "jacrev": torch.func.jacrev(function),
+        "vjp": lambda x: torch.func.vjp(function, x),
+    }
     with pytest.raises(RuntimeError, match="functorch transforms"):
         ways[way](value)
 

@@ -27,8 +27,15 @@ from implicitmeshnet.phantom.warp import integrate, jacobian_determinant, veloci
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACING_MM = 2.5
-VOLUMES_ML = {"LV": (50, 220), "RV": (75, 250), "LA": (35, 145), "RA": (50, 180), "Myo": (55, 215), "AO": (25, 130),
-              "PA": (25, 110)}
+VOLUMES_ML = {
+    "LV": (50, 220),
+    "RV": (75, 250),
+    "LA": (35, 145),
+    "RA": (50, 180),
+    "Myo": (55, 215),
+    "AO": (25, 130),
+    "PA": (25, 110),
+}
 
 
 @pytest.fixture(scope="module", params=range(1, 7))
@@ -215,7 +222,9 @@ def test_shift_puts_the_heart_off_centre_and_loses_nothing(field_of_view):
 def test_every_view_of_a_case_is_of_the_same_patient():
     """Where two views of a case have a voxel at the same place, its label is the same, up to rounding at surfaces."""
     (_, near, near_affine), (_, far, far_affine) = (
-        create_case(5, 2, 4.0, field_of_view="chest"), create_case(5, 2, 4.0, field_of_view="chest", shift_mm=50))
+        create_case(5, 2, 4.0, field_of_view="chest"),
+        create_case(5, 2, 4.0, field_of_view="chest", shift_mm=50),
+    )
     index = np.argwhere(near > 0)
     world = index @ near_affine[:3, :3].T + near_affine[:3, 3]
     other = np.rint((world - far_affine[:3, 3]) @ np.linalg.inv(far_affine[:3, :3]).T).astype(int)
@@ -274,8 +283,9 @@ def test_upsampling_keeps_a_linear_field():
 
 
 def script(*arguments):
-    return subprocess.run([sys.executable, ROOT / "create_phantom_dataset.py", *arguments], capture_output=True,
-                          text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / "create_phantom_dataset.py", *arguments], capture_output=True, text=True
+    )
 
 
 def test_script_writes_cases_in_mmwhs_naming_whatever_the_workers(tmp_path):
@@ -310,9 +320,15 @@ def test_script_refuses_numbers_out_of_range(tmp_path, argument):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("argument", "wanted"), [
-    ("--field_of_view=head", "cardiac or chest"), ("--shift_mm=-1", "a length of 0 to 100 mm"),
-    ("--shift_mm=101", "a length of 0 to 100 mm"), ("--shift_mm=nan", "a length of 0 to 100 mm")])
+@pytest.mark.parametrize(
+    ("argument", "wanted"),
+    [
+        ("--field_of_view=head", "cardiac or chest"),
+        ("--shift_mm=-1", "a length of 0 to 100 mm"),
+        ("--shift_mm=101", "a length of 0 to 100 mm"),
+        ("--shift_mm=nan", "a length of 0 to 100 mm"),
+    ],
+)
 def test_script_refuses_views_it_does_not_have(tmp_path, argument, wanted):
     run = script(f"--output_dir={tmp_path / 'out'}", argument)
     name, value = argument.split("=")

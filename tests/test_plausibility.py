@@ -35,8 +35,12 @@ def test_shares_outside_the_box():
 
 
 @settings(max_examples=40, derandomize=True, deadline=None)
-@given(st.tuples(*[st.integers(2, 40)] * 3), st.tuples(*[st.integers(2, 40)] * 3), st.floats(0.4, 5),
-       st.tuples(*[st.floats(-60, 60)] * 3))
+@given(
+    st.tuples(*[st.integers(2, 40)] * 3),
+    st.tuples(*[st.integers(2, 40)] * 3),
+    st.floats(0.4, 5),
+    st.tuples(*[st.floats(-60, 60)] * 3),
+)
 def test_the_voxels_inside_a_box_are_those_whose_centres_are(shape, size, spacing_mm, centre_mm):
     grid = Grid(shape, np.diag([1.0, 1.5, 2.0, 1.0]))
     target = network_grid(grid, size, spacing_mm, np.array(centre_mm))

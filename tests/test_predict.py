@@ -42,8 +42,12 @@ class TwoSpheres(torch.nn.Module):
 
 @pytest.fixture
 def predictor():
-    data = DataConfig(structures={"LV": [500], "LA": [420]}, shape=SHAPE, spacing_mm=2.0,
-                      intensity_statistics=IntensityStatistics(20, (-0.5,) * 9, ((0.0,) * 9,) * 9))
+    data = DataConfig(
+        structures={"LV": [500], "LA": [420]},
+        shape=SHAPE,
+        spacing_mm=2.0,
+        intensity_statistics=IntensityStatistics(20, (-0.5,) * 9, ((0.0,) * 9,) * 9),
+    )
     return Predictor(TwoSpheres(), Config(data=data), torch.device("cpu"))
 
 
@@ -101,8 +105,9 @@ def test_meshes_that_still_cross_themselves_are_warned_of(predictor, monkeypatch
     surfaces = predictor(volume(), "heart")
     assert surfaces.crossing[0] == 0
     assert surfaces.crossing[1] > 0
-    assert any(f"LA {surfaces.crossing[1]}" in warning and "cross themselves" in warning
-               for warning in surfaces.warnings)
+    assert any(
+        f"LA {surfaces.crossing[1]}" in warning and "cross themselves" in warning for warning in surfaces.warnings
+    )
 
 
 @pytest.mark.parametrize("labelled", [False, True])

@@ -29,8 +29,9 @@ def test_a_folded_patch_is_smoothed_and_the_rest_stays(sphere, seed):
     assert before.sum() > 3
     repaired = untangle(folded, faces)
     assert not self_intersecting_faces(repaired, faces).any()
-    assert np.array_equal(repaired[np.linalg.norm(vertices - centre, axis=1) > 16],
-                          folded[np.linalg.norm(vertices - centre, axis=1) > 16])
+    assert np.array_equal(
+        repaired[np.linalg.norm(vertices - centre, axis=1) > 16], folded[np.linalg.norm(vertices - centre, axis=1) > 16]
+    )
     assert np.linalg.norm(repaired - vertices, axis=1).max() < 7
 
 

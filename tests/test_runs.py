@@ -37,16 +37,34 @@ def folder(tmp_path_factory):
             write_volume(path / "data" / f"ct_{case}_{kind}.nii.gz", data, np.diag([4.0, 4, 4, 1]))
     config = {
         "data": {"dir": str(path / "data"), "shape": [8, 8, 8], "spacing_mm": 8.0, "validation_cases": 1},
-        "network": {"encoder_channels": [4, 8], "decoder_channels": [4], "template_subdivisions": 1,
-                    "stage_levels": [["e1"], ["e0", "d0"]], "stage_channels": [8, 4], "displacement_factor": 0.1},
+        "network": {
+            "encoder_channels": [4, 8],
+            "decoder_channels": [4],
+            "template_subdivisions": 1,
+            "stage_levels": [["e1"], ["e0", "d0"]],
+            "stage_channels": [8, 4],
+            "displacement_factor": 0.1,
+        },
         "training": {"run_dir": str(path / "run"), "epochs": 2, "repeats": 1, "validate_every": 1},
     }
     (path / "config.json").write_text(json.dumps(config))
     config = {
-        "network": {"shape": [12, 12, 12], "channels": [8, 8], "groups": 4, "blocks": [1, 1], "graph_channels": 4,
-                    "graph_blocks": 1, "template_subdivisions": 1},
-        "training": {"run_dir": str(path / "drn"), "epochs": 2, "shapes": 2, "validation_shapes": 2,
-                     "validate_every": 1},
+        "network": {
+            "shape": [12, 12, 12],
+            "channels": [8, 8],
+            "groups": 4,
+            "blocks": [1, 1],
+            "graph_channels": 4,
+            "graph_blocks": 1,
+            "template_subdivisions": 1,
+        },
+        "training": {
+            "run_dir": str(path / "drn"),
+            "epochs": 2,
+            "shapes": 2,
+            "validation_shapes": 2,
+            "validate_every": 1,
+        },
     }
     (path / "drn.json").write_text(json.dumps(config))
     return path
@@ -70,9 +88,14 @@ def test_a_run_killed_anywhere_ends_with_the_same_files(folder, tmp_path, monkey
     if start == "lengthened":
         call(script, monkeypatch, *options, f"--training.run_dir={tmp_path / 'start'}")
         options.append("--training.epochs=3")
-    run = subprocess.run([sys.executable, ROOT / "tests/killed_runs.py", tmp_path, script.__name__, *options], cwd=ROOT,
-                         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True,
-                         text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, ROOT / "tests/killed_runs.py", tmp_path, script.__name__, *options],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout.splitlines()[-1]) >= (6 if start == "anew" else 3)
 
@@ -100,11 +123,14 @@ def read_no_cases(monkeypatch):
 
 @both
 def test_a_config_that_does_not_fit_the_run_folder_is_refused_before_cases_are_read(
-        finished, monkeypatch, script, config):
+    finished, monkeypatch, script, config
+):
     read_no_cases(monkeypatch)
     before = contents(run_of(script, finished))
-    for override, sentence in (("learning_rate=0.01", r"holds a run with training\.learning_rate = .*, wanted 0\.01"),
-                               ("epochs=1", r"holds a run with training\.epochs = 2, wanted 1")):
+    for override, sentence in (
+        ("learning_rate=0.01", r"holds a run with training\.learning_rate = .*, wanted 0\.01"),
+        ("epochs=1", r"holds a run with training\.epochs = 2, wanted 1"),
+    ):
         with pytest.raises(InputError, match=sentence):
             call(script, monkeypatch, f"--config={finished / config}", f"--training.{override}")
     assert contents(run_of(script, finished)) == before
@@ -112,8 +138,11 @@ def test_a_config_that_does_not_fit_the_run_folder_is_refused_before_cases_are_r
 
 def test_a_template_of_other_data_is_refused_once_it_is_known(folder, tmp_path, monkeypatch):
     shutil.copytree(folder / "data", tmp_path / "data")
-    arguments = [f"--config={folder / 'config.json'}", f"--training.run_dir={tmp_path / 'run'}",
-                 f"--data.dir={tmp_path / 'data'}"]
+    arguments = [
+        f"--config={folder / 'config.json'}",
+        f"--training.run_dir={tmp_path / 'run'}",
+        f"--data.dir={tmp_path / 'data'}",
+    ]
     call(implicitmeshnet_train, monkeypatch, *arguments, "--training.epochs=1")
     before = contents(tmp_path / "run")
     for case in range(3):
@@ -128,8 +157,13 @@ def test_a_template_of_other_data_is_refused_once_it_is_known(folder, tmp_path, 
 def test_the_config_of_a_run_resumes_it_too(finished, tmp_path, monkeypatch):
     """It holds the template that the run began with, which is compared with that of the data."""
     shutil.copytree(finished / "run", tmp_path / "run")
-    call(implicitmeshnet_train, monkeypatch, f"--config={tmp_path / 'run/config.json'}", "--training.epochs=3",
-         f"--training.run_dir={tmp_path / 'run'}")
+    call(
+        implicitmeshnet_train,
+        monkeypatch,
+        f"--config={tmp_path / 'run/config.json'}",
+        "--training.epochs=3",
+        f"--training.run_dir={tmp_path / 'run'}",
+    )
     assert len(torch.load(tmp_path / "run/last.pt", weights_only=True)["history"]) == 3
 
 
@@ -138,8 +172,11 @@ def test_a_second_process_in_a_run_folder_is_one_sentence_before_cases_are_read(
     read_no_cases(monkeypatch)
     with locked(run_of(script, finished), "x"):
         before = contents(run_of(script, finished))
-        with pytest.raises(InputError, match=r"training\.run_dir: wanted a folder that no other process uses, found .*"
-                                             rf"used by process {os.getpid()} on"):
+        with pytest.raises(
+            InputError,
+            match=r"training\.run_dir: wanted a folder that no other process uses, found .*"
+            rf"used by process {os.getpid()} on",
+        ):
             call(script, monkeypatch, f"--config={finished / config}")
         assert contents(run_of(script, finished)) == before
 
@@ -208,14 +245,23 @@ def test_a_malformed_history_is_one_sentence_that_names_the_file(finished, tmp_p
 
 
 @both
-@pytest.mark.parametrize("change", [
-    lambda state: [state], lambda state: {}, lambda state: {"history": state["history"]},
-    lambda state: state | {"network": None}, lambda state: state | {"network": state["optimizer"]},
-    lambda state: state | {"optimizer": None}, lambda state: state | {"optimizer": {"state": {0: {}}}},
-    lambda state: state | {"network": {name: value.to("meta") for name, value in state["network"].items()}},
-], ids=range(8))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: [state],
+        lambda state: {},
+        lambda state: {"history": state["history"]},
+        lambda state: state | {"network": None},
+        lambda state: state | {"network": state["optimizer"]},
+        lambda state: state | {"optimizer": None},
+        lambda state: state | {"optimizer": {"state": {0: {}}}},
+        lambda state: state | {"network": {name: value.to("meta") for name, value in state["network"].items()}},
+    ],
+    ids=range(8),
+)
 def test_another_checkpoint_is_one_sentence_that_names_the_file(
-        finished, tmp_path, monkeypatch, script, config, change):
+    finished, tmp_path, monkeypatch, script, config, change
+):
     shutil.copytree(run_of(script, finished), tmp_path / "run")
     torch.save(change(torch.load(tmp_path / "run/last.pt", weights_only=True)), tmp_path / "run/last.pt")
     with pytest.raises(InputError, match=r"last\.pt: wanted a checkpoint of this network's training, found another: "):
@@ -224,7 +270,8 @@ def test_another_checkpoint_is_one_sentence_that_names_the_file(
 
 @both
 def test_a_disk_that_fills_up_is_one_sentence_and_the_last_checkpoint_stays(
-        folder, tmp_path, monkeypatch, script, config):
+    folder, tmp_path, monkeypatch, script, config
+):
     """No file may be longer than half a last.pt here; of a full disk the system speaks in the same way."""
     arguments = [f"--config={folder / config}", f"--training.run_dir={tmp_path}", "--training.validate_every=2"]
     monkeypatch.setattr(script, "publish", interrupt_after_an_epoch)
@@ -232,10 +279,13 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_last_checkpoint_stays(
         call(script, monkeypatch, *arguments)
     before = contents(tmp_path)
     limit = len(before["last.pt"]) // 2
-    code = (f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
-            f"runpy.run_path({f'{script.__name__}.py'!r}, run_name='__main__')")
-    run = subprocess.run([sys.executable, "-c", code, *arguments, "--device=cpu"], cwd=ROOT, capture_output=True,
-                         text=True, check=False)
+    code = (
+        f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        f"runpy.run_path({f'{script.__name__}.py'!r}, run_name='__main__')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--device=cpu"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 2
     assert "Traceback" not in run.stderr
     assert run.stderr.splitlines()[-1].endswith(f"{tmp_path / 'last.pt'}: cannot be written (File too large)")
@@ -269,7 +319,11 @@ def test_tensorboard_shows_each_epoch_once(tmp_path):
     events.add_figure("preview", figure, 4)
     accumulator = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in accumulator.Scalars("loss/total")] == [
-        (1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0)]
+        (1, 1.0),
+        (2, 2.0),
+        (3, 23.0),
+        (4, 24.0),
+    ]
     (image,) = accumulator.Images("preview")
     assert (image.step, image.width, image.height) == (4, 200, 100)
     assert image.encoded_image_string.startswith(b"\x89PNG")
@@ -277,9 +331,20 @@ def test_tensorboard_shows_each_epoch_once(tmp_path):
 
 def test_a_run_folder_whose_name_is_not_utf_8_is_trained_in(folder, tmp_path):
     run_dir = tmp_path / os.fsdecode(b"caf\xe9")
-    run = subprocess.run([sys.executable, "pretrain_drn.py", f"--config={folder / 'drn.json'}", "--device=cpu",
-                          f"--training.run_dir={run_dir}", "--training.epochs=1"], cwd=ROOT, capture_output=True,
-                         env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, check=False)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "pretrain_drn.py",
+            f"--config={folder / 'drn.json'}",
+            "--device=cpu",
+            f"--training.run_dir={run_dir}",
+            "--training.epochs=1",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        check=False,
+    )
     assert (run.returncode, run.stderr.count(b"Traceback")) == (0, 0)
     assert b"caf\\udce9: 1 epochs" in run.stdout
     assert {"config.json", "last.pt", "best.pt", "preview.png"} <= {path.name for path in run_dir.iterdir()}

@@ -27,15 +27,25 @@ from implicitmeshnet.script import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ["create_phantom_dataset", "implicitmeshnet_eval", "implicitmeshnet_train", "mmwhs_create_submission",
-           "pretrain_drn"]
+SCRIPTS = [
+    "create_phantom_dataset",
+    "implicitmeshnet_eval",
+    "implicitmeshnet_train",
+    "mmwhs_create_submission",
+    "pretrain_drn",
+]
 
 
 def run_main(body: str, *arguments, **options):
     """A process that calls run_script on a main() of that body, and is called tool.py."""
     code = f"import os, sys\nfrom implicitmeshnet.script import *\ndef main():\n    {body}\nsys.argv[0] = 'tool.py'\n"
-    return subprocess.run([sys.executable, "-c", f"{code}run_script(main)", *arguments], cwd=ROOT, check=False,
-                          capture_output=True, **options)
+    return subprocess.run(
+        [sys.executable, "-c", f"{code}run_script(main)", *arguments],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        **options,
+    )
 
 
 def test_a_quote_is_bounded_and_says_how_long_the_whole_is():
@@ -55,19 +65,22 @@ def test_json_is_read_in_any_unicode_encoding_with_or_without_a_mark(tmp_path, e
     assert read_json(tmp_path / "a.json", "a config") == {"Vorhöfe": ["é"]}
 
 
-@pytest.mark.parametrize(("data", "sentence"), [
-    (b"", "wanted a config in JSON, found an error: Expecting value"),
-    (b"{", "wanted a config in JSON, found an error"),
-    (b'{"a": "\xe9"}', "'utf-8' codec can't decode byte 0xe9"),
-    (b"\xff\xfe{", "wanted a config in JSON, found an error: 'utf-16"),
-    (b"[" * 200_000, "its brackets are nested too deep"),
-    (b'{"a":' * 200_000, "its brackets are nested too deep"),
-    (b'{"a": ' + b"1" * 200_000 + b"}", "wanted a config in JSON, found an error"),
-    (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key c stands twice"),
-    (b'{"' + b"k" * 10**5 + b'": 1, "' + b"k" * 10**5 + b'": 2}', "stands twice"),
-    (b"[1]", "wanted a config, one JSON object, found list"),
-    (b"null", "one JSON object, found NoneType"),
-])
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "wanted a config in JSON, found an error: Expecting value"),
+        (b"{", "wanted a config in JSON, found an error"),
+        (b'{"a": "\xe9"}', "'utf-8' codec can't decode byte 0xe9"),
+        (b"\xff\xfe{", "wanted a config in JSON, found an error: 'utf-16"),
+        (b"[" * 200_000, "its brackets are nested too deep"),
+        (b'{"a":' * 200_000, "its brackets are nested too deep"),
+        (b'{"a": ' + b"1" * 200_000 + b"}", "wanted a config in JSON, found an error"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key c stands twice"),
+        (b'{"' + b"k" * 10**5 + b'": 1, "' + b"k" * 10**5 + b'": 2}', "stands twice"),
+        (b"[1]", "wanted a config, one JSON object, found list"),
+        (b"null", "one JSON object, found NoneType"),
+    ],
+)
 def test_what_is_no_json_object_is_one_short_sentence(tmp_path, data, sentence):
     path = tmp_path / "a.json"
     path.write_bytes(data)
@@ -135,8 +148,12 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
     killed.kill()
     killed.wait()
     gone = tmp_path / f".ct.nii.gz.partial-{HOST}-{killed.pid}-abcd_123.nii.gz"
-    others = [tmp_path / f".ct.nii.gz.partial-elsewhere-{killed.pid}-abcd_123.nii.gz", tmp_path / ".notes.partial-x",
-              tmp_path / "ct.nii.gz", tmp_path / f".ct.partial-{HOST}-1-abcd_123"]
+    others = [
+        tmp_path / f".ct.nii.gz.partial-elsewhere-{killed.pid}-abcd_123.nii.gz",
+        tmp_path / ".notes.partial-x",
+        tmp_path / "ct.nii.gz",
+        tmp_path / f".ct.partial-{HOST}-1-abcd_123",
+    ]
     for path in (gone, *others):
         path.write_text("half")
     with atomic_path(tmp_path / "ct.nii.gz") as temporary:
@@ -176,8 +193,10 @@ def test_a_file_and_an_impossible_name_are_no_folders(tmp_path):
 def test_a_held_folder_is_refused_to_a_second_and_free_again_afterwards(tmp_path):
     folder = tmp_path / "a/run"
     with locked(folder, "training.run_dir"):
-        with pytest.raises(InputError, match=rf"training\.run_dir: .*{folder} used by process {os.getpid()} on"), \
-                locked(folder, "training.run_dir"):
+        with (
+            pytest.raises(InputError, match=rf"training\.run_dir: .*{folder} used by process {os.getpid()} on"),
+            locked(folder, "training.run_dir"),
+        ):
             pass
         (folder / "file").touch()
     with locked(folder, "training.run_dir"):
@@ -194,8 +213,9 @@ def test_folders_made_for_nothing_are_removed_again(tmp_path):
 def test_a_killed_process_holds_no_folder(tmp_path):
     code = "from implicitmeshnet.script import locked\n"
     code += f"with locked({str(tmp_path)!r}, 'x'):\n    print('held', flush=True)"
-    with subprocess.Popen([sys.executable, "-c", f"{code}\n    input()"], cwd=ROOT, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{code}\n    input()"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(InputError, match=f"used by process {holder.pid} on"), locked(tmp_path, "x"):
             pass
@@ -230,8 +250,13 @@ def test_the_cores_are_those_that_this_process_may_use(monkeypatch):
     code = "from implicitmeshnet.script import core_count; print(core_count())"
     if hasattr(os, "sched_getaffinity"):
         one = min(os.sched_getaffinity(0))
-        run = subprocess.run([sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{one}]); {code}"], cwd=ROOT,
-                             capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{one}]); {code}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert run.stdout == "1\n"
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
         assert core_count() == 8
@@ -244,16 +269,23 @@ def test_the_cores_are_those_that_this_process_may_use(monkeypatch):
     assert core_count() == 5
 
 
-@pytest.mark.parametrize(("body", "status", "sentence"), [
-    ("raise InputError('data.dir: wanted a folder')", 2, b"tool.py: data.dir: wanted a folder\n"),
-    ("raise InputError('a\\nb\\x1b[31m\\x7f: wanted a folder')", 2, b"tool.py: a\\nb\\x1b[31m\\x7f: wanted a folder\n"),
-    ("open('/none/file')", 2, b"tool.py: /none/file: cannot be read or written (No such file or directory)\n"),
-    ("raise OSError", 2, b"tool.py: a file: cannot be read or written (OSError)\n"),
-    ("raise KeyboardInterrupt", 130, b"tool.py: interrupted\n"),
-    ("print(os.fsdecode(b'caf\\xe9'))", 0, b""),
-    ("print(sys.argv[1])", 0, b""),
-    ("from tqdm import tqdm; tqdm.write(os.fsdecode(b'caf\\xe9'))", 0, b""),
-])
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ("raise InputError('data.dir: wanted a folder')", 2, b"tool.py: data.dir: wanted a folder\n"),
+        (
+            "raise InputError('a\\nb\\x1b[31m\\x7f: wanted a folder')",
+            2,
+            b"tool.py: a\\nb\\x1b[31m\\x7f: wanted a folder\n",
+        ),
+        ("open('/none/file')", 2, b"tool.py: /none/file: cannot be read or written (No such file or directory)\n"),
+        ("raise OSError", 2, b"tool.py: a file: cannot be read or written (OSError)\n"),
+        ("raise KeyboardInterrupt", 130, b"tool.py: interrupted\n"),
+        ("print(os.fsdecode(b'caf\\xe9'))", 0, b""),
+        ("print(sys.argv[1])", 0, b""),
+        ("from tqdm import tqdm; tqdm.write(os.fsdecode(b'caf\\xe9'))", 0, b""),
+    ],
+)
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
 def test_a_script_ends_with_one_line_and_a_status_whatever_the_name(body, status, sentence, encoding):
     run = run_main(body, os.fsdecode("ö".encode("latin-1")), env=os.environ | {"PYTHONIOENCODING": encoding})
@@ -273,9 +305,13 @@ def start_importing(tmp_path, script: str, interrupt):
     """A script that has come to import torch, and stays there; `interrupt` is what it finds set for Ctrl-C."""
     (tmp_path / "torch.py").write_text("import sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     (tmp_path / "numpy.py").write_text((tmp_path / "torch.py").read_text())
-    process = subprocess.Popen([sys.executable, ROOT / f"{script}.py"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(tmp_path)},
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt))
+    process = subprocess.Popen(
+        [sys.executable, ROOT / f"{script}.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt),
+    )
     assert process.stdout.readline() == b"importing\n"
     return process
 

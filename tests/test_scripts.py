@@ -109,13 +109,25 @@ def test_a_run_folder_with_another_config_is_refused(trained, monkeypatch):
 
 def test_a_finished_run_can_be_lengthened(trained, tmp_path, monkeypatch):
     shutil.copytree(trained / "run", tmp_path / "run")
-    call(implicitmeshnet_train, monkeypatch, f"--config={trained / 'config.json'}", "--training.epochs=4",
-         f"--training.run_dir={tmp_path / 'run'}", "--device=cpu")
+    call(
+        implicitmeshnet_train,
+        monkeypatch,
+        f"--config={trained / 'config.json'}",
+        "--training.epochs=4",
+        f"--training.run_dir={tmp_path / 'run'}",
+        "--device=cpu",
+    )
     assert len(load_checkpoint(tmp_path / "run/last.pt")["history"]) == 4
     assert load_config(tmp_path / "run/config.json").training.epochs == 4
     with pytest.raises(ValueError, match=r"holds a run with training\.epochs = 4, wanted 3"):
-        call(implicitmeshnet_train, monkeypatch, f"--config={trained / 'config.json'}", "--training.epochs=3",
-             f"--training.run_dir={tmp_path / 'run'}", "--device=cpu")
+        call(
+            implicitmeshnet_train,
+            monkeypatch,
+            f"--config={trained / 'config.json'}",
+            "--training.epochs=3",
+            f"--training.run_dir={tmp_path / 'run'}",
+            "--device=cpu",
+        )
 
 
 def test_a_run_folder_without_its_best_or_its_last_checkpoint_is_refused_and_left_alone(trained, tmp_path, monkeypatch):
@@ -142,10 +154,20 @@ def test_a_run_folder_without_its_best_or_its_last_checkpoint_is_refused_and_lef
 def pretrained(folder):
     """A DeepRepresentationNetwork for the folder's template, pretrained for a moment."""
     config = {
-        "network": {"shape": [16, 16, 16], "channels": [16, 16], "blocks": [1, 1], "graph_channels": 4,
-                    "template_subdivisions": 1},
-        "training": {"run_dir": str(folder / "drn"), "epochs": 3, "shapes": 8, "validation_shapes": 3,
-                     "validate_every": 1},
+        "network": {
+            "shape": [16, 16, 16],
+            "channels": [16, 16],
+            "blocks": [1, 1],
+            "graph_channels": 4,
+            "template_subdivisions": 1,
+        },
+        "training": {
+            "run_dir": str(folder / "drn"),
+            "epochs": 3,
+            "shapes": 8,
+            "validation_shapes": 3,
+            "validate_every": 1,
+        },
     }
     (folder / "drn.json").write_text(json.dumps(config))
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -163,14 +185,22 @@ def test_pretraining_writes_its_config_weights_and_pictures(pretrained):
 
 def test_pretraining_keeps_the_weights_with_the_least_error_near_the_surface(pretrained, monkeypatch):
     errors, kept = iter([0.5, 0.2, 0.3, 0.1]), []
-    monkeypatch.setattr(pretrain_drn, "validate", lambda *_: {
-        "error_voxels": next(errors), "sign": 1.0, "dice": {"zero level": 0.9}})
+    monkeypatch.setattr(
+        pretrain_drn, "validate", lambda *_: {"error_voxels": next(errors), "sign": 1.0, "dice": {"zero level": 0.9}}
+    )
     monkeypatch.setattr(pretrain_drn, "save_snapshot", lambda path, drn: (kept.append(1), save_snapshot(path, drn)))
-    call(pretrain_drn, monkeypatch, f"--config={pretrained / 'drn.json'}", "--device=cpu", "--training.epochs=4",
-         f"--training.run_dir={pretrained / 'drn_best'}")
+    call(
+        pretrain_drn,
+        monkeypatch,
+        f"--config={pretrained / 'drn.json'}",
+        "--device=cpu",
+        "--training.epochs=4",
+        f"--training.run_dir={pretrained / 'drn_best'}",
+    )
     assert len(kept) == 3
-    best, last = (torch.load(pretrained / "drn_best" / name, weights_only=True)["network"]
-                  for name in ("best.pt", "last.pt"))
+    best, last = (
+        torch.load(pretrained / "drn_best" / name, weights_only=True)["network"] for name in ("best.pt", "last.pt")
+    )
     assert all(torch.equal(value, last[name].half()) for name, value in best.items())
 
 
@@ -186,8 +216,14 @@ def test_an_interrupted_pretraining_resumes_to_the_same_weights(pretrained, monk
 
 
 def deep(folder, run, *more):
-    return (f"--config={folder / 'config.json'}", "--loss.route=deep", f"--training.run_dir={folder / run}",
-            "--training.epochs=2", "--device=cpu", *(more or [f"--loss.drn_config={folder / 'drn/config.json'}"]))
+    return (
+        f"--config={folder / 'config.json'}",
+        "--loss.route=deep",
+        f"--training.run_dir={folder / run}",
+        "--training.epochs=2",
+        "--device=cpu",
+        *(more or [f"--loss.drn_config={folder / 'drn/config.json'}"]),
+    )
 
 
 def test_the_deep_route_trains_both_networks_and_resumes_both(pretrained, monkeypatch):
@@ -219,16 +255,24 @@ def test_a_drn_that_does_not_fit_is_refused_before_anything_is_written(pretraine
             tree["snapshot"] = str(pretrained / "drn/best.pt")
             (pretrained / f"{name}.json").write_text(json.dumps(tree))
         with pytest.raises(ValueError, match=sentence):
-            call(implicitmeshnet_train, monkeypatch,
-                 *deep(pretrained, "refused", f"--loss.drn_config={pretrained / name}.json"))
+            call(
+                implicitmeshnet_train,
+                monkeypatch,
+                *deep(pretrained, "refused", f"--loss.drn_config={pretrained / name}.json"),
+            )
         assert not (pretrained / "refused").exists()
 
 
 @pytest.fixture(scope="module")
 def evaluated(trained):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={trained / 'run/config.json'}",
-             f"--test_dir_in={trained / 'data'}", f"--test_dir_out={trained / 'out'}")
+        call(
+            implicitmeshnet_eval,
+            monkeypatch,
+            f"--implicitmeshnet_config={trained / 'run/config.json'}",
+            f"--test_dir_in={trained / 'data'}",
+            f"--test_dir_out={trained / 'out'}",
+        )
     return trained
 
 
@@ -292,8 +336,13 @@ def test_the_run_keeps_what_its_intensities_were(evaluated, tmp_path, monkeypatc
     assert np.shape(statistics.covariance) == (9, 9)
     image = read_image(evaluated / "data/ct_train_1001_image.nii.gz")
     write_volume(tmp_path / "in/a_image.nii.gz", image.data + 1024, image.grid.affine)
-    call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
-         f"--test_dir_in={tmp_path / 'in'}", f"--test_dir_out={tmp_path / 'out'}")
+    call(
+        implicitmeshnet_eval,
+        monkeypatch,
+        f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+        f"--test_dir_in={tmp_path / 'in'}",
+        f"--test_dir_out={tmp_path / 'out'}",
+    )
     sentence = "a_image.nii.gz: the image is unlike the training's"
     assert sentence in capsys.readouterr().err
     rows = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
@@ -313,37 +362,59 @@ def test_nothing_stale_stays_for_the_cases_written(evaluated, tmp_path, monkeypa
     for name in stale + kept:
         (out / name).touch()
     (out / "metrics.csv").write_text("case,structure\nold,LV\n")
-    call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
-         f"--test_dir_in={tmp_path / 'in'}", f"--test_dir_out={out}")
+    call(
+        implicitmeshnet_eval,
+        monkeypatch,
+        f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+        f"--test_dir_in={tmp_path / 'in'}",
+        f"--test_dir_out={out}",
+    )
     found = {path.name for path in out.iterdir()}
     assert set(kept) <= found
     assert not set(stale) & found
     assert {row["case"] for row in csv.DictReader((out / "metrics.csv").open())} == {"a"}
 
 
-@pytest.mark.parametrize(("options", "cases", "said"), [
-    ([], ["s"], "took imagesTs; --split=Tr takes imagesTr"), (["--split=Tr"], ["r"], ""), (["--split=Ts"], ["s"], "")])
+@pytest.mark.parametrize(
+    ("options", "cases", "said"),
+    [([], ["s"], "took imagesTs; --split=Tr takes imagesTr"), (["--split=Tr"], ["r"], ""), (["--split=Ts"], ["s"], "")],
+)
 def test_a_data_sets_root_means_its_test_images(evaluated, tmp_path, monkeypatch, capsys, options, cases, said):
     for folder, name in (("imagesTr", "r_0000"), ("imagesTs", "s_0000"), ("labelsTs", "s")):
         kind = "label" if "label" in folder else "image"
         (tmp_path / "in" / folder).mkdir(parents=True)
         shutil.copy(evaluated / f"data/ct_train_1001_{kind}.nii.gz", tmp_path / f"in/{folder}/{name}.nii.gz")
-    call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}", *options,
-         f"--test_dir_in={tmp_path / 'in'}", f"--test_dir_out={tmp_path / 'out'}")
+    call(
+        implicitmeshnet_eval,
+        monkeypatch,
+        f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+        *options,
+        f"--test_dir_in={tmp_path / 'in'}",
+        f"--test_dir_out={tmp_path / 'out'}",
+    )
     rows = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
     assert [row["case"] for row in rows[::2]] == cases
     assert bool(rows[0]["dice"]) == (cases == ["s"])
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("options", "sentence"), [
-    (["--split=Ts"], "--split: wanted a folder imagesTs in --test_dir_in, found none"),
-    (["--split=Tr", "--validation_split"], "--split: wanted "),
-])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--split=Ts"], "--split: wanted a folder imagesTs in --test_dir_in, found none"),
+        (["--split=Tr", "--validation_split"], "--split: wanted "),
+    ],
+)
 def test_a_split_that_is_not_there_is_one_sentence(evaluated, tmp_path, monkeypatch, options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}", *options,
-             f"--test_dir_in={evaluated / 'data'}", f"--test_dir_out={tmp_path / 'out'}")
+        call(
+            implicitmeshnet_eval,
+            monkeypatch,
+            f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+            *options,
+            f"--test_dir_in={evaluated / 'data'}",
+            f"--test_dir_out={tmp_path / 'out'}",
+        )
 
 
 def test_a_fault_of_our_own_ends_after_the_table_is_written(evaluated, tmp_path, monkeypatch, capsys):
@@ -355,8 +426,13 @@ def test_a_fault_of_our_own_ends_after_the_table_is_written(evaluated, tmp_path,
     original = Predictor.__call__
     monkeypatch.setattr(Predictor, "__call__", faulty)
     with pytest.raises(SystemExit) as ended:
-        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
-             f"--test_dir_in={evaluated / 'data'}", f"--test_dir_out={tmp_path / 'out'}")
+        call(
+            implicitmeshnet_eval,
+            monkeypatch,
+            f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+            f"--test_dir_in={evaluated / 'data'}",
+            f"--test_dir_out={tmp_path / 'out'}",
+        )
     assert ended.value.code == 1
     printed = capsys.readouterr()
     assert "ct_train_1002_image.nii.gz: Traceback" in printed.err
@@ -368,20 +444,39 @@ def test_a_fault_of_our_own_ends_after_the_table_is_written(evaluated, tmp_path,
 
 def test_a_box_that_leaves_most_of_a_structure_out_is_refused_before_training(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"data\.shape: wanted a box that holds L[VA], found \d+% of its label"):
-        call(implicitmeshnet_train, monkeypatch, f"--config={folder / 'config.json'}", "--data.spacing_mm=0.5",
-             f"--training.run_dir={tmp_path / 'run'}", "--device=cpu")
+        call(
+            implicitmeshnet_train,
+            monkeypatch,
+            f"--config={folder / 'config.json'}",
+            "--data.spacing_mm=0.5",
+            f"--training.run_dir={tmp_path / 'run'}",
+            "--device=cpu",
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_box_that_cuts_a_structure_is_named_before_training(folder, tmp_path, monkeypatch, capsys):
-    call(implicitmeshnet_train, monkeypatch, f"--config={folder / 'config.json'}", "--data.spacing_mm=6",
-         f"--training.run_dir={tmp_path / 'run'}", "--device=cpu", "--training.epochs=1")
+    call(
+        implicitmeshnet_train,
+        monkeypatch,
+        f"--config={folder / 'config.json'}",
+        "--data.spacing_mm=6",
+        f"--training.run_dir={tmp_path / 'run'}",
+        "--device=cpu",
+        "--training.epochs=1",
+    )
     assert re.search(r"L[VA]: \d+% of the label outside the box in \d of 3 cases", capsys.readouterr().out)
 
 
 def test_the_validation_split_alone_is_the_case_that_training_held_out(evaluated, monkeypatch, capsys):
-    call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
-         f"--test_dir_in={evaluated / 'data'}", f"--test_dir_out={evaluated / 'held_out'}", "--validation_split")
+    call(
+        implicitmeshnet_eval,
+        monkeypatch,
+        f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+        f"--test_dir_in={evaluated / 'data'}",
+        f"--test_dir_out={evaluated / 'held_out'}",
+        "--validation_split",
+    )
     assert "1 of 1 cases written" in capsys.readouterr().out
 
 
@@ -389,15 +484,17 @@ def test_the_segmentation_is_the_largest_of_the_interpolated_probabilities():
     """Against plain interpolation at every voxel, for a permuted, flipped, oblique image partly outside the box."""
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", [5, -4, 8], degrees=True).as_matrix() @ np.array(
-        [[0, 0, -1.6], [1.1, 0, 0], [0, 1.1, 0]])
+        [[0, 0, -1.6], [1.1, 0, 0], [0, 1.1, 0]]
+    )
     grid = Grid((45, 50, 30), affine)
     box = network_grid(grid, (12, 16, 14), 2.5, transform(affine, np.array([10.0, 25, 15])))
     noise = np.random.default_rng(0).normal(size=(4, 12, 16, 14))
     logits = torch.from_numpy(np.stack([gaussian_filter(channel, 2) for channel in noise])) * 20
     segmentation = segmentation_on_grid(logits, box, [7, 5, 9], grid)
     voxels = transform(np.linalg.inv(box.affine) @ affine, np.argwhere(np.ones(grid.shape)).astype(float))
-    others = [map_coordinates(channel, voxels.T, order=1, mode="grid-constant")
-              for channel in logits.softmax(0)[1:].numpy()]
+    others = [
+        map_coordinates(channel, voxels.T, order=1, mode="grid-constant") for channel in logits.softmax(0)[1:].numpy()
+    ]
     wanted = np.array([0, 7, 5, 9])[np.argmax([1 - np.sum(others, 0), *others], axis=0)].reshape(grid.shape)
     assert set(np.unique(wanted)) == {0, 5, 7, 9}
     assert np.mean(segmentation != wanted) < 1e-4  # rounding decides between equal probabilities
@@ -408,20 +505,37 @@ def whole_heart(folder):
     """A network of a wall, the cavity in it and all else, whose region a coarse pass finds, trained and evaluated."""
     run = folder / "whole"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        call(implicitmeshnet_train, monkeypatch, f"--config={folder / 'config.json'}", f"--training.run_dir={run}",
-             '--data.structures={"LV": [500], "Myo": [205], "Rest": [820, 420, 550, 600, 850]}',
-             '--data.encloses={"Myo": ["LV"]}',
-             "--data.region=found", "--training.epochs=8", "--training.repeats=6", "--training.learning_rate=0.005",
-             "--training.validate_every=8", "--loss.laplacian_end=1", "--loss.laplacian_start=10")
-        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={run / 'config.json'}",
-             f"--test_dir_in={folder / 'data'}", f"--test_dir_out={run / 'out'}")
+        call(
+            implicitmeshnet_train,
+            monkeypatch,
+            f"--config={folder / 'config.json'}",
+            f"--training.run_dir={run}",
+            '--data.structures={"LV": [500], "Myo": [205], "Rest": [820, 420, 550, 600, 850]}',
+            '--data.encloses={"Myo": ["LV"]}',
+            "--data.region=found",
+            "--training.epochs=8",
+            "--training.repeats=6",
+            "--training.learning_rate=0.005",
+            "--training.validate_every=8",
+            "--loss.laplacian_end=1",
+            "--loss.laplacian_start=10",
+        )
+        call(
+            implicitmeshnet_eval,
+            monkeypatch,
+            f"--implicitmeshnet_config={run / 'config.json'}",
+            f"--test_dir_in={folder / 'data'}",
+            f"--test_dir_out={run / 'out'}",
+        )
     return run
 
 
 def test_a_mesh_around_another_leaves_it_its_voxels(whole_heart):
     labelmap = read_labels(whole_heart / "out/ct_train_1001_mesh_labelmap.nii.gz")
-    masks = {name: mesh_to_mask(*read_mesh(whole_heart / f"out/ct_train_1001_{name}_mesh.ply"), labelmap.grid)
-             for name in ("LV", "Myo", "Rest")}
+    masks = {
+        name: mesh_to_mask(*read_mesh(whole_heart / f"out/ct_train_1001_{name}_mesh.ply"), labelmap.grid)
+        for name in ("LV", "Myo", "Rest")
+    }
     assert not (masks["LV"] & (labelmap.data == 205)).any()
     assert (labelmap.data[masks["Myo"] & ~masks["LV"] & ~masks["Rest"]] == 205).all()
     assert (masks["LV"] & masks["Myo"]).sum() > 0.8 * masks["LV"].sum()
@@ -436,11 +550,17 @@ def test_the_region_follows_the_heart(whole_heart, monkeypatch, tmp_path):
     affine = image.grid.affine.copy()
     affine[:3, 3] -= 20 * affine[:3, 0]
     write_volume(tmp_path / "in/ct_train_1002_image.nii.gz", longer, affine)
-    call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={whole_heart / 'config.json'}",
-         f"--test_dir_in={tmp_path / 'in'}", f"--test_dir_out={tmp_path / 'out'}")
+    call(
+        implicitmeshnet_eval,
+        monkeypatch,
+        f"--implicitmeshnet_config={whole_heart / 'config.json'}",
+        f"--test_dir_in={tmp_path / 'in'}",
+        f"--test_dir_out={tmp_path / 'out'}",
+    )
     for name in ("LV", "Myo", "Rest"):
-        before, after = (read_mesh(path / f"out/ct_train_1002_{name}_mesh.ply")[0].mean(0)
-                         for path in (whole_heart, tmp_path))
+        before, after = (
+            read_mesh(path / f"out/ct_train_1002_{name}_mesh.ply")[0].mean(0) for path in (whole_heart, tmp_path)
+        )
         assert np.linalg.norm(after - before) < 15
 
 
@@ -449,16 +569,26 @@ def test_a_bad_case_is_named_and_the_others_go_on(evaluated, tmp_path, monkeypat
         data = (evaluated / "data" / f"{name}.nii.gz").read_bytes()
         (tmp_path / f"{name}.nii.gz").write_bytes(data[: len(data) // 2] if "1001" in name else data)
     with pytest.raises(ValueError, match=r"1 of 2 cases failed: .*ct_train_1001_image\.nii\.gz"):
-        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
-             f"--test_dir_in={tmp_path}", f"--test_dir_out={tmp_path / 'out'}")
+        call(
+            implicitmeshnet_eval,
+            monkeypatch,
+            f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+            f"--test_dir_in={tmp_path}",
+            f"--test_dir_out={tmp_path / 'out'}",
+        )
     assert (tmp_path / "out/ct_train_1002_LV_mesh.ply").exists()
     assert not list((tmp_path / "out").glob("*1001*"))
 
 
 def test_results_may_not_go_where_the_images_are(evaluated, monkeypatch):
     with pytest.raises(ValueError, match="--test_dir_out: wanted another folder than --test_dir_in"):
-        call(implicitmeshnet_eval, monkeypatch, f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
-             f"--test_dir_in={evaluated / 'data'}", f"--test_dir_out={evaluated / 'data'}")
+        call(
+            implicitmeshnet_eval,
+            monkeypatch,
+            f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
+            f"--test_dir_in={evaluated / 'data'}",
+            f"--test_dir_out={evaluated / 'data'}",
+        )
 
 
 def test_the_summary_leaves_out_cases_in_which_a_structure_is_not_labelled(capsys):
@@ -472,15 +602,34 @@ def test_the_summary_leaves_out_cases_in_which_a_structure_is_not_labelled(capsy
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["implicitmeshnet_eval.py", "--implicitmeshnet_config=none.json", "--test_dir_in=a", "--test_dir_out=b"],
-         "none.json: cannot be read as a config"),
-        (["implicitmeshnet_eval.py", "--implicitmeshnet_config={run}", "--test_dir_in=none", "--test_dir_out=b"],
-         "none: wanted a folder"),
-        (["implicitmeshnet_eval.py", "--implicitmeshnet_config={run}", "--test_dir_in=.", "--test_dir_out=b",
-          "--device=tpu"], "--device: wanted one of"),
+        (
+            ["implicitmeshnet_eval.py", "--implicitmeshnet_config=none.json", "--test_dir_in=a", "--test_dir_out=b"],
+            "none.json: cannot be read as a config",
+        ),
+        (
+            ["implicitmeshnet_eval.py", "--implicitmeshnet_config={run}", "--test_dir_in=none", "--test_dir_out=b"],
+            "none: wanted a folder",
+        ),
+        (
+            [
+                "implicitmeshnet_eval.py",
+                "--implicitmeshnet_config={run}",
+                "--test_dir_in=.",
+                "--test_dir_out=b",
+                "--device=tpu",
+            ],
+            "--device: wanted one of",
+        ),
         (["implicitmeshnet_train.py", "--config={config}", "--training.epochs=none"], "training.epochs: wanted int"),
-        (["implicitmeshnet_train.py", "--config={config}", "--data.structures={{\"LV\": [7]}}",
-          "--training.run_dir=other"], "_label.nii.gz"),
+        (
+            [
+                "implicitmeshnet_train.py",
+                "--config={config}",
+                '--data.structures={{"LV": [7]}}',
+                "--training.run_dir=other",
+            ],
+            "_label.nii.gz",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_status_2(trained, tmp_path, arguments, sentence):

@@ -42,8 +42,14 @@ def run(clone: Path, script: Path, **variables) -> tuple[int, list[str]]:
     log.write_text("")
     path = os.environ["PATH"] if "SLURM_JOB_ID" not in variables else f"{clone.parent / 'bin'}:{os.environ['PATH']}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SRUN", "OMP"))}
-    process = subprocess.run(["bash", script], cwd="/", env=kept | {"PATH": path, "LOG": str(log)} | variables,
-                             capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        ["bash", script],
+        cwd="/",
+        env=kept | {"PATH": path, "LOG": str(log)} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return process.returncode, log.read_text().splitlines()
 
 
@@ -73,11 +79,17 @@ def test_in_a_job_every_step_has_the_jobs_cores(clone):
     data.mkdir(parents=True)
     (clone.parent / "spool").mkdir()
     shutil.copy(clone / "train.slurm", clone.parent / "spool/slurm_script")
-    status, calls = run(clone, clone.parent / "spool/slurm_script", SLURM_SUBMIT_DIR=str(clone), SLURM_JOB_ID="7",
-                        SLURM_CPUS_PER_TASK="8")
+    status, calls = run(
+        clone,
+        clone.parent / "spool/slurm_script",
+        SLURM_SUBMIT_DIR=str(clone),
+        SLURM_JOB_ID="7",
+        SLURM_CPUS_PER_TASK="8",
+    )
     assert status == 0
-    assert calls == [line for training in trainings(data)
-                     for line in ("srun --cpus-per-task=8", f"{training} on 8 threads")]
+    assert calls == [
+        line for training in trainings(data) for line in ("srun --cpus-per-task=8", f"{training} on 8 threads")
+    ]
 
 
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="this machine has srun")
@@ -90,12 +102,15 @@ def test_in_a_job_on_a_machine_without_srun_it_runs_directly(clone):
 
 def test_the_sites_settings_come_first(clone):
     (clone.parent / "data").mkdir()
-    status, calls = run(clone, clone / "train.slurm", DATA_DIR=str(clone.parent / "data"), CONFIGS="whole_heart",
-                        DRN_CONFIG="drn_small")
+    status, calls = run(
+        clone, clone / "train.slurm", DATA_DIR=str(clone.parent / "data"), CONFIGS="whole_heart", DRN_CONFIG="drn_small"
+    )
     assert status == 0
-    assert calls == ["python pretrain_drn.py --config=configs_implicitmeshnet/drn_small.json",
-                     "python implicitmeshnet_train.py --config=configs_implicitmeshnet/whole_heart.json"
-                     f" --data.dir={clone.parent / 'data'}"]
+    assert calls == [
+        "python pretrain_drn.py --config=configs_implicitmeshnet/drn_small.json",
+        "python implicitmeshnet_train.py --config=configs_implicitmeshnet/whole_heart.json"
+        f" --data.dir={clone.parent / 'data'}",
+    ]
 
 
 def test_phantoms_that_were_cut_short_are_made_again_and_a_failure_ends_the_script(clone):

@@ -29,8 +29,11 @@ HEART_CT = ROOT.parent / "shared/data/heart_ct"
 
 
 def evaluate(monkeypatch, config, folder, out):
-    arguments = [f"--implicitmeshnet_config={CONFIGS / config}.json", f"--test_dir_in={folder}",
-                 f"--test_dir_out={out}"]
+    arguments = [
+        f"--implicitmeshnet_config={CONFIGS / config}.json",
+        f"--test_dir_in={folder}",
+        f"--test_dir_out={out}",
+    ]
     monkeypatch.setattr(sys, "argv", ["implicitmeshnet_eval.py", *arguments])
     implicitmeshnet_eval.main()
 

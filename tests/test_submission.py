@@ -82,7 +82,8 @@ def rows(path):
 def test_two_label_maps_become_one_and_the_deeper_claim_wins(inputs, monkeypatch):
     call(monkeypatch, *both(inputs))
     assert sorted(path.name for path in (inputs / "out").iterdir()) == sorted(
-        f"{case}_label{kind}.nii.gz" for case in CASES for kind in ("", "_1mm"))
+        f"{case}_label{kind}.nii.gz" for case in CASES for kind in ("", "_1mm")
+    )
     image = nib.load(inputs / "out/ct_test_2001_label.nii.gz")
     assert image.get_data_dtype() == np.int16
     np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
@@ -101,12 +102,24 @@ def test_the_papers_two_evaluations_and_its_submission_run_one_after_the_other(t
         config.snapshot = str(tmp_path / f"{stem}.pt")
         save_snapshot(config.snapshot, build_network(config))
         save_config(config, tmp_path / f"{stem}.json")
-        monkeypatch.setattr(sys, "argv", [
-            "implicitmeshnet_eval.py", f"--implicitmeshnet_config={tmp_path / stem}.json",
-            f"--test_dir_in={tmp_path / 'test'}", f"--test_dir_out={tmp_path / out}", "--device=cpu"])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                "implicitmeshnet_eval.py",
+                f"--implicitmeshnet_config={tmp_path / stem}.json",
+                f"--test_dir_in={tmp_path / 'test'}",
+                f"--test_dir_out={tmp_path / out}",
+                "--device=cpu",
+            ],
+        )
         implicitmeshnet_eval.main()
-    call(monkeypatch, f"--input_dir_lv={tmp_path / 'test_out_lv'}", f"--input_dir_la={tmp_path / 'test_out_la'}",
-         tmp_path / "test_out")
+    call(
+        monkeypatch,
+        f"--input_dir_lv={tmp_path / 'test_out_lv'}",
+        f"--input_dir_la={tmp_path / 'test_out_la'}",
+        tmp_path / "test_out",
+    )
     label = read_labels(tmp_path / "test_out/ct_test_2001_label_1mm.nii.gz").data
     ball_mm3 = 4 / 3 * np.pi * (0.5 * 127 / 2 * 1.3) ** 3
     assert np.count_nonzero(label == 500) == pytest.approx(ball_mm3, rel=0.02)
@@ -119,9 +132,12 @@ def test_the_copy_at_1_mm_covers_the_same_field_by_nearest_neighbour(inputs, mon
     assert fine.data.shape == (24, 36, 32)  # 30 x 0.8, 24 x 1.5 and 16 x 2 mm
     np.testing.assert_allclose(fine.grid.spacing_mm, 1, atol=1e-6)
     for corner in (-0.5, 0.5):
-        ends = [volume.grid.affine[:3, :3] @ (np.sign(corner) * np.array(volume.data.shape) / 2)
-                + volume.grid.affine[:3, :3] @ ((np.array(volume.data.shape) - 1) / 2) + volume.grid.affine[:3, 3]
-                for volume in (coarse, fine)]
+        ends = [
+            volume.grid.affine[:3, :3] @ (np.sign(corner) * np.array(volume.data.shape) / 2)
+            + volume.grid.affine[:3, :3] @ ((np.array(volume.data.shape) - 1) / 2)
+            + volume.grid.affine[:3, 3]
+            for volume in (coarse, fine)
+        ]
         np.testing.assert_allclose(*ends, atol=1e-4)
     voxels = np.argwhere(np.ones(fine.data.shape, bool))
     world = voxels @ fine.grid.affine[:3, :3].T + fine.grid.affine[:3, 3]
@@ -228,7 +244,10 @@ def check_scores(inputs, truth):
 def test_the_scorer_is_called_once_a_case_and_its_rows_are_read(inputs, challenge, monkeypatch, capsys):
     call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
     assert [" ".join(line.split()[1:]) for line in calls(inputs)] == [
-        "ct 2001 --decodeseg2", "ct 2018 --decodeseg2", "mr 2018 --decodeseg2"]
+        "ct 2001 --decodeseg2",
+        "ct 2018 --decodeseg2",
+        "mr 2018 --decodeseg2",
+    ]
     check_scores(inputs, challenge)
     assert "LV" in capsys.readouterr().out
 
@@ -246,10 +265,13 @@ def test_a_case_is_scored_again_only_where_it_changed_or_when_asked(inputs, chal
     assert len(calls(inputs)) == 7
 
 
-@pytest.mark.parametrize(("kind", "sentence"), [
-    ("FAILS", "ct_test_2018: wanted one row from .*exit status 1; it said: the scorer fell over"),
-    ("NONSENSE", "ct_test_2018: wanted 8 Dice values and the case's name .* found 'nonsense'"),
-])
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("FAILS", "ct_test_2018: wanted one row from .*exit status 1; it said: the scorer fell over"),
+        ("NONSENSE", "ct_test_2018: wanted 8 Dice values and the case's name .* found 'nonsense'"),
+    ],
+)
 def test_a_failed_case_is_named_and_the_others_go_on(inputs, challenge, monkeypatch, kind, sentence):
     monkeypatch.setenv(kind, "ct2018")
     with pytest.raises(InputError, match=f"1 of 3 cases failed: {sentence}"):
@@ -284,13 +306,16 @@ def test_no_score_is_lost_and_none_goes_stale(inputs, challenge, monkeypatch):
     assert table.read_bytes() == b"\xff\n"
 
 
-@pytest.mark.parametrize("row", [
-    "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t0.8\t0.9\tct2018\t--decodeseg2",
-    "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t0.8\t\tct20189\t--decodeseg2",
-    "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t1.8\t\tct2018\t--decodeseg2",
-    "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\tnan\t\tct2018\t--decodeseg2",
-    "0.1\t0.2\t0_3\t0.4\t0.5\t0.6\t0.7\t0.8\t\tct2018\t--decodeseg2",
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t0.8\t0.9\tct2018\t--decodeseg2",
+        "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t0.8\t\tct20189\t--decodeseg2",
+        "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t1.8\t\tct2018\t--decodeseg2",
+        "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\tnan\t\tct2018\t--decodeseg2",
+        "0.1\t0.2\t0_3\t0.4\t0.5\t0.6\t0.7\t0.8\t\tct2018\t--decodeseg2",
+    ],
+)
 def test_a_row_that_is_not_this_cases_is_refused(row):
     with pytest.raises(InputError, match="wanted 8 Dice values and the case's name"):
         mmwhs_create_submission.parse_row(row, "ct_test_2018", ["LV", "LA"])
@@ -299,7 +324,9 @@ def test_a_row_that_is_not_this_cases_is_refused(row):
 def test_a_row_is_read_by_its_columns():
     row = "0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t8e-1\t\tct2018\t--decodeseg2\r"
     assert mmwhs_create_submission.parse_row(row, "ct_test_2018", ["LV", "LA"]) == [
-        {"structure": "LV", "dice": 0.1}, {"structure": "LA", "dice": 0.4}]
+        {"structure": "LV", "dice": 0.1},
+        {"structure": "LA", "dice": 0.4},
+    ]
     whole = mmwhs_create_submission.parse_row(row, "ct_test_2018", list(mmwhs_create_submission.VALUES))
     assert {entry["structure"]: entry["dice"] for entry in whole}["AO"] == 0.6
     assert whole[-1] == {"structure": "whole heart", "dice": 0.8}
@@ -460,22 +487,34 @@ def remove(path):
     return lambda inputs: (inputs / path).unlink()
 
 
-@pytest.mark.parametrize(("change", "arguments", "sentence"), [
-    (None, ["out"], "wanted --input_dir, or --input_dir_lv and --input_dir_la, found neither"),
-    (None, ["--input_dir_lv=lv", "out"], "found --input_dir_lv"),
-    (None, ["--input_dir=lv", "--input_dir_lv=lv", "--input_dir_la=la", "out"], "wanted --input_dir, or"),
-    (None, ["--input_dir_lv=lv", "--input_dir_la=lv", "out"], "wanted another folder than --input_dir_lv"),
-    (None, ["--input_dir_lv=lv", "--input_dir_la=la", "lv"], "wanted another folder than those that are read"),
-    (None, ["--input_dir_lv=lv", "--input_dir_la=none", "out"], "none: wanted files <case>_mesh_labelmap.nii.gz"),
-    (remove("la/ct_test_2018_mesh_labelmap.nii.gz"), ["--input_dir_lv=lv", "--input_dir_la=la", "out"],
-     "la: wanted the same cases as in lv, found ct_test_2018 in one of them alone"),
-    (None, ["--input_dir_lv=la", "--input_dir_la=lv", "out"], "wanted the label values 0, 500, found 420"),
-    (None, ["--input_dir_lv=lv", "--input_dir_la=la", "out", "--gt_dir=a", "--encrypted_gt_dir=b"], "found both"),
-    (None, ["--input_dir_lv=lv", "--input_dir_la=la", "out", "--gt_dir=a"],
-     "ct_test_2001_label.nii.gz: wanted a ground truth for each of 3 cases, found no such file, nor 2 others"),
-    (None, ["--input_dir_lv=lv", "--input_dir_la=la", "out", "--encrypted_gt_dir=b"],
-     "b/zxhCardWhsEvaluate.exe: wanted the challenge's scorer, found no such file"),
-])
+@pytest.mark.parametrize(
+    ("change", "arguments", "sentence"),
+    [
+        (None, ["out"], "wanted --input_dir, or --input_dir_lv and --input_dir_la, found neither"),
+        (None, ["--input_dir_lv=lv", "out"], "found --input_dir_lv"),
+        (None, ["--input_dir=lv", "--input_dir_lv=lv", "--input_dir_la=la", "out"], "wanted --input_dir, or"),
+        (None, ["--input_dir_lv=lv", "--input_dir_la=lv", "out"], "wanted another folder than --input_dir_lv"),
+        (None, ["--input_dir_lv=lv", "--input_dir_la=la", "lv"], "wanted another folder than those that are read"),
+        (None, ["--input_dir_lv=lv", "--input_dir_la=none", "out"], "none: wanted files <case>_mesh_labelmap.nii.gz"),
+        (
+            remove("la/ct_test_2018_mesh_labelmap.nii.gz"),
+            ["--input_dir_lv=lv", "--input_dir_la=la", "out"],
+            "la: wanted the same cases as in lv, found ct_test_2018 in one of them alone",
+        ),
+        (None, ["--input_dir_lv=la", "--input_dir_la=lv", "out"], "wanted the label values 0, 500, found 420"),
+        (None, ["--input_dir_lv=lv", "--input_dir_la=la", "out", "--gt_dir=a", "--encrypted_gt_dir=b"], "found both"),
+        (
+            None,
+            ["--input_dir_lv=lv", "--input_dir_la=la", "out", "--gt_dir=a"],
+            "ct_test_2001_label.nii.gz: wanted a ground truth for each of 3 cases, found no such file, nor 2 others",
+        ),
+        (
+            None,
+            ["--input_dir_lv=lv", "--input_dir_la=la", "out", "--encrypted_gt_dir=b"],
+            "b/zxhCardWhsEvaluate.exe: wanted the challenge's scorer, found no such file",
+        ),
+    ],
+)
 def test_bad_input_is_one_sentence_and_nothing_is_written(inputs, monkeypatch, change, arguments, sentence):
     monkeypatch.chdir(inputs)
     if change:

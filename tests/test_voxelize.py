@@ -125,8 +125,9 @@ def test_large_grids_take_about_a_second():
 
 def test_far_and_degenerate_faces_are_harmless():
     vertices, faces = box([0.5, 0.5, 0.5], [3.5, 3.5, 3.5])
-    extra = torch.tensor([[1e30, 2, 2], [1e30, 3, 2], [1e30, 2, 3], [-1e300, -1e300, 2], [-1e300, -1e301, 1e300]],
-                         dtype=torch.float64)
+    extra = torch.tensor(
+        [[1e30, 2, 2], [1e30, 3, 2], [1e30, 2, 3], [-1e300, -1e300, 2], [-1e300, -1e301, 1e300]], dtype=torch.float64
+    )
     more = torch.tensor([[8, 9, 10], [11, 12, 11], [0, 0, 0], [0, 1, 1]])
     inside = voxelize(torch.cat([vertices, extra]), torch.cat([faces, more]), 5)
     assert torch.equal(inside, voxelize(vertices, faces, 5))
@@ -139,13 +140,19 @@ def test_opcheck_and_layout():
     assert torch.equal(voxelize(strided, faces.int(), 5), voxelize(vertices, faces, 5))
 
 
-@pytest.mark.parametrize(("change", "error", "text"), [
-    ({"vertices": torch.full((4, 3), torch.nan)}, ValueError,
-     "vertices: wanted finite coordinates, found NaN or infinity"),
-    ({"vertices": torch.zeros(1, 4, 3)}, ValueError, "vertices: wanted shape (V, 3), found (1, 4, 3)"),
-    ({"faces": torch.tensor([[0, 1, 9]])}, ValueError, "faces: wanted vertex indices from 0 to 3, found 9"),
-    ({"shape": (0, 4, 4)}, ValueError, "shape: wanted one or three integers from 1 to 16777216, found (0, 4, 4)"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (
+            {"vertices": torch.full((4, 3), torch.nan)},
+            ValueError,
+            "vertices: wanted finite coordinates, found NaN or infinity",
+        ),
+        ({"vertices": torch.zeros(1, 4, 3)}, ValueError, "vertices: wanted shape (V, 3), found (1, 4, 3)"),
+        ({"faces": torch.tensor([[0, 1, 9]])}, ValueError, "faces: wanted vertex indices from 0 to 3, found 9"),
+        ({"shape": (0, 4, 4)}, ValueError, "shape: wanted one or three integers from 1 to 16777216, found (0, 4, 4)"),
+    ],
+)
 def test_errors_name_the_argument(change, error, text):
     arguments = {"vertices": torch.zeros(4, 3), "faces": torch.tensor([[0, 1, 2]]), "shape": 4} | change
     with pytest.raises(error) as caught:

@@ -21,8 +21,15 @@ from implicitmeshnet.script import InputError
 
 
 def small_config(region: str = "centre") -> Config:
-    network = NetworkConfig(encoder_channels=(4, 8), decoder_channels=(4,), localiser_channels=(4, 8),
-                            template="centred", template_subdivisions=0, stage_levels=(("e1",),), stage_channels=(4,))
+    network = NetworkConfig(
+        encoder_channels=(4, 8),
+        decoder_channels=(4,),
+        localiser_channels=(4, 8),
+        template="centred",
+        template_subdivisions=0,
+        stage_levels=(("e1",),),
+        stage_channels=(4,),
+    )
     return Config(DataConfig(structures={"LV": [500]}, region=region, shape=(8, 8, 8)), network)
 
 
@@ -72,8 +79,9 @@ def test_weights_in_any_real_precision_are_loaded(weights, tmp_path, dtype):
     assert all(torch.equal(loaded[name], value.to(dtype).float()) for name, value in weights.items())
 
 
-@pytest.mark.parametrize("state", [None, 1, [], {}, {"network": None}, {"network": []}, {"network": torch.zeros(1)},
-                                   torch.zeros(3)], ids=str)
+@pytest.mark.parametrize(
+    "state", [None, 1, [], {}, {"network": None}, {"network": []}, {"network": torch.zeros(1)}, torch.zeros(3)], ids=str
+)
 def test_a_file_of_other_things_is_no_snapshot(tmp_path, state):
     torch.save(state, tmp_path / "best.pt")
     with pytest.raises(InputError, match=r"best\.pt: wanted a snapshot with the entry 'network', found none"):
@@ -85,8 +93,9 @@ def test_weights_of_a_localiser_that_is_not_needed_are_no_fault(tmp_path):
     save_snapshot(tmp_path / "best.pt", found)
     loaded = load_network(small_config("centre"), tmp_path / "best.pt")
     assert loaded.localiser is None
-    assert all(torch.equal(value, found.state_dict()[name].half().float())
-               for name, value in loaded.state_dict().items())
+    assert all(
+        torch.equal(value, found.state_dict()[name].half().float()) for name, value in loaded.state_dict().items()
+    )
     state = load_checkpoint(tmp_path / "best.pt")
     for name in ("unet.extra", "localised", 7):
         torch.save({"network": state["network"] | {name: torch.zeros(1)}}, tmp_path / "more.pt")
@@ -120,8 +129,9 @@ def test_a_damaged_file_is_one_sentence(weights, tmp_path_factory, data):
     save_checkpoint(path, {"network": weights})
     content = bytearray(path.read_bytes())
     names = content.index(b"network")  # where the pickled part begins
-    for position in data.draw(st.lists(st.one_of(st.integers(0, len(content) - 1), st.integers(0, names + 4000)),
-                                       min_size=1, max_size=4)):
+    for position in data.draw(
+        st.lists(st.one_of(st.integers(0, len(content) - 1), st.integers(0, names + 4000)), min_size=1, max_size=4)
+    ):
         content[position] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))])
     try:
@@ -131,8 +141,10 @@ def test_a_damaged_file_is_one_sentence(weights, tmp_path_factory, data):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("content", [b"", b"PK", b"not a checkpoint", pickle.dumps({"network": 1}), b"\x80\x02.",
-                                     b"\x80\x02" + b"(" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK", b"not a checkpoint", pickle.dumps({"network": 1}), b"\x80\x02.", b"\x80\x02" + b"(" * 100_000],
+)
 def test_a_file_that_is_no_checkpoint_is_unreadable(tmp_path, content):
     (tmp_path / "best.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"best\.pt: wanted a (checkpoint|snapshot)"):

@@ -19,8 +19,26 @@ from implicitmeshnet.config import load_config
 from implicitmeshnet.models.weights import load_checkpoint, load_drn, load_network
 from implicitmeshnet.training.run import RUN_FILES
 
-VALUES = (None, True, "x", b"x", 3, 10**400, (), [], {}, {"a": 1}, [None], {1: 2, None: 3}, {1, 2}, torch.float32,
-          torch.Size([2]), torch.nn.Linear(1, 1), Fraction(1, 2), OrderedDict(a=torch.zeros(1)))
+VALUES = (
+    None,
+    True,
+    "x",
+    b"x",
+    3,
+    10**400,
+    (),
+    [],
+    {},
+    {"a": 1},
+    [None],
+    {1: 2, None: 3},
+    {1, 2},
+    torch.float32,
+    torch.Size([2]),
+    torch.nn.Linear(1, 1),
+    Fraction(1, 2),
+    OrderedDict(a=torch.zeros(1)),
+)
 TENSORS = {
     "meta": lambda tensor: tensor.to("meta"),
     "sparse": lambda tensor: tensor.to_sparse(),
@@ -72,8 +90,9 @@ class Checkpoints:
             use = partial(use_snapshot, what, path)
         else:
             use = partial(resume, self.project.command(what, run_dir), run_dir)
-        return Input(f"{what} {name}: {change}", {"load" if name == "best.pt" else "resume": use},
-                     re.compile(re.escape(name)))
+        return Input(
+            f"{what} {name}: {change}", {"load" if name == "best.pt" else "resume": use}, re.compile(re.escape(name))
+        )
 
 
 def odd_record(content: bytes, generator: np.random.Generator) -> tuple[bytes, str]:

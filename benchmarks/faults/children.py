@@ -51,8 +51,7 @@ def expect(holds, wanted: str):
         raise Wrong(f"wanted {wanted}")
 
 
-def call(use: Callable[[], None], names: re.Pattern, limit_s: float = SECONDS,
-         hang_s: float = HANG_SECONDS) -> Outcome:
+def call(use: Callable[[], None], names: re.Pattern, limit_s: float = SECONDS, hang_s: float = HANG_SECONDS) -> Outcome:
     """What becomes of use(), called as a script's main() is, in a process of its own.
 
     One line of what it says on stderr must hold one of `names`, the file or argument at fault, where it is refused.

@@ -16,8 +16,29 @@ from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, load_config, s
 from implicitmeshnet.data.plausibility import intensity_warning
 from implicitmeshnet.script import InputError
 
-WORDS = ("", "=", "null", "true", "[", "[]", "{}", "NaN", "1e999", "\u00e9", "\udce9", "[a] {b}", "2024", "1", "-1",
-         "x" * 5000, "[" * 100_000, '"', "\n", "8,8,8", "[8, 8, 8]")
+WORDS = (
+    "",
+    "=",
+    "null",
+    "true",
+    "[",
+    "[]",
+    "{}",
+    "NaN",
+    "1e999",
+    "\u00e9",
+    "\udce9",
+    "[a] {b}",
+    "2024",
+    "1",
+    "-1",
+    "x" * 5000,
+    "[" * 100_000,
+    '"',
+    "\n",
+    "8,8,8",
+    "[8, 8, 8]",
+)
 
 
 def keys(kind) -> list[str]:

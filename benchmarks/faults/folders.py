@@ -23,19 +23,64 @@ LAYOUTS = {  # image and label of case NAME, in a folder or two
     "nnU-Net": ("images{split}/{}_0000.nii.gz", "labels{split}/{}.nii.gz"),
     "flat": ("{}.nii.gz", "{}_label.nii.gz"),
 }
-STEMS = ("", ".", "-", "_image", "_label", "_0000", "_0001", "x_image_image", "x_label_image", "ct_0_0000", "ct_0_0001",
-         "ct_0_image_0000", "CT_0_IMAGE", " a ",
-         "a\nb", "[a] {b}*?", "a.b.nii", "a,b;c\"d'", "\u202e", "\u00e9", "e\u0301",
-         "\U0001f600", "\udce9", "x" * 200, "x" * 230, "x" * 240,
-         "ct_0_mesh", "metrics", "..", "%s", "con", "None")
+STEMS = (
+    "",
+    ".",
+    "-",
+    "_image",
+    "_label",
+    "_0000",
+    "_0001",
+    "x_image_image",
+    "x_label_image",
+    "ct_0_0000",
+    "ct_0_0001",
+    "ct_0_image_0000",
+    "CT_0_IMAGE",
+    " a ",
+    "a\nb",
+    "[a] {b}*?",
+    "a.b.nii",
+    "a,b;c\"d'",
+    "\u202e",
+    "\u00e9",
+    "e\u0301",
+    "\U0001f600",
+    "\udce9",
+    "x" * 200,
+    "x" * 230,
+    "x" * 240,
+    "ct_0_mesh",
+    "metrics",
+    "..",
+    "%s",
+    "con",
+    "None",
+)
 ENDINGS = (".nii.gz", ".nii", ".NII.GZ", ".nii.gz.nii.gz", "", ".gz", ".hdr", ".nrrd", ".nii.gz~")
-JUNK = (".DS_Store", "._ct_0_image.nii.gz", "Thumbs.db", "a.txt", "sub/ct_9_image.nii.gz",
-        ".ct.nii.gz.partial-x-1-abcdefgh.gz")
+JUNK = (
+    ".DS_Store",
+    "._ct_0_image.nii.gz",
+    "Thumbs.db",
+    "a.txt",
+    "sub/ct_9_image.nii.gz",
+    ".ct.nii.gz.partial-x-1-abcdefgh.gz",
+)
 DESCRIPTIONS = (
-    {"channel_names": {"0": "CT"}, "labels": {"background": 0, "LV": 1, "LA": 2}, "numTraining": 3,
-     "file_ending": ".nii.gz"},
-    {"name": "Heart", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "LV"}, "numTraining": 3,
-     "training": [{"image": "./imagesTr/ct_0.nii.gz", "label": "./labelsTr/ct_0.nii.gz"}], "test": []},
+    {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "LV": 1, "LA": 2},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    },
+    {
+        "name": "Heart",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "LV"},
+        "numTraining": 3,
+        "training": [{"image": "./imagesTr/ct_0.nii.gz", "label": "./labelsTr/ct_0.nii.gz"}],
+        "test": [],
+    },
     {"file_ending": ".nii"},
     {"file_ending": ".mha"},
 )
@@ -47,8 +92,9 @@ class Folders:
     def __init__(self, project: Project):
         self.project = project.train()
         data = project.folder / "data"
-        self.image, self.label = (gzip.decompress((data / f"ct_0_{kind}.nii.gz").read_bytes())
-                                  for kind in ("image", "label"))
+        self.image, self.label = (
+            gzip.decompress((data / f"ct_0_{kind}.nii.gz").read_bytes()) for kind in ("image", "label")
+        )
         self.data = project.untrained("window").config.data
 
     def draw(self, folder: Path, generator: np.random.Generator) -> Input:
@@ -64,8 +110,10 @@ class Folders:
             changes.append(self._change(root, generator))
         command = [*self.project.command("evaluation", folder / "out"), f"--test_dir_in={root}"]
         split = pick(generator, (*splits, *splits, "Tr", "Ts"))
-        uses = {"evaluation": partial(evaluate, command, folder / "out"),
-                "training": partial(use_cases, root, split, self.data)}
+        uses = {
+            "evaluation": partial(evaluate, command, folder / "out"),
+            "training": partial(use_cases, root, split, self.data),
+        }
         return Input("; ".join(changes), uses, re.compile(re.escape(FOLDER)))
 
     def _write(self, root: Path, layout: str, split: str, generator: np.random.Generator) -> str:
@@ -81,8 +129,23 @@ class Folders:
         """Do something odd to one of the files or folders."""
         path = pick(generator, sorted(path for path in root.rglob("*") if not path.is_dir() or path.parent == root))
         name, regular = str(path.relative_to(root)), path.is_file()
-        kind = pick(generator, ("rename", "rename", "rename", "copy", "replace", "replace", "damage", "remove", "grid",
-                                "swap", "junk", "unpack"))
+        kind = pick(
+            generator,
+            (
+                "rename",
+                "rename",
+                "rename",
+                "copy",
+                "replace",
+                "replace",
+                "damage",
+                "remove",
+                "grid",
+                "swap",
+                "junk",
+                "unpack",
+            ),
+        )
         if kind in ("rename", "copy") and regular:
             other = path.parent / (pick(generator, STEMS) + pick(generator, (".nii.gz", ".nii.gz", *ENDINGS)))
             if not other.is_dir():
@@ -131,8 +194,19 @@ def remove(path: Path):
 
 def replace(path: Path, generator: np.random.Generator) -> str:
     """Put something in place of a file that is no file."""
-    kind = pick(generator, ("a folder", "a dead link", "a circle of links", "a pipe", "empty", "a link to a device",
-                            "a file that nobody may read", "a link to its folder"))
+    kind = pick(
+        generator,
+        (
+            "a folder",
+            "a dead link",
+            "a circle of links",
+            "a pipe",
+            "empty",
+            "a link to a device",
+            "a file that nobody may read",
+            "a link to its folder",
+        ),
+    )
     if kind == "a folder":
         path.mkdir()
     elif kind == "a pipe":
@@ -142,8 +216,12 @@ def replace(path: Path, generator: np.random.Generator) -> str:
     elif kind == "a file that nobody may read":
         path.touch(mode=0)
     else:
-        targets = {"a dead link": "nowhere", "a circle of links": path.name, "a link to a device": "/dev/zero",
-                   "a link to its folder": "."}
+        targets = {
+            "a dead link": "nowhere",
+            "a circle of links": path.name,
+            "a link to a device": "/dev/zero",
+            "a link to its folder": ".",
+        }
         path.symlink_to(targets[kind])
     return kind
 
@@ -172,9 +250,19 @@ def check_results(out: Path):
             cases = {row["case"] for row in csv.DictReader(file)}
         for case in cases:
             read_labels(out / f"{case}_mesh_labelmap.nii.gz")
-            names |= {f"{case}_{ending}" for ending in ("LV_mesh.ply", "LA_mesh.ply", "mesh_labelmap.nii.gz",
-                                                        "unet_segmentation.nii.gz", "preview.png")}
+            names |= {
+                f"{case}_{ending}"
+                for ending in (
+                    "LV_mesh.ply",
+                    "LA_mesh.ply",
+                    "mesh_labelmap.nii.gz",
+                    "unet_segmentation.nii.gz",
+                    "preview.png",
+                )
+            }
         names.add(table.name)
     found = {path.name for path in out.iterdir()} if out.exists() else set()
-    expect(found == names, f"the files of the table's cases, found also {sorted(found - names)} and not"
-                           f" {sorted(names - found)}")
+    expect(
+        found == names,
+        f"the files of the table's cases, found also {sorted(found - names)} and not {sorted(names - found)}",
+    )

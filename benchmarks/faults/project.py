@@ -21,17 +21,40 @@ from implicitmeshnet.surfaces import figures
 STRUCTURES = {"LV": [1], "LA": [2]}
 CASES = 4
 SIDE, SPACING_MM = 20, 4.0
-NETWORK = {"encoder_channels": [4, 8], "decoder_channels": [4], "localiser_channels": [4, 4],
-           "template_subdivisions": 1, "stage_levels": [["e1"], ["e0", "d0"]],
-           "stage_channels": [8, 4], "displacement_factor": 0.1}
-DATA = {"structures": STRUCTURES, "shape": [8, 8, 8], "spacing_mm": 8.0, "region": "found", "validation_cases": 1,
-        "window_hu": 4.0, "level_hu": 1.0}
-DISTANCE_NETWORK = {"shape": [12, 12, 12], "channels": [8, 8], "groups": 4, "blocks": [1, 1], "graph_channels": 4,
-                    "graph_blocks": 1, "template_subdivisions": 1}
+NETWORK = {
+    "encoder_channels": [4, 8],
+    "decoder_channels": [4],
+    "localiser_channels": [4, 4],
+    "template_subdivisions": 1,
+    "stage_levels": [["e1"], ["e0", "d0"]],
+    "stage_channels": [8, 4],
+    "displacement_factor": 0.1,
+}
+DATA = {
+    "structures": STRUCTURES,
+    "shape": [8, 8, 8],
+    "spacing_mm": 8.0,
+    "region": "found",
+    "validation_cases": 1,
+    "window_hu": 4.0,
+    "level_hu": 1.0,
+}
+DISTANCE_NETWORK = {
+    "shape": [12, 12, 12],
+    "channels": [8, 8],
+    "groups": 4,
+    "blocks": [1, 1],
+    "graph_channels": 4,
+    "graph_blocks": 1,
+    "template_subdivisions": 1,
+}
 LONGEST_TRAINING_S = 600.0
 FINDS_EVERYTHING = 10.0  # of a localiser's odds, so that images get as far as the networks
-SCRIPTS = {"training": "implicitmeshnet_train.py", "pretraining": "pretrain_drn.py",
-           "evaluation": "implicitmeshnet_eval.py"}
+SCRIPTS = {
+    "training": "implicitmeshnet_train.py",
+    "pretraining": "pretrain_drn.py",
+    "evaluation": "implicitmeshnet_eval.py",
+}
 
 
 class Project:
@@ -58,8 +81,11 @@ class Project:
     def command(self, what: str, out: Path) -> list[str]:
         """The script and its options that train, pretrain or evaluate into a folder."""
         if what == "evaluation":
-            options = [f"--implicitmeshnet_config={self.folder / 'training/config.json'}",
-                       f"--test_dir_in={self.folder / 'data'}", f"--test_dir_out={out}"]
+            options = [
+                f"--implicitmeshnet_config={self.folder / 'training/config.json'}",
+                f"--test_dir_in={self.folder / 'data'}",
+                f"--test_dir_out={out}",
+            ]
         else:
             config = "config" if what == "training" else "drn"
             options = [f"--config={self.folder / config}.json", f"--training.run_dir={out}"]

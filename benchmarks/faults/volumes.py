@@ -25,9 +25,34 @@ LARGEST_PREDICTED = 2**18  # voxels
 FORMS = ("both", "sform", "qform", "neither", "sheared")
 TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 NAMES = ("a.nii", "a.nii.gz", "[a] b.nii", "\u00e9.nii.gz")
-FIELDS = ("dim", "dim", "pixdim", "pixdim", "datatype", "bitpix", "vox_offset", "scl_slope", "scl_inter", "xyzt_units",
-          "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_z", "srow_x",
-          "srow_y", "srow_z", "cal_max", "intent_code", "slice_code", "slice_end", "sizeof_hdr", "magic")
+FIELDS = (
+    "dim",
+    "dim",
+    "pixdim",
+    "pixdim",
+    "datatype",
+    "bitpix",
+    "vox_offset",
+    "scl_slope",
+    "scl_inter",
+    "xyzt_units",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+    "cal_max",
+    "intent_code",
+    "slice_code",
+    "slice_end",
+    "sizeof_hdr",
+    "magic",
+)
 CLAIMS = (2, 3, 1000, 16397, 32767, 2**31 - 1, 2**40, 2**62)
 
 

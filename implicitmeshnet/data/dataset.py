@@ -64,8 +64,11 @@ def find_cases(folder, labelled: bool, split: str = "Tr") -> list[Case]:
         raise InputError(f"{folder}: wanted a folder of cases, found none")
     cases = _data_set_cases(folder, split) if splits_of(folder) else _flat_cases(folder, labelled)
     if not cases:
-        wanted = f"images in images{split}" if splits_of(folder) else (
-            "NAME_image.nii.gz files (MM-WHS) or an imagesTr folder with some")
+        wanted = (
+            f"images in images{split}"
+            if splits_of(folder)
+            else ("NAME_image.nii.gz files (MM-WHS) or an imagesTr folder with some")
+        )
         raise InputError(f"{folder}: wanted {wanted}, found none")
     for case in cases:
         if labelled and case.label is None:
@@ -157,8 +160,11 @@ def read_case(case: Case) -> tuple[Volume, Volume | None]:
         return image, None
     labels = in_order_of(read_labels(case.label), image.grid)
     check_same_grid(case.label, image.grid, labels.grid)
-    own = [warning for warning in labels.warnings
-           if warning.replace(str(case.label), str(case.image)) not in image.warnings]
+    own = [
+        warning
+        for warning in labels.warnings
+        if warning.replace(str(case.label), str(case.image)) not in image.warnings
+    ]
     return image, Volume(labels.data, image.grid, tuple(own))
 
 
@@ -168,8 +174,9 @@ def standardise(image: Volume, config: DataConfig) -> Volume:
     return replace(image, data=normalise_intensity(image.data, config))
 
 
-def on_network_grid(name: str, image: Volume, labels: Volume | None, grid: Grid, config: DataConfig,
-                    margin: int = 0) -> Sample:
+def on_network_grid(
+    name: str, image: Volume, labels: Volume | None, grid: Grid, config: DataConfig, margin: int = 0
+) -> Sample:
     """A standardised image and its canonical label map on the network's grid, `margin` voxels wider on every side."""
     padded = _pad(grid, margin)
     label = None
@@ -201,8 +208,12 @@ def training_sample(case: Case, config: DataConfig, margin: int = 0) -> Sample:
     grid = network_grid(image.grid, config.shape, config.spacing_mm, centre)
     sample = on_network_grid(case.name, image, labels, grid, config, margin)
     core = sample.image.numpy()[tuple(slice(margin, margin + n) for n in grid.shape)]
-    return replace(sample, overview=overview, shares_outside=shares_outside(labels, grid, config),
-                   quantiles=intensity_quantiles(core[box_inside(grid, image.grid)]))
+    return replace(
+        sample,
+        overview=overview,
+        shares_outside=shares_outside(labels, grid, config),
+        quantiles=intensity_quantiles(core[box_inside(grid, image.grid)]),
+    )
 
 
 def check_cases(cases: list[Case], config: DataConfig):

@@ -33,8 +33,21 @@ MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}
 DEFLATE_LIMIT = 1032  # bytes that one byte of gzip can stand for, at most
 FARTHEST_MM = 1e6  # beyond it single precision is coarser than voxels
 PERPENDICULAR = 1e-4  # by which a product of two unit axes may differ from the identity's, as in ITK
-GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
-            "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
+GEOMETRY = (
+    "pixdim",
+    "xyzt_units",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+)
 """The header's fields that place a volume in the world."""
 NOTICEABLE_VOXELS = 0.01
 """By which two placements of one volume may lie apart unnoticed: above rounding, below harm."""
@@ -154,8 +167,17 @@ def _open(path):
             yield stream, header
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, ArithmeticError, MemoryError, zlib.error, HeaderDataError,
-            HeaderTypeError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        MemoryError,
+        zlib.error,
+        HeaderDataError,
+        HeaderTypeError,
+    ) as error:
         if getattr(error, "strerror", None):
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -194,8 +216,10 @@ def _check_size(path, header, available: int):
     """Refuse a header that claims more voxels than the file can hold, before memory is taken for them."""
     claimed = math.prod(_shape(header)) * header.get_data_dtype().itemsize
     if claimed > available:
-        raise InputError(f"{path}: wanted an intact NIfTI file, found a truncated or damaged one (its header claims"
-                         f" {claimed} bytes of voxels)")
+        raise InputError(
+            f"{path}: wanted an intact NIfTI file, found a truncated or damaged one (its header claims"
+            f" {claimed} bytes of voxels)"
+        )
 
 
 def _check_affine(path, affine):
@@ -205,8 +229,10 @@ def _check_affine(path, affine):
     if spacing_mm.min() < 1e-3 or spacing_mm.max() > 1e3:
         raise InputError(f"{path}: wanted a voxel spacing of 0.001 to 1000 mm, found {spacing_mm.tolist()}")
     if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
-        raise InputError(f"{path}: wanted a first voxel within {FARTHEST_MM:g} mm of the world's origin, found it at"
-                         f" {affine[:3, 3].tolist()}")
+        raise InputError(
+            f"{path}: wanted a first voxel within {FARTHEST_MM:g} mm of the world's origin, found it at"
+            f" {affine[:3, 3].tolist()}"
+        )
 
 
 def _shape(header) -> tuple[int, ...]:
@@ -244,8 +270,10 @@ def _grid(path, header) -> tuple[Grid, tuple[str, ...]]:
     affine = _affine(chosen, sizes, per_unit)
     _check_affine(path, affine)
     if sform is None and qform is None:
-        warnings.append("the header gives no world position (sform and qform code 0), so left and right are a guess;"
-                        " took the identity in LPS, as ITK does")
+        warnings.append(
+            "the header gives no world position (sform and qform code 0), so left and right are a guess;"
+            " took the identity in LPS, as ITK does"
+        )
     if chosen is sform:
         warnings += _doubts_about_sform(sform, np.abs(sizes), per_unit, shape)
     if sform is not None and qform is not None:
@@ -263,8 +291,10 @@ def _doubts_about_sform(sform: Form, sizes, per_unit: float, shape) -> list[str]
         doubts.append("the sform's axes are not perpendicular, which ITK refuses to read; took them as they are")
     shift = np.abs(sform.sizes / sizes - 1) * np.subtract(shape, 1)  # of the last voxels, in voxels
     if shift.max() > NOTICEABLE_VOXELS:
-        doubts.append(f"pixdim says {_triple(sizes * per_unit)} mm, the sform's columns"
-                      f" {_triple(sform.sizes * per_unit)} mm; took pixdim, as ITK does")
+        doubts.append(
+            f"pixdim says {_triple(sizes * per_unit)} mm, the sform's columns"
+            f" {_triple(sform.sizes * per_unit)} mm; took pixdim, as ITK does"
+        )
     return doubts
 
 
@@ -274,8 +304,9 @@ def _sizes(header) -> tuple[np.ndarray, list[str]]:
     known = np.isfinite(sizes) & (sizes != 0)
     if known.all():
         return sizes, []
-    return np.where(known, sizes, 1.0), [f"pixdim holds {_triple(sizes)}, which is no voxel size; took 1 where it is"
-                                         " none, as ITK does"]
+    return np.where(known, sizes, 1.0), [
+        f"pixdim holds {_triple(sizes)}, which is no voxel size; took 1 where it is none, as ITK does"
+    ]
 
 
 def _sform(header) -> Form | None:
@@ -304,11 +335,13 @@ def _qform(header, sizes) -> Form | None:
         vector, square = vector / np.linalg.norm(vector), 0.0
     b, c, d = vector
     a = math.sqrt(square)
-    axes = np.array([
-        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-        [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
-    ])
+    axes = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
+        ]
+    )
     if header["pixdim"][0] < 0:
         axes[:, 2] *= -1
     return Form(axes, np.abs(sizes), position)

@@ -32,8 +32,10 @@ def overview_of(name, image: Volume, labels: Volume | None, config: DataConfig) 
     spacing_mm = config.overview_spacing_mm
     shape = [max(3, int(np.ceil(side_mm / spacing_mm))) for side_mm in image.data.shape * image.grid.spacing_mm]
     if math.prod(shape) > MAX_VOXELS:
-        raise InputError(f"{name}: data.overview_spacing_mm: wanted an overview of at most {MAX_VOXELS} voxels, found"
-                         f" {tuple(shape)} for {spacing_mm:g} mm")
+        raise InputError(
+            f"{name}: data.overview_spacing_mm: wanted an overview of at most {MAX_VOXELS} voxels, found"
+            f" {tuple(shape)} for {spacing_mm:g} mm"
+        )
     grid = network_grid(image.grid, shape, spacing_mm)
     label = None if labels is None else torch.from_numpy(_coarse_label(labels, grid, config))
     return Overview(torch.from_numpy(resample_image(image, grid, background=-1.0)), label, grid)

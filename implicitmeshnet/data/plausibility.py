@@ -38,7 +38,8 @@ def check_box(outside, config: DataConfig) -> list[str]:
             raise InputError(
                 f"data.shape: wanted a box that holds {name}, found {shares.mean():.0%} of its label outside in the"
                 f" mean of {len(shares)} cases; a larger data.shape or data.spacing_mm, or data.region 'found', may"
-                " help")
+                " help"
+            )
         lines.append(f"{name}: {cut.mean():.0%} of the label outside the box in {len(cut)} of {len(shares)} cases")
     return lines
 
@@ -70,5 +71,7 @@ def intensity_warning(image, statistics: IntensityStatistics | None) -> str | No
     limit = INTENSITY_LIMIT * (1 + 2 / statistics.cases)  # few cases tell little of how much they vary
     if distance <= limit:
         return None
-    return (f"the image is unlike the training's: its intensities lie {distance:.1f} standard deviations from them,"
-            f" where {limit:.1f} may be")
+    return (
+        f"the image is unlike the training's: its intensities lie {distance:.1f} standard deviations from them,"
+        f" where {limit:.1f} may be"
+    )

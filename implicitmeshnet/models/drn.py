@@ -36,9 +36,13 @@ class VoxelBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.body = nn.Sequential(*(
-            layer for _ in range(2)
-            for layer in (group_norm(groups, channels), nn.SiLU(), nn.Conv3d(channels, channels, 3, padding=1))))
+        self.body = nn.Sequential(
+            *(
+                layer
+                for _ in range(2)
+                for layer in (group_norm(groups, channels), nn.SiLU(), nn.Conv3d(channels, channels, 3, padding=1))
+            )
+        )
         nn.init.zeros_(self.body[-1].weight)
 
     def forward(self, volume):
@@ -64,16 +68,20 @@ class DeepRepresentationNetwork(nn.Module):
         """That each stage yields along a side of its cells."""
         around, width = neighbours(faces, len(vertices)), config.graph_channels
         self.input = GCNConv(1, 8, width, around)
-        self.graph = nn.ModuleList(GraphResidualBlock(1, width, around, GCNConv, config.dropout)
-                                   for _ in range(config.graph_blocks))
+        self.graph = nn.ModuleList(
+            GraphResidualBlock(1, width, around, GCNConv, config.dropout) for _ in range(config.graph_blocks)
+        )
         self.project = nn.ModuleList(nn.Linear(8 + width, channels) for channels in config.channels)
         self.planes = nn.ModuleList(nn.Linear(6, channels) for channels in config.channels)
         self.carry = nn.ModuleList(nn.Conv3d(before, after, 1) for before, after in pairwise(config.channels))
         self.stages = nn.ModuleList(
             nn.Sequential(*(VoxelBlock(channels, config.groups) for _ in range(blocks)))
-            for channels, blocks in zip(config.channels, config.blocks, strict=True))
-        self.heads = nn.ModuleList(nn.Linear(channels, values**3 + 1)  # the last: how far to trust the plane, a logit
-                                   for channels, values in zip(config.channels, self.values, strict=True))
+            for channels, blocks in zip(config.channels, config.blocks, strict=True)
+        )
+        self.heads = nn.ModuleList(
+            nn.Linear(channels, values**3 + 1)  # the last: how far to trust the plane, a logit
+            for channels, values in zip(config.channels, self.values, strict=True)
+        )
         for head in self.heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -144,8 +152,9 @@ class DeepRepresentationNetwork(nn.Module):
         offset = (surface.normals * surface.points).sum(-1, keepdim=True)
         tangent = areas * torch.cat([surface.normals, offset, torch.ones_like(areas)], -1)
         mixed = splat_trilinear(places, areas * features, shape, channels_last=True)
-        normal, offset, area = splat_trilinear(places, tangent, shape, channels_last=True).movedim(1, -1).split(
-            [3, 1, 1], -1)
+        normal, offset, area = (
+            splat_trilinear(places, tangent, shape, channels_last=True).movedim(1, -1).split([3, 1, 1], -1)
+        )
         normal, offset = normal / area.clamp(min=THIN), offset / area.clamp(min=THIN)
         axes = [torch.linspace(-1, 1, n, device=areas.device) for n in shape]
         centres = transform(from_cells, torch.stack(torch.meshgrid(*axes, indexing="ij"), -1))  # (X, Y, Z, 3)
@@ -212,8 +221,11 @@ def _fold(volume, side: int):
 def _unfold(values, side: int):
     """The s^3 values of each cell (B, X, Y, Z, s^3) -> voxels (B, s X, s Y, s Z)."""
     batch, x, y, z, _ = values.shape
-    return values.view(batch, x, y, z, side, side, side).permute(0, 1, 4, 2, 5, 3, 6).reshape(
-        batch, side * x, side * y, side * z)
+    return (
+        values.view(batch, x, y, z, side, side, side)
+        .permute(0, 1, 4, 2, 5, 3, 6)
+        .reshape(batch, side * x, side * y, side * z)
+    )
 
 
 def drn_loss(drn: DeepRepresentationNetwork, vertices) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
@@ -251,5 +263,8 @@ def sdf_quality(prediction, target) -> dict[str, float]:
     error = ((prediction - target).abs() * near).sum(axes) / near.sum(axes).clamp(min=1) / voxel
     inside, truth = prediction < 0, target < 0
     overlap = 2 * (inside & truth).sum(axes) / (inside.sum(axes) + truth.sum(axes)).clamp(min=1)
-    return {"error_voxels": error.mean().item(), "sign": (inside == truth).float().mean().item(),
-            "dice": overlap.mean().item()}
+    return {
+        "error_voxels": error.mean().item(),
+        "sign": (inside == truth).float().mean().item(),
+        "dice": overlap.mean().item(),
+    }

@@ -23,8 +23,10 @@ def linear_map(features, weight, bias=None):
         product = torch.bmm(features.flatten(1, 2), weight).view(*features.shape[:3], -1)
         return product if bias is None else product + bias[:, None, None]
     biases = [None] * len(features) if bias is None else bias
-    parts = [F.conv2d(x[None].permute(0, 3, 1, 2), w.T[:, :, None, None], b).permute(0, 2, 3, 1)
-             for x, w, b in zip(features, weight, biases, strict=True)]
+    parts = [
+        F.conv2d(x[None].permute(0, 3, 1, 2), w.T[:, :, None, None], b).permute(0, 2, 3, 1)
+        for x, w, b in zip(features, weight, biases, strict=True)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -107,8 +109,10 @@ class GraphDecoderStage(nn.Module):
 
     def forward(self, features):
         at_once = 1 if features.device.type == "cpu" else len(features)
-        parts = [self._run(part, slice(first * at_once, (first + 1) * at_once))
-                 for first, part in enumerate(features.split(at_once))]
+        parts = [
+            self._run(part, slice(first * at_once, (first + 1) * at_once))
+            for first, part in enumerate(features.split(at_once))
+        ]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def _run(self, features, structures):

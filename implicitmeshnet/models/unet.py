@@ -17,8 +17,12 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         super().__init__(channels, affine=True)
 
     def forward(self, volume):
-        return torch.cat([F.batch_norm(item, None, None, self.weight, self.bias, training=True, eps=self.eps)
-                          for item in volume.split(1)])
+        return torch.cat(
+            [
+                F.batch_norm(item, None, None, self.weight, self.bias, training=True, eps=self.eps)
+                for item in volume.split(1)
+            ]
+        )
 
 
 def bfloat16_is_fast(device: str) -> bool:

@@ -71,8 +71,10 @@ def load_drn(config_path, template_subdivisions: int, device="cpu") -> DeepRepre
     config = load_config(config_path, kind=DrnConfig)
     found = config.network.template_subdivisions
     if found != template_subdivisions:
-        raise InputError(f"{config_path}: wanted network.template_subdivisions {template_subdivisions}, as the meshes"
-                         f" have, found {found}")
+        raise InputError(
+            f"{config_path}: wanted network.template_subdivisions {template_subdivisions}, as the meshes"
+            f" have, found {found}"
+        )
     network = DeepRepresentationNetwork(config.network)
     return _with_weights(network, snapshot_path(config, config_path)).to(device)
 

@@ -12,6 +12,13 @@ from implicitmeshnet.ops.neighbour_sum import neighbour_sum
 from implicitmeshnet.ops.voxelize import voxelize
 
 __all__ = [
-    "GridFeatureProjectionTrilinear", "Mesh2SDF", "compiled", "layer_norm_leaky_relu", "mesh2sdf", "neighbour_sum",
-    "sample_trilinear", "splat_trilinear", "voxelize",
+    "GridFeatureProjectionTrilinear",
+    "Mesh2SDF",
+    "compiled",
+    "layer_norm_leaky_relu",
+    "mesh2sdf",
+    "neighbour_sum",
+    "sample_trilinear",
+    "splat_trilinear",
+    "voxelize",
 ]

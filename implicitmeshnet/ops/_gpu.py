@@ -47,8 +47,10 @@ def _warn_unusable(reason):
 
 def _check_groups(kernel, groups, most):
     if groups > most:
-        raise ValueError(f"{kernel}: wanted at most {most} groups of {GROUP} threads on the device, found {groups}: too"
-                         " many voxels or vertices at once")
+        raise ValueError(
+            f"{kernel}: wanted at most {most} groups of {GROUP} threads on the device, found {groups}: too"
+            " many voxels or vertices at once"
+        )
 
 
 class MetalKernels:
@@ -143,8 +145,20 @@ def prepare(kernels, vertices, faces):
     triangles = vertices.new_empty(batch, len(faces), 20)
     balls = vertices.new_empty(batch, len(faces), 4)
     first = torch.empty(batch, len(faces), dtype=torch.int32, device=vertices.device)
-    kernels.launch(f"prepare{suffix(vertices)}", groups_of(batch * len(faces)), vertices.device,
-                   vertices, faces, slack, triangles, balls, first, batch, count, len(faces))
+    kernels.launch(
+        f"prepare{suffix(vertices)}",
+        groups_of(batch * len(faces)),
+        vertices.device,
+        vertices,
+        faces,
+        slack,
+        triangles,
+        balls,
+        first,
+        batch,
+        count,
+        len(faces),
+    )
     return triangles, balls, first, slack
 
 
@@ -161,8 +175,20 @@ def _inside(kernels, vertices, faces, shape, normalised):
     reach = ((used.abs() + 1) * (largest / 2) if normalised else used.abs()).amax((1, 2)).clamp(min=largest)
     inside = torch.zeros(batch, *shape, dtype=torch.int32, device=vertices.device)
     warps = GROUP // WARP
-    kernels.launch(f"cross_faces{suffix(vertices)}", -(-batch * len(faces) // warps), vertices.device,
-                   vertices, faces, reach, inside, batch, count, len(faces), *shape, int(normalised))
+    kernels.launch(
+        f"cross_faces{suffix(vertices)}",
+        -(-batch * len(faces) // warps),
+        vertices.device,
+        vertices,
+        faces,
+        reach,
+        inside,
+        batch,
+        count,
+        len(faces),
+        *shape,
+        int(normalised),
+    )
     columns = batch * shape[0] * shape[1]
     kernels.launch("accumulate", groups_of(columns), vertices.device, inside, columns, shape[2])
     return inside
@@ -179,8 +205,19 @@ def mesh2sdf(kernels, vertices, faces, shape):
     face = _inside(kernels, vertices, faces, shape, normalised=True)
     sdf = vertices.new_empty(face.shape)
     blocks = len(vertices) * math.prod(-(-n // BLOCK) for n in shape)
-    kernels.launch(f"solve{suffix(vertices)}", blocks, vertices.device,
-                   triangles, balls, slack, valid.int(), sdf, face, len(faces), *shape)
+    kernels.launch(
+        f"solve{suffix(vertices)}",
+        blocks,
+        vertices.device,
+        triangles,
+        balls,
+        slack,
+        valid.int(),
+        sdf,
+        face,
+        len(faces),
+        *shape,
+    )
     return sdf, face
 
 
@@ -195,9 +232,22 @@ def mesh2sdf_backward(kernels, grad, vertices, faces, sdf, face):
     triangles, _, first, slack = prepare(kernels, vertices, faces)
     result, shape = torch.zeros_like(vertices), sdf.shape[1:]
     runs = len(vertices) * shape[0] * shape[1] * -(-shape[2] // RUN)
-    kernels.launch(f"differentiate{suffix(vertices)}", groups_of(runs), vertices.device,
-                   grad, triangles, faces, first, slack, sdf.contiguous(), face.contiguous(), result,
-                   *vertices.shape[:2], len(faces), *shape)
+    kernels.launch(
+        f"differentiate{suffix(vertices)}",
+        groups_of(runs),
+        vertices.device,
+        grad,
+        triangles,
+        faces,
+        first,
+        slack,
+        sdf.contiguous(),
+        face.contiguous(),
+        result,
+        *vertices.shape[:2],
+        len(faces),
+        *shape,
+    )
     return result
 
 
@@ -215,10 +265,23 @@ def splat(kernels, vertices, features, shape, channels_last=False, dtype=None):
         return reference.splat(vertices, features, shape, channels_last, dtype)
     vertices, features = vertices.contiguous(), features.to(vertices.dtype).contiguous()
     volume = torch.empty(
-        len(vertices), features.shape[2], *shape, dtype=vertices.dtype, device=vertices.device,
-        memory_format=reference.memory_format(channels_last)).zero_()
-    kernels.launch(f"splat{suffix(vertices)}", groups_of(features.numel()), vertices.device,
-                   vertices, features, volume, *vertices.shape[:2], *_layout(volume))
+        len(vertices),
+        features.shape[2],
+        *shape,
+        dtype=vertices.dtype,
+        device=vertices.device,
+        memory_format=reference.memory_format(channels_last),
+    ).zero_()
+    kernels.launch(
+        f"splat{suffix(vertices)}",
+        groups_of(features.numel()),
+        vertices.device,
+        vertices,
+        features,
+        volume,
+        *vertices.shape[:2],
+        *_layout(volume),
+    )
     return volume.to(dtype)
 
 
@@ -242,8 +305,18 @@ def gather(kernels, volumes, vertices):
         check_volume(volume, vertices)
         volume, name = _readable(volume, vertices)
         work = vertices.shape[0] * vertices.shape[1] * volume.shape[1]
-        kernels.launch(f"gather{name}", groups_of(work), vertices.device,
-                       volume, vertices, result, *vertices.shape[:2], row, first, *_layout(volume))
+        kernels.launch(
+            f"gather{name}",
+            groups_of(work),
+            vertices.device,
+            volume,
+            vertices,
+            result,
+            *vertices.shape[:2],
+            row,
+            first,
+            *_layout(volume),
+        )
         first += volume.shape[1]
     return result
 
@@ -257,8 +330,19 @@ def position_gradient(kernels, volumes, vertices, features):
     for volume in volumes:
         check_volume(volume, vertices)
         volume, name = _readable(volume, vertices)
-        kernels.launch(f"position_gradient{name}", -(-vertices.shape[0] * vertices.shape[1] // warps), vertices.device,
-                       volume, vertices, features, result, *vertices.shape[:2], row, first, *_layout(volume))
+        kernels.launch(
+            f"position_gradient{name}",
+            -(-vertices.shape[0] * vertices.shape[1] // warps),
+            vertices.device,
+            volume,
+            vertices,
+            features,
+            result,
+            *vertices.shape[:2],
+            row,
+            first,
+            *_layout(volume),
+        )
         first += volume.shape[1]
     return result
 

@@ -30,7 +30,8 @@ def _refusing_tangents(name, kernel):
         # torch's own test of whether forward mode is on at all, at a tenth of a microsecond
         if forward_ad._current_level >= 0 and any(map(has_tangent, _tensors(args))):
             raise NotImplementedError(
-                f"{name}: wanted a derivative in reverse mode, found one in forward mode, which it does not have")
+                f"{name}: wanted a derivative in reverse mode, found one in forward mode, which it does not have"
+            )
         return kernel(keyset, *args, **kwargs)
 
     return checked
@@ -73,7 +74,9 @@ def _warn_uncompiled(device):
     failure, compiler = (_failure, "a C++ compiler (g++)") if device == "cpu" else (_cuda_failure, "nvcc")
     warnings.warn(
         f"implicitmeshnet: the ops run in plain PyTorch, slowly, as no compiled library for {device} was found"
-        f"{failure}; install {compiler} and run `pip install --no-build-isolation -e .`", stacklevel=4)
+        f"{failure}; install {compiler} and run `pip install --no-build-isolation -e .`",
+        stacklevel=4,
+    )
 
 
 def _or_reference(gpu, kernels, reference):

@@ -27,16 +27,32 @@ def _fake_position_gradient(volumes, vertices, features):
 
 _splat = define(
     "splat(Tensor vertices, Tensor features, int[] shape, bool channels_last=False, ScalarType? dtype=None) -> Tensor",
-    reference.splat, _fake_splat, _gpu.splat, "grid_feature_projection")
+    reference.splat,
+    _fake_splat,
+    _gpu.splat,
+    "grid_feature_projection",
+)
 _splat_backward = define(
     "splat_backward(Tensor grad, Tensor vertices, Tensor features) -> (Tensor, Tensor)",
-    reference.splat_backward, _fake_splat_backward, _gpu.splat_backward, "grid_feature_projection")
+    reference.splat_backward,
+    _fake_splat_backward,
+    _gpu.splat_backward,
+    "grid_feature_projection",
+)
 _gather = define(
     "gather(Tensor[] volumes, Tensor vertices) -> Tensor",
-    reference.gather, _fake_gather, _gpu.gather, "grid_feature_projection")
+    reference.gather,
+    _fake_gather,
+    _gpu.gather,
+    "grid_feature_projection",
+)
 _position_gradient = define(
     "position_gradient(Tensor[] volumes, Tensor vertices, Tensor features) -> Tensor",
-    reference.position_gradient, _fake_position_gradient, _gpu.position_gradient, "grid_feature_projection")
+    reference.position_gradient,
+    _fake_position_gradient,
+    _gpu.position_gradient,
+    "grid_feature_projection",
+)
 
 
 def _setup_splat(ctx, inputs, output):
@@ -60,7 +76,8 @@ def _differentiate_gather(ctx, grad):
     parts = grad.split([volume.shape[1] for volume in volumes], -1)
     volume_grads = [
         _splat(vertices, part, volume.shape[2:], _is_channels_last(volume), volume.dtype) if needed else None
-        for volume, part, needed in zip(volumes, parts, ctx.needs_input_grad[0], strict=True)]
+        for volume, part, needed in zip(volumes, parts, ctx.needs_input_grad[0], strict=True)
+    ]
     return volume_grads, _position_gradient(volumes, vertices, grad) if ctx.needs_input_grad[1] else None
 
 

@@ -19,10 +19,18 @@ def _fake_backward(grad, vertices, faces, sdf, face):
 
 _mesh2sdf = define(
     "mesh2sdf(Tensor vertices, Tensor faces, int[] shape) -> (Tensor sdf, Tensor face)",
-    reference.mesh2sdf, _fake, _gpu.mesh2sdf, "mesh2sdf")
+    reference.mesh2sdf,
+    _fake,
+    _gpu.mesh2sdf,
+    "mesh2sdf",
+)
 _mesh2sdf_backward = define(
     "mesh2sdf_backward(Tensor grad, Tensor vertices, Tensor faces, Tensor sdf, Tensor face) -> Tensor",
-    reference.mesh2sdf_backward, _fake_backward, _gpu.mesh2sdf_backward, "mesh2sdf")
+    reference.mesh2sdf_backward,
+    _fake_backward,
+    _gpu.mesh2sdf_backward,
+    "mesh2sdf",
+)
 
 
 def _setup_context(ctx, inputs, output):

@@ -15,10 +15,14 @@ def _fake_backward(grad, index, weight, own):
     return grad.new_empty(*grad.shape[:-1], grad.shape[-1] * (2 if own else 1))
 
 
-_neighbour_sum = define("neighbour_sum(Tensor features, Tensor index, Tensor weight, bool own) -> Tensor",
-                        reference.neighbour_sum, _fake)
-_neighbour_sum_backward = define("neighbour_sum_backward(Tensor grad, Tensor index, Tensor weight, bool own) -> Tensor",
-                                 reference.neighbour_sum_backward, _fake_backward)
+_neighbour_sum = define(
+    "neighbour_sum(Tensor features, Tensor index, Tensor weight, bool own) -> Tensor", reference.neighbour_sum, _fake
+)
+_neighbour_sum_backward = define(
+    "neighbour_sum_backward(Tensor grad, Tensor index, Tensor weight, bool own) -> Tensor",
+    reference.neighbour_sum_backward,
+    _fake_backward,
+)
 
 
 def _setup(ctx, inputs, output):

@@ -159,7 +159,7 @@ def voxelize(vertices, faces, shape):
     device, faces = vertices.device, faces.cpu()
     exact = vertices.detach().cpu().double()
     bits = fraction_bits(max(*shape[:2], float(exact[faces.flatten(), :2].abs().max())))
-    fixed = (exact * 2**bits).clamp(-2**29, 2**29).round().long()
+    fixed = (exact * 2**bits).clamp(-(2**29), 2**29).round().long()
     corners, depth = fixed[faces], exact[faces][..., 2]  # (F, 3, 3) and (F, 3)
     area = _edge(corners[:, 0], corners[:, 1], *corners[:, 2, :2].unbind(-1))
     low = (-(-corners.amin(1) >> bits)).clamp(min=0)

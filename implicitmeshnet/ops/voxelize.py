@@ -13,7 +13,11 @@ def _fake(vertices, faces, shape):
 
 _voxelize = define(
     "voxelize(Tensor vertices, Tensor faces, int[] shape) -> Tensor",
-    reference.voxelize, _fake, _gpu.voxelize, "mesh2sdf")
+    reference.voxelize,
+    _fake,
+    _gpu.voxelize,
+    "mesh2sdf",
+)
 
 
 def voxelize(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor:

@@ -67,10 +67,15 @@ def _pulmonary_artery(points, p):
     """The trunk from the valve's plane, crossing in front of the aorta, and its two branches."""
     r = p.pa_radius
     tree = union(
-        tube(points, [PULMONARY_VALVE - [0, 2, 10], [-16, 34, 49], [-14, 16, 62], [-10, 0, 66]],
-             [r, 1.05 * r, r, 0.9 * r]),
+        tube(
+            points,
+            [PULMONARY_VALVE - [0, 2, 10], [-16, 34, 49], [-14, 16, 62], [-10, 0, 66]],
+            [r, 1.05 * r, r, 0.9 * r],
+        ),
         tube(points, [[-10, 2, 65], [-28, -14, 69], [-46, -28, 64]], [0.8 * r, 9, 7.5]),
-        tube(points, [[-11, 2, 65], [0, -15, 62], [20, -22, 58], [42, -24, 53]], [0.8 * r, 9.5, 9, 8]), blend_mm=6)
+        tube(points, [[-11, 2, 65], [0, -15, 62], [20, -22, 58], [42, -24, 53]], [0.8 * r, 9.5, 9, 8]),
+        blend_mm=6,
+    )
     return intersection(tree, half_space(points, PULMONARY_VALVE, [0, 0.17, -0.985]), blend_mm=2)
 
 
@@ -80,8 +85,12 @@ def _left_atrium(points, p):
         ellipsoid(points, LEFT_ATRIUM, [31, 20, 25] * p.la),
         tube(points, [LEFT_ATRIUM, BASE - 8 * SEPTUM + 3 * INFERIOR], [17, 19]),
         tube(points, [[-14, -28, 24], [-30, -18, 31], [-36, -6, 31]], [9, 8.5, 7]),
-        *(tube(points, _stub(path, stub), [radius + 1, radius])
-          for path, radius, stub in zip(PULMONARY_VEINS, p.vein_radius, p.stub, strict=True)), blend_mm=8)
+        *(
+            tube(points, _stub(path, stub), [radius + 1, radius])
+            for path, radius, stub in zip(PULMONARY_VEINS, p.vein_radius, p.stub, strict=True)
+        ),
+        blend_mm=8,
+    )
 
 
 def _right_atrium(points, p):
@@ -90,7 +99,9 @@ def _right_atrium(points, p):
         ellipsoid(points, [44, 1, -3], [23, 27, 31] * p.ra),
         tube(points, [[40, 2, 10], [34, 20, 20], [26, 27, 22]], [11, 10, 8]),
         tube(points, [[41, -6, 10], [38, -6, 32]], [10, 9]),
-        tube(points, [[40, -8, -15], [37, -14, -36]], [13, 11.5]), blend_mm=8)
+        tube(points, [[40, -8, -15], [37, -14, -36]], [13, 11.5]),
+        blend_mm=8,
+    )
 
 
 def _right_ventricle(points, p):
@@ -98,7 +109,9 @@ def _right_ventricle(points, p):
     return union(
         ellipsoid(points, [-13, 39, -16], [45, 24, 33] * p.rv, LV_AXES),
         tube(points, [[-5, 30, -18], [22, 15, -9]], [20, 20]),
-        tube(points, [[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]], [20, 16, p.pa_radius]), blend_mm=10)
+        tube(points, [[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]], [20, 16, p.pa_radius]),
+        blend_mm=10,
+    )
 
 
 def _stub(path, length):
@@ -111,24 +124,50 @@ def _vessels(points, chambers, cup, p):
     """Blood without a label: the arch and descending aorta, veins, arteries; and the papillary muscles."""
     descending = 0.8 * p.aorta_radius
     arch = union(
-        tube(points, [[11, 1, 80], [2, -14, 89], [-10, -36, 90], [-17, -58, 78], [-16, -70, 55], [-13, -71, 0],
-                      [-6, -70, -100], [4, -70, -160]],
-             [p.aorta_radius - 1, *descending * np.array([1.08, 1.06, 1.04, 1, 1, 0.95, 0.9])]),
-        *(tube(points, path, [6, 5, 4]) for path in SUPRA_AORTIC), blend_mm=3)
-    pulmonary = [tube(points, path, [radius, radius, 3])
-                 for path, radius in zip(PULMONARY_VEINS, p.vein_radius, strict=True)]
-    grooves = [_groove(cup - 3, chambers["RV"] - 4, 1.6), _groove(cup - 4, chambers["LA"] - 4, 1.5),
-               _groove(chambers["RA"] - 4, chambers["RV"] - 4, 1.7)]
+        tube(
+            points,
+            [
+                [11, 1, 80],
+                [2, -14, 89],
+                [-10, -36, 90],
+                [-17, -58, 78],
+                [-16, -70, 55],
+                [-13, -71, 0],
+                [-6, -70, -100],
+                [4, -70, -160],
+            ],
+            [p.aorta_radius - 1, *descending * np.array([1.08, 1.06, 1.04, 1, 1, 0.95, 0.9])],
+        ),
+        *(tube(points, path, [6, 5, 4]) for path in SUPRA_AORTIC),
+        blend_mm=3,
+    )
+    pulmonary = [
+        tube(points, path, [radius, radius, 3]) for path, radius in zip(PULMONARY_VEINS, p.vein_radius, strict=True)
+    ]
+    grooves = [
+        _groove(cup - 3, chambers["RV"] - 4, 1.6),
+        _groove(cup - 4, chambers["LA"] - 4, 1.5),
+        _groove(chambers["RA"] - 4, chambers["RV"] - 4, 1.7),
+    ]
     left = union(arch, *pulmonary, *grooves)
     right = union(
         tube(points, [[38, -6, 30], [37, -4, 60], [32, 2, 100], [36, 0, 190]], [9, 8.5, 9, 5]),
         tube(points, [[32, 2, 98], [8, 16, 112], [-18, 10, 132], [-34, -2, 190]], [7, 6, 6, 5]),
         tube(points, [[37, -14, -34], [34, -19, -55], [28, -22, -95], [26, -40, -160]], [11.5, 11, 11, 11]),
         tube(points, [[40, -24, 53], [60, -32, 44], [84, -36, 24]], [8, 6, 3]),
-        tube(points, [[-45, -28, 64], [-60, -38, 55], [-76, -46, 30]], [7.5, 6, 3]))
+        tube(points, [[-45, -28, 64], [-60, -38, 55], [-76, -46, 30]], [7.5, 6, 3]),
+    )
     sides = (0.8 * INFERIOR + 0.2 * SEPTUM, -0.5 * INFERIOR - 0.75 * SEPTUM)
-    muscles = union(*(tube(points, [BASE + 30 * APEX + 0.6 * p.lv_radius * side,
-                                    BASE + 60 * APEX + 0.85 * p.lv_radius * side], [3, 5]) for side in sides))
+    muscles = union(
+        *(
+            tube(
+                points,
+                [BASE + 30 * APEX + 0.6 * p.lv_radius * side, BASE + 60 * APEX + 0.85 * p.lv_radius * side],
+                [3, 5],
+            )
+            for side in sides
+        )
+    )
     return {"left": left, "right": right, "papillary": muscles}
 
 
@@ -148,13 +187,24 @@ def thorax(points, chambers, vessels, p):
     spleen = intersection(ellipsoid(points, [-82, -72, -92 + p.diaphragm], [34, 34, 50]), cage + 6)
     sac = union(*chambers.values(), blend_mm=24) - p.fat
     sac = union(sac, vessels["left"] - 2, vessels["right"] - 2)
-    middle = union(ellipsoid(points, [8, -72, 0], [24, 26, np.inf]), ellipsoid(points, [6, 60, 20], [12, 26, np.inf]),
-                   ellipsoid(points, [8, -24, 165], [34, 36, 80]))
+    middle = union(
+        ellipsoid(points, [8, -72, 0], [24, 26, np.inf]),
+        ellipsoid(points, [6, 60, 20], [12, 26, np.inf]),
+        ellipsoid(points, [8, -24, 165], [34, 36, 80]),
+    )
     mediastinum = union(sac, middle, diaphragm - 3, blend_mm=14)
     lung = intersection(cage + 9, -mediastinum, blend_mm=4)
-    return {"skin": skin, "muscle": muscle, "bone": bone, "lung": lung, "trachea": _trachea(points),
-            "liver": intersection(right, cage + 6), "stomach": intersection(left, cage + 6), "spleen": spleen,
-            "diaphragm": intersection(diaphragm, cage + 6)}
+    return {
+        "skin": skin,
+        "muscle": muscle,
+        "bone": bone,
+        "lung": lung,
+        "trachea": _trachea(points),
+        "liver": intersection(right, cage + 6),
+        "stomach": intersection(left, cage + 6),
+        "spleen": spleen,
+        "diaphragm": intersection(diaphragm, cage + 6),
+    }
 
 
 def _torso(points, p):
@@ -176,12 +226,26 @@ def _skeleton(points, cage, p):
     disc = np.abs((z + p.rib_phase) % 27 - 13.5)
     arch = np.abs(ellipsoid(points, [SPINE_X, back - 24, 0], [14, 12, np.inf])) - 4
     process = ellipsoid(points, [SPINE_X, back - 40, 0], [4, 14, np.inf]) + np.maximum(disc - 8, 0)
-    sternum = ellipsoid(points, [SPINE_X, -20 + 88 * p.chest[1], 30], [17, 6, 95],
-                        Rotation.from_euler("x", 9, degrees=True).as_matrix())
-    clavicles = [tube(points, [[SPINE_X + 18 * side, 46, 142], [SPINE_X + 75 * side, 30, 158],
-                               [SPINE_X + 125 * side, -15, 165]], [8, 6, 6]) for side in (-1, 1)]
-    blades = [ellipsoid(points, [SPINE_X + 108 * side * p.chest[0], -20 - 78 * p.chest[1], 105], [42, 5, 75],
-                        Rotation.from_euler("z", 42 * side, degrees=True).as_matrix()) for side in (-1, 1)]
+    sternum = ellipsoid(
+        points, [SPINE_X, -20 + 88 * p.chest[1], 30], [17, 6, 95], Rotation.from_euler("x", 9, degrees=True).as_matrix()
+    )
+    clavicles = [
+        tube(
+            points,
+            [[SPINE_X + 18 * side, 46, 142], [SPINE_X + 75 * side, 30, 158], [SPINE_X + 125 * side, -15, 165]],
+            [8, 6, 6],
+        )
+        for side in (-1, 1)
+    ]
+    blades = [
+        ellipsoid(
+            points,
+            [SPINE_X + 108 * side * p.chest[0], -20 - 78 * p.chest[1], 105],
+            [42, 5, 75],
+            Rotation.from_euler("z", 42 * side, degrees=True).as_matrix(),
+        )
+        for side in (-1, 1)
+    ]
     bodies = intersection(column, disc - 11.5, blend_mm=3)
     return union(intersection(ribs, y - 50), sternum, arch, process, bodies, *clavicles, *blades), column
 
@@ -192,17 +256,27 @@ def _muscles(points, cage, vertebra):
     wall = intersection(cage - 2, -cage - 10)
     flank = intersection(cage - 5 - 9 * np.clip((20 - y) / 60, 0, 1), 1 - cage, -z - 90, blend_mm=3)
     back = [ellipsoid(points, [SPINE_X + 30 * side, -118, 0], [22, 16, np.inf]) for side in (-1, 1)]
-    breast = [ellipsoid(points, [SPINE_X + 63 * side, 62, 60], [60, 14, 60],
-                        Rotation.from_euler("z", -33 * side, degrees=True).as_matrix()) for side in (-1, 1)]
+    breast = [
+        ellipsoid(
+            points,
+            [SPINE_X + 63 * side, 62, 60],
+            [60, 14, 60],
+            Rotation.from_euler("z", -33 * side, degrees=True).as_matrix(),
+        )
+        for side in (-1, 1)
+    ]
     oesophagus = tube(points, [[6, -50, 190], [2, -56, 60], [2, -60, -20], [-14, -50, -100]], [6, 6, 7, 8])
     return union(wall, flank, vertebra, *back, *breast, oesophagus)
 
 
 def _trachea(points):
     """Windpipe and main bronchi: the air in them."""
-    return union(tube(points, [[12, -28, 190], [10, -34, 110], [8, -42, 76]], [8, 8, 8]),
-                 tube(points, [[8, -42, 76], [-20, -42, 56], [-42, -46, 46]], [7, 6, 5]),
-                 tube(points, [[8, -42, 76], [34, -44, 60], [52, -46, 48]], [7, 6.5, 5]), blend_mm=4)
+    return union(
+        tube(points, [[12, -28, 190], [10, -34, 110], [8, -42, 76]], [8, 8, 8]),
+        tube(points, [[8, -42, 76], [-20, -42, 56], [-42, -46, 46]], [7, 6, 5]),
+        tube(points, [[8, -42, 76], [34, -44, 60], [52, -46, 48]], [7, 6.5, 5]),
+        blend_mm=4,
+    )
 
 
 def table(points, p):

@@ -167,8 +167,9 @@ def create_case(seed, case, spacing_mm=None, field_of_view="cardiac", shift_mm=0
 def render(parameters, shape, affine, origin, rng):
     """Image and label, both (X, Y, Z) int16, of the patient that `parameters` describes, on the given grid."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    lattice = [max(2, min(n, int(np.ceil((n - 1) * step / LATTICE_MM)) + 1))
-               for n, step in zip(shape, spacing, strict=True)]
+    lattice = [
+        max(2, min(n, int(np.ceil((n - 1) * step / LATTICE_MM)) + 1)) for n, step in zip(shape, spacing, strict=True)
+    ]
     index = np.meshgrid(*(np.linspace(0, n - 1, m) for n, m in zip(shape, lattice, strict=True)), indexing="ij")
     points = np.tensordot(affine[:3, :3], np.stack(index), 1) + (affine[:3, 3] - origin)[:, None, None, None]
     points = points.astype(np.float32)
@@ -177,8 +178,9 @@ def render(parameters, shape, affine, origin, rng):
     body = thorax(warped, chambers, vessels, parameters) | {"table": table(points, parameters)}
     painted = list(tissues(body, chambers, vessels, parameters, rng))
     streaks = _streaks(points, parameters, rng)
-    noise = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), parameters.noise_width_mm / spacing,
-                            truncate=3)
+    noise = gaussian_filter(
+        rng.standard_normal(shape, dtype=np.float32), parameters.noise_width_mm / spacing, truncate=3
+    )
     noise *= np.float32(parameters.noise_hu / noise.std())
     edge_mm = max(parameters.blur_mm, spacing.mean())
     label = np.zeros(shape, dtype=np.int16)
@@ -224,8 +226,12 @@ def tissues(body, chambers, vessels, p, rng):
         return values / values.std()
 
     blood = p.blood_hu
-    wall = union(*(chambers[name] - 2.2 for name in ("LA", "RA", "RV", "Myo")),
-                 *(chambers[name] - 1.2 for name in ("AO", "PA")), vessels["left"] - 1, vessels["right"] - 0.8)
+    wall = union(
+        *(chambers[name] - 2.2 for name in ("LA", "RA", "RV", "Myo")),
+        *(chambers[name] - 1.2 for name in ("AO", "PA")),
+        vessels["left"] - 1,
+        vessels["right"] - 0.8,
+    )
     fibres = texture(3)
     mixing = 1 + p.mixing * texture(8)
     skin = intersection(body["skin"], body["table"])
@@ -283,8 +289,9 @@ def _keep_largest_part(label, value):
 
 def _warped(points, p):
     """Points of the patient frame displaced by the patient's random diffeomorphism: smooth, whatever the grid."""
-    displacement = integrate(velocity_field(p.warp_noise, p.warp_sd_mm, p.warp_smoothing_mm, WARP_STEP_MM),
-                             WARP_STEP_MM)
+    displacement = integrate(
+        velocity_field(p.warp_noise, p.warp_sd_mm, p.warp_smoothing_mm, WARP_STEP_MM), WARP_STEP_MM
+    )
     index = (points - WARP_LOW_MM[:, None, None, None].astype(np.float32)) / np.float32(WARP_STEP_MM)
     return points + sample(displacement, index)
 
@@ -297,8 +304,13 @@ def _in_heart_frame(points, p):
 
 def _blocks(shape, lattice):
     """Tiles of a volume: voxel slices, the lattice's slices around them, and a weight matrix per axis for _upsample."""
-    axes = [[(slice(start, min(start + BLOCK, count)), *_weights(start, min(start + BLOCK, count), count, nodes))
-             for start in range(0, count, BLOCK)] for count, nodes in zip(shape, lattice, strict=True)]
+    axes = [
+        [
+            (slice(start, min(start + BLOCK, count)), *_weights(start, min(start + BLOCK, count), count, nodes))
+            for start in range(0, count, BLOCK)
+        ]
+        for count, nodes in zip(shape, lattice, strict=True)
+    ]
     for tiles in product(*axes):
         yield tuple(zip(*tiles, strict=True))
 

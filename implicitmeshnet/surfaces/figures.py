@@ -69,9 +69,15 @@ def case_preview(path, image, affine, structures: list[Structure], window=None) 
         _frame(panel, normal, middle_mm, half_mm, directions)
         _draw_structures(panel, structures, palette, spacing_mm, normal, centre[normal])
         panel.set_title(_plane_name(directions, normal), color="white", fontsize=11)
-    meshes = [(structure.vertices_mm, structure.faces,
-               to_rgba(palette[structure.name], ENCLOSING_ALPHA if structure.encloses else 1))
-              for structure in structures if structure.vertices_mm is not None]
+    meshes = [
+        (
+            structure.vertices_mm,
+            structure.faces,
+            to_rgba(palette[structure.name], ENCLOSING_ALPHA if structure.encloses else 1),
+        )
+        for structure in structures
+        if structure.vertices_mm is not None
+    ]
     axes[3].imshow(render(meshes, RENDER_PIXELS) if meshes else np.zeros((2, 2, 4)))
     axes[3].set_title("meshes", color="white", fontsize=11)
     for panel in axes:
@@ -95,8 +101,14 @@ def training_overview(path, history: list[dict]) -> Figure:
     validated = [record for record in history if "dice" in record]
     for name, colour in colours(list(validated[0]["dice"]) if validated else []).items():
         scores = [record["dice"][name] for record in validated]
-        right.plot([record["epoch"] for record in validated], scores, "o-", ms=3, color=colour,
-                   label=f"{name}, best {np.nanmax([0, *scores]):.3f}")
+        right.plot(
+            [record["epoch"] for record in validated],
+            scores,
+            "o-",
+            ms=3,
+            color=colour,
+            label=f"{name}, best {np.nanmax([0, *scores]):.3f}",
+        )
     left.set(title="training losses", xlabel="epoch", yscale="log")
     right.set(title="validation Dice", xlabel="epoch", ylim=(0, 1.05))
     for panel in (left, right):
@@ -147,10 +159,20 @@ def _plane(normal: int) -> tuple[int, int]:
 
 
 def _draw_slice(panel, image, spacing_mm, normal: int, index: int, window):
-    extent = [edge for axis in _plane(normal)
-              for edge in (-0.5 * spacing_mm[axis], (image.shape[axis] - 0.5) * spacing_mm[axis])]
-    panel.imshow(image.take(index, normal).T, cmap="gray", vmin=window[0], vmax=window[1], origin="lower",
-                 extent=extent, interpolation="bicubic")
+    extent = [
+        edge
+        for axis in _plane(normal)
+        for edge in (-0.5 * spacing_mm[axis], (image.shape[axis] - 0.5) * spacing_mm[axis])
+    ]
+    panel.imshow(
+        image.take(index, normal).T,
+        cmap="gray",
+        vmin=window[0],
+        vmax=window[1],
+        origin="lower",
+        extent=extent,
+        interpolation="bicubic",
+    )
 
 
 def _frame(panel, normal: int, middle_mm, half_mm: float, directions):
@@ -161,15 +183,27 @@ def _frame(panel, normal: int, middle_mm, half_mm: float, directions):
     across, up = directions[:, horizontal], directions[:, vertical]
     places = ((across, 0.02, 0.5, "left"), (-across, 0.98, 0.5, "right"), (up, 0.5, 0.96, "center"))
     for direction, x, y, side in places:
-        panel.text(x, y, _letters(direction), transform=panel.transAxes, color="white", fontsize=10, ha=side,
-                   va="center", path_effects=[withStroke(linewidth=2.5, foreground="black")])
+        panel.text(
+            x,
+            y,
+            _letters(direction),
+            transform=panel.transAxes,
+            color="white",
+            fontsize=10,
+            ha=side,
+            va="center",
+            path_effects=[withStroke(linewidth=2.5, foreground="black")],
+        )
 
 
 def _letters(direction) -> str:
     """What a direction (3,) in RAS points to, as DICOM letters it: the nearest first, those it hardly has left out."""
     share = np.abs(direction)
-    return "".join(ENDS[axis][int(direction[axis] > 0)] for axis in np.argsort(-share)
-                   if share[axis] > np.sin(np.radians(OBLIQUE_DEGREES)))
+    return "".join(
+        ENDS[axis][int(direction[axis] > 0)]
+        for axis in np.argsort(-share)
+        if share[axis] > np.sin(np.radians(OBLIQUE_DEGREES))
+    )
 
 
 def _plane_name(directions, normal: int) -> str:
@@ -205,8 +239,10 @@ def _smoothed(mask, spacing_mm, normal: int, index: int):
 def _draw_legend(figure, structures, palette):
     handles = [Line2D([], [], color=colour, lw=3, label=name) for name, colour in palette.items()]
     if any(structure.reference is not None for structure in structures):
-        handles += [Line2D([], [], color="white", lw=2, label="prediction"),
-                    Patch(facecolor=to_rgba("white", REFERENCE_ALPHA), label="reference")]
+        handles += [
+            Line2D([], [], color="white", lw=2, label="prediction"),
+            Patch(facecolor=to_rgba("white", REFERENCE_ALPHA), label="reference"),
+        ]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor="white")
 
 

@@ -123,11 +123,15 @@ def _check_mesh(path, vertices, faces, claimed: tuple[int, int]):
     if min(len(vertices), len(faces)) == 0:
         raise InputError(f"{path}: wanted a triangle mesh, found {len(vertices)} vertices and {len(faces)} faces")
     if vertices.shape[1:] != (3,) or faces.shape[1:] != (3,):
-        raise InputError(f"{path}: wanted three coordinates a vertex and three vertices a face, found arrays of shape"
-                         f" {vertices.shape} and {faces.shape}")
+        raise InputError(
+            f"{path}: wanted three coordinates a vertex and three vertices a face, found arrays of shape"
+            f" {vertices.shape} and {faces.shape}"
+        )
     if len(vertices) != claimed[0] or len(faces) < claimed[1]:
-        raise InputError(f"{path}: wanted {claimed[0]} vertices and {claimed[1]} faces, as its header says, found"
-                         f" {len(vertices)} and {len(faces)}")
+        raise InputError(
+            f"{path}: wanted {claimed[0]} vertices and {claimed[1]} faces, as its header says, found"
+            f" {len(vertices)} and {len(faces)}"
+        )
     if not np.isfinite(vertices).all():
         raise InputError(f"{path}: wanted finite coordinates, found NaN or infinity")
     if faces.min() < 0 or faces.max() >= len(vertices):
@@ -179,10 +183,12 @@ def _vtp(vertices, faces, space) -> bytes:
         '<VTKFile type="PolyData" version="1.0" byte_order="LittleEndian" header_type="UInt64">\n<PolyData>\n'
         f'<FieldData><Array type="String" Name="SPACE" NumberOfTuples="1" format="ascii">{text}</Array></FieldData>\n'
         f'<Piece NumberOfPoints="{len(vertices)}" NumberOfPolys="{len(faces)}">\n'
-        '<Points>\n' + array("Float32", "Points", vertices, ' NumberOfComponents="3"') + '</Points>\n'
-        '<Polys>\n' + array("Int64", "connectivity", faces)
-        + array("Int64", "offsets", np.arange(1, len(faces) + 1, dtype="<i8") * 3) + '</Polys>\n'
-        '</Piece>\n</PolyData>\n</VTKFile>\n'
+        "<Points>\n" + array("Float32", "Points", vertices, ' NumberOfComponents="3"') + "</Points>\n"
+        "<Polys>\n"
+        + array("Int64", "connectivity", faces)
+        + array("Int64", "offsets", np.arange(1, len(faces) + 1, dtype="<i8") * 3)
+        + "</Polys>\n"
+        "</Piece>\n</PolyData>\n</VTKFile>\n"
     ).encode()
 
 

@@ -26,8 +26,10 @@ def mesh_to_mask(vertices_mm, faces, grid: Grid) -> np.ndarray:
 
 def own_parts(masks, members) -> list[np.ndarray]:
     """Masks, bool (X, Y, Z), each without those that it holds beside its own; `members` are DataConfig.members."""
-    return [mask & ~np.any([masks[index] for index in inner], axis=0) if inner else mask
-            for mask, (_, *inner) in zip(masks, members, strict=True)]
+    return [
+        mask & ~np.any([masks[index] for index in inner], axis=0) if inner else mask
+        for mask, (_, *inner) in zip(masks, members, strict=True)
+    ]
 
 
 def meshes_to_labelmap(meshes, values, grid: Grid, members=None) -> np.ndarray:
@@ -103,10 +105,14 @@ def _deepest_wins(parts, values, grid: Grid, depths_mm, members=None) -> np.ndar
 def _common_box(*parts):
     """Where the boxes of masks overlap, and each mask there."""
     boxes = [box for box, _ in parts]
-    common = tuple(slice(low := max(ends.start for ends in axis), max(low, min(ends.stop for ends in axis)))
-                   for axis in zip(*boxes, strict=True))
-    shift = [[slice(ends.start - own.start, ends.stop - own.start) for ends, own in zip(common, box, strict=True)]
-             for box in boxes]
+    common = tuple(
+        slice(low := max(ends.start for ends in axis), max(low, min(ends.stop for ends in axis)))
+        for axis in zip(*boxes, strict=True)
+    )
+    shift = [
+        [slice(ends.start - own.start, ends.stop - own.start) for ends, own in zip(common, box, strict=True)]
+        for box in boxes
+    ]
     return common, [inside[tuple(part)] for part, (_, inside) in zip(shift, parts, strict=True)]
 
 

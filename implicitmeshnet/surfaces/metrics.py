@@ -31,8 +31,9 @@ def surface_distances(prediction, reference, spacing_mm) -> dict[str, float]:
         return {"assd_mm": value, "hd95_mm": value}
     box = _bounding_box(prediction | reference)
     # Trees of border points, not distance transforms: as exact, and their cost does not grow with the volume.
-    trees = [cKDTree(np.argwhere(mask[box] & ~binary_erosion(mask[box])) * spacing_mm)
-             for mask in (prediction, reference)]
+    trees = [
+        cKDTree(np.argwhere(mask[box] & ~binary_erosion(mask[box])) * spacing_mm) for mask in (prediction, reference)
+    ]
     directed = [other.query(border.data)[0] for border, other in zip(trees, trees[::-1], strict=True)]
     return {
         "assd_mm": float(np.mean([distances.mean() for distances in directed])),

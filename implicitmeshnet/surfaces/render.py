@@ -70,8 +70,9 @@ def _fragments(screen, faces, size: int):
     weights = np.empty((len(face), 3))
     for corner in range(3):
         a, b = corners[face, corner - 2, :2], corners[face, corner - 1, :2]
-        weights[:, corner] = ((b[:, 0] - a[:, 0]) * (point[:, 1] - a[:, 1])
-                              - (b[:, 1] - a[:, 1]) * (point[:, 0] - a[:, 0])) / area[face]
+        weights[:, corner] = (
+            (b[:, 0] - a[:, 0]) * (point[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (point[:, 0] - a[:, 0])
+        ) / area[face]
     inside = (weights >= 0).all(1)
     face, point, weights = face[inside], point[inside], weights[inside]
     normal = np.einsum("nc,ncd->nd", weights, normals[face])

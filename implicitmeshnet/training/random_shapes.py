@@ -20,6 +20,7 @@ def random_shapes(sphere: torch.Tensor, count: int, config: ShapesConfig, genera
     displacement by control points (not of cups), a coarse random displacement grid, an affine map and noise of each
     vertex.
     """
+
     def uniform(*size, low=-1.0, high=1.0):
         return low + (high - low) * torch.rand(size, generator=generator)
 
@@ -32,8 +33,15 @@ def random_shapes(sphere: torch.Tensor, count: int, config: ShapesConfig, genera
     axes = uniform(count, 1, 3, low=axes[0], high=axes[1]).exp()
     bases = [
         (config.ellipsoids, _bent_ellipsoids(factor * sphere, axes, config.bend * uniform(count, 1, 2))),
-        (config.tubes, _tubes(factor * sphere, within(config.tube_radius), within(config.tube_length),
-                              config.tube_angle_rad * uniform(count, 1))),
+        (
+            config.tubes,
+            _tubes(
+                factor * sphere,
+                within(config.tube_radius),
+                within(config.tube_length),
+                config.tube_angle_rad * uniform(count, 1),
+            ),
+        ),
         (config.cups, _cups(sphere, within(config.cup_radius), within(config.cup_wall), within(config.cup_rim_rad))),
     ]
     points, share = factor * within(config.radius)[..., None] * sphere, 0.0
@@ -101,7 +109,8 @@ def _matrices(wide, config, generator):
     """Rotation, scale and shear (count, 3, 3); the wide shapes turn by any angle."""
     count = len(wide)
     vector = torch.where(wide[..., 0], math.pi, config.rotation_rad) * (
-        2 * torch.rand(count, 3, generator=generator) - 1)
+        2 * torch.rand(count, 3, generator=generator) - 1
+    )
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).view(count, 3, 3)

@@ -98,7 +98,8 @@ def resume(run_dir: Path, settings, parts: dict, validated: dict, best: Callable
             restore(part, state[name])
     except ValueError as error:
         raise InputError(
-            f"{path}: wanted a checkpoint of this network's training, found another: {shorten(error)}") from error
+            f"{path}: wanted a checkpoint of this network's training, found another: {shorten(error)}"
+        ) from error
     weights, record = run_dir / "best.pt", best(history)
     elsewhere = record is not None and record is not history[-1]  # than in last.pt
     if elsewhere and not weights.exists():
@@ -114,7 +115,8 @@ def check_history(history, settings, validated: dict):
         raise ValueError("wanted a history of epochs")
     for epoch, record in enumerate(history, 1):
         numeric = isinstance(record, dict) and all(
-            _is_like(value, validated.get(name, 0.0)) for name, value in record.items())
+            _is_like(value, validated.get(name, 0.0)) for name, value in record.items()
+        )
         if not (numeric and record.get("epoch") == epoch):
             raise ValueError(f"wanted numbers of epoch {epoch} in its history, found others")
         due = epoch == settings.epochs or epoch % settings.validate_every == 0 or "dice" in record
