@@ -1,56 +1,102 @@
-"""Dataclasses <-> JSON + command-line overrides: the only home of a default.
+"""Dataclasses <-> JSON + command-line overrides: the only home of a default, and of the limits of a value.
 
 A config is one JSON object of sections and a `snapshot`: a `Config` for ImplicitMeshNet, a `DrnConfig` for the
 DeepRepresentationNetwork. A key left out takes the default below; an unknown key is an error. Relative paths in a
 JSON file are relative to the repository's root, relative paths in command-line overrides to the current folder.
+
+A field's annotation says what it may hold (see config_fields), the text below it what it means and in which unit;
+what spans several fields stands in `RULES`. docs/configs.md is made from all three: after a change here run
+`python -m implicitmeshnet.config_docs > docs/configs.md`.
 """
 
 import copy
 import dataclasses
-import json
 import math
-import types
-import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-from implicitmeshnet.script import InputError, atomic_path, check_path, parse_json, read_json, shorten
+from implicitmeshnet.config_fields import Length, Name, Range, Rising, check_limits, refuse
+from implicitmeshnet.config_json import apply_override, from_json, to_text
+from implicitmeshnet.script import atomic_path, check_path, read_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 """Of the intensities that data.intensity_statistics is of."""
+
+Count = Annotated[int, Range(1, 2**31 - 1)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Width = Annotated[int, Range(1, 4096)]
+"""Channels of a layer."""
+Subdivisions = Annotated[int, Range(0, 7)]
+LabelValue = Annotated[int, Range(1, 2**15 - 1)]
+StructureName = Annotated[str, Name(longest=50)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(low=0)]
+Share = Annotated[float, Range(0, 1)]
+BelowOne = Annotated[float, Range(low=0, below=1)]
+BelowTen = Annotated[float, Range(low=0, below=10)]
+LearningRate = Annotated[float, Range(above=0, high=1)]
+SpacingMm = Annotated[float, Range(1e-3, 1e3)]
+Percentile = Annotated[float, Range(0, 100)]
+GridSide = Annotated[int, Range(6, 4095)]
+VolumeSide = Annotated[int, Range(3, 1024)]
+Blocks = Annotated[int, Range(1, 100)]
+Part = Annotated[float, Range(above=0, high=1)]
+Parts = Annotated[tuple[Part, Part], Rising()]
+"""A range of lengths in normalised units."""
+WallPart = Annotated[float, Range(above=0, below=1)]
+TubeLength = Annotated[float, Range(above=0, high=10)]
+Latitude = Annotated[float, Range(-1.5, 1.5)]
+PerQuantile = Annotated[tuple[float, ...], Length(len(QUANTILES), len(QUANTILES), "numbers")]
 
 
 @dataclass
 class IntensityStatistics:
     """What the network saw in training: QUANTILES of each case's normalised intensities, over the cases."""
 
-    cases: int = 0
-    mean: tuple[float, ...] = ()
-    covariance: tuple[tuple[float, ...], ...] = ()
+    cases: Count = 0
+    """Training cases that were measured; 0 stands for a value left out, which is refused."""
+    mean: PerQuantile = ()
+    """Mean over the cases of the 1, 5, 10, 25, 50, 75, 90, 95 and 99 % quantiles, intensities mapped to [-1, 1]."""
+    covariance: Annotated[tuple[PerQuantile, ...], Length(len(QUANTILES), len(QUANTILES), "rows")] = ()
+    """Covariance of these quantiles over the cases."""
 
 
 @dataclass
 class DataConfig:
+    """What the network sees: the cases, their structures and the grid that each volume is resampled to."""
+
     dir: str = "data/phantom/train"
-    structures: dict[str, list[int]] = field(default_factory=lambda: {"LV": [500], "LA": [420, 421]})
+    """Folder of training cases: images and voxel labels."""
+    structures: Annotated[
+        dict[StructureName, Annotated[list[LabelValue], Length(1, items="label values")]],
+        Length(1, 254, "structures"),
+    ] = field(default_factory=lambda: {"LV": [500], "LA": [420, 421]})
     """Structure name -> the label values that mean it."""
     encloses: dict[str, list[str]] = field(default_factory=dict)
     """Structure -> others that its mesh holds too, as the epicardium holds the left ventricle: {"Myo": ["LV"]}."""
-    region: str = "centre"
+    region: Literal["centre", "found"] = "centre"
     """Where the network's grid lies. 'centre': of the volume, the paper's. 'found': around the structures, in training
     by the label, in evaluation by a coarse pass over the whole volume; one connected part of it counts."""
-    overview_spacing_mm: float = 8.0
-    """Of the coarse pass."""
-    shape: tuple[int, int, int] = (128, 128, 128)
+    overview_spacing_mm: SpacingMm = 8.0
+    """Voxel spacing of the coarse pass of region 'found', in mm."""
+    shape: tuple[GridSide, GridSide, GridSide] = (128, 128, 128)
     """Voxels of the network's grid, each a multiple of 2^(encoder levels - 1)."""
-    spacing_mm: float = 1.3
-    intensity: str = "window"
-    """'window': CT, clipped to level +- width / 2. 'percentile': each volume by its own percentiles (MR)."""
-    window_hu: float = 1000.0
+    spacing_mm: SpacingMm = 1.3
+    """Voxel spacing of the network's grid, in mm, the same along each axis."""
+    intensity: Literal["window", "percentile"] = "window"
+    """How voxel values become [-1, 1]. 'window': CT, clipped to level +- width / 2. 'percentile': each volume by its
+    own percentiles (MR)."""
+    window_hu: Positive = 1000.0
+    """Width of the intensity window, in Hounsfield units."""
     level_hu: float = 200.0
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    validation_cases: int = 4
+    """Centre of the intensity window, in Hounsfield units."""
+    percentiles: Annotated[tuple[Percentile, Percentile], Rising(strict=True)] = (0.5, 99.5)
+    """The percentiles of a volume's values, in %, that become -1 and 1 with intensity 'percentile'."""
+    validation_cases: Count = 4
     """Cases held out of `dir` for validation, drawn with training.seed."""
     intensity_statistics: IntensityStatistics | None = None
     """Training fills it in the config that it writes beside the snapshot; evaluation warns of images unlike it."""
@@ -69,64 +115,91 @@ class DataConfig:
 
 @dataclass
 class NetworkConfig:
-    encoder_channels: tuple[int, ...] = (16, 32, 64, 128, 256)
-    """UNet encoder widths e0, e1, ...; the last is the bottleneck."""
-    decoder_channels: tuple[int, ...] = (4, 16, 32, 64)
-    """UNet decoder widths d0, d1, ..."""
-    dropout: float = 0.1
-    localiser_channels: tuple[int, ...] = (16, 32, 64)
-    """UNet widths of the coarse pass of data.region 'found'."""
-    template: str = "mean"
+    """The layers of ImplicitMeshNet and the meshes that it starts from."""
+
+    encoder_channels: Annotated[tuple[Width, ...], Length(2, 11, "widths")] = (16, 32, 64, 128, 256)
+    """UNet encoder widths e0, e1, ..., in channels; the last is the bottleneck."""
+    decoder_channels: tuple[Width, ...] = (4, 16, 32, 64)
+    """UNet decoder widths d0, d1, ..., in channels; one fewer than encoder_channels."""
+    dropout: BelowOne = 0.1
+    """Share of activations that are dropped in the UNet in training."""
+    localiser_channels: Annotated[tuple[Width, ...], Length(2, 6, "widths")] = (16, 32, 64)
+    """UNet widths of the coarse pass of data.region 'found', in channels."""
+    template: Literal["mean", "centred"] = "mean"
     """'mean': spheres at each structure's mean position and size in training. 'centred': the paper's, radius 0.5."""
-    template_subdivisions: int = 4
+    template_subdivisions: Subdivisions = 4
+    """How often the icosahedron's faces are cut into four: n gives 10 * 4^n + 2 vertices for each structure."""
     template_centres: tuple[tuple[float, ...], ...] | None = None
-    """(S, 3) normalised coordinates; training fills it in the config that it writes beside the snapshot."""
+    """Centres of template 'mean', three normalised coordinates for each structure; training fills it in the config that
+    it writes beside the snapshot."""
     template_radii: tuple[tuple[float, ...], ...] | None = None
-    """(S, 3) normalised semi-axes; filled in likewise."""
-    stage_levels: tuple[tuple[str, ...], ...] = (("e3", "e4"), ("e1", "e2", "d1", "d2"), ("e0", "e1", "d1"))
+    """Semi-axes of template 'mean', three normalised lengths for each structure; filled in likewise."""
+    stage_levels: Annotated[
+        tuple[Annotated[tuple[str, ...], Length(1, items="names of levels")], ...], Length(1, items="stages")
+    ] = (("e3", "e4"), ("e1", "e2", "d1", "d2"), ("e0", "e1", "d1"))
     """Feature volumes that each stage of the graph decoder reads at the vertices."""
-    stage_channels: tuple[int, ...] = (288, 96, 32)
-    displacement_factor: float = 0.01
+    stage_channels: tuple[Width, ...] = (288, 96, 32)
+    """Hidden widths of the graph decoder's stages, in channels; one for each entry of stage_levels."""
+    displacement_factor: Positive = 0.01
+    """What a stage's output is multiplied by to become a vertex's displacement, in normalised units."""
 
 
 @dataclass
 class LossConfig:
-    route: str = "exact"
+    """How predicted meshes are compared with voxel labels, and the weight of each term of the loss."""
+
+    route: Literal["exact", "deep"] = "exact"
     """How a mesh becomes a signed distance: 'exact' by Mesh2SDF, 'deep' by the DeepRepresentationNetwork."""
     drn_config: str | None = None
     """The pretrained DeepRepresentationNetwork of the deep route: its JSON config, which names its snapshot."""
-    occupancy: float = 1.0
-    temperature: float = 100.0
+    occupancy: NotNegative = 1.0
+    """Weight of the cross-entropy between the meshes' occupancy and the label."""
+    temperature: Positive = 100.0
     """T of occupancy = sigmoid(-T * SDF), per unit of normalised length."""
-    segmentation: float = 0.1
-    surface: float = 0.1
-    laplacian_start: float = 1e3
-    laplacian_end: float = 1e-2
-    laplacian_epochs: int = 800
-    """Cosine annealing from start to end."""
+    segmentation: NotNegative = 0.1
+    """Weight of the cross-entropy between the UNet's segmentation and the label."""
+    surface: NotNegative = 0.1
+    """Weight of the surface loss: 1 - overlap of the meshes' surface with the label's border."""
+    laplacian_start: NotNegative = 1e3
+    """Weight of the Laplacian loss, which smooths the meshes, in the first epoch."""
+    laplacian_end: NotNegative = 1e-2
+    """Weight of the Laplacian loss after laplacian_epochs."""
+    laplacian_epochs: Count = 800
+    """Epochs of the cosine annealing from laplacian_start to laplacian_end."""
 
 
 @dataclass
 class TrainingConfig:
+    """How long, how fast and on what ImplicitMeshNet is trained."""
+
     run_dir: str = "runs/implicitmeshnet"
-    epochs: int = 2000
-    repeats: int = 6
+    """Folder that training writes: snapshots, config, curves."""
+    epochs: Count = 2000
+    """Epochs in all; a longer run goes on from a shorter one."""
+    repeats: Count = 6
     """Passes over the training cases that make one epoch."""
-    batch_size: int = 2
-    learning_rate: float = 1e-4
-    learning_rate_end: float = 1e-5
+    batch_size: Count = 2
+    """Cases in one step of the optimiser."""
+    learning_rate: LearningRate = 1e-4
+    """Learning rate of AdamW in the first epoch."""
+    learning_rate_end: Share = 1e-5
     """Cosine decay to this at the last epoch."""
-    drn_learning_rate: float = 3e-5
-    """Of the DeepRepresentationNetwork, which the deep route trains on in turns; constant."""
-    weight_decay: float = 1e-6
+    drn_learning_rate: Share = 3e-5
+    """Learning rate of the DeepRepresentationNetwork, which the deep route trains on in turns; constant."""
+    weight_decay: Share = 1e-6
+    """Weight decay of AdamW."""
     augmentation: bool = True
-    validate_every: int = 10
+    """Whether training cases are warped and their intensities changed, at random and anew each time."""
+    validate_every: Count = 10
     """Epochs between validations."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of all random draws: validation cases, initial weights, order, dropout and augmentation."""
 
 
 @dataclass
 class Config:
+    """All that trains and evaluates an ImplicitMeshNet."""
+
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -137,20 +210,26 @@ class Config:
 
 @dataclass
 class DrnNetworkConfig:
-    shape: tuple[int, int, int] = (128, 128, 128)
+    """The layers of the DeepRepresentationNetwork."""
+
+    shape: tuple[VolumeSide, VolumeSide, VolumeSide] = (128, 128, 128)
     """Voxels of the distance volume, each a multiple of the coarsest stage's cells that leaves at least 3 of them."""
-    channels: tuple[int, ...] = (128, 128, 128, 128)
-    """Widths of the voxel decoder's stages, coarse to fine, each a multiple of groups."""
-    blocks: tuple[int, ...] = (1, 1, 1, 1)
+    channels: Annotated[tuple[Width, ...], Length(1, 9, "widths")] = (128, 128, 128, 128)
+    """Widths of the voxel decoder's stages, in channels, coarse to fine, each a multiple of groups."""
+    blocks: tuple[Blocks, ...] = (1, 1, 1, 1)
     """Residual blocks of each stage."""
-    groups: int = 16
-    """Of the group norms."""
-    subvoxels: int = 1
+    groups: Annotated[int, Range(1, 2**16 - 1)] = 16
+    """Groups of channels that the group norms normalise together."""
+    subvoxels: Annotated[int, Range(1, 8)] = 1
     """Voxels along a side of the finest stage's cells: 2 spares seven eighths of its convolutions."""
-    graph_channels: int = 128
-    graph_blocks: int = 2
-    dropout: float = 0.1
-    template_subdivisions: int = 4
+    graph_channels: Width = 128
+    """Width of the graph encoder, in channels."""
+    graph_blocks: Annotated[int, Range(0, 100)] = 2
+    """Residual blocks of the graph encoder."""
+    dropout: BelowOne = 0.1
+    """Share of activations that are dropped in the graph encoder in training."""
+    template_subdivisions: Subdivisions = 4
+    """How often the icosahedron's faces are cut into four; that of the network.template_subdivisions that it serves."""
 
 
 @dataclass
@@ -158,56 +237,78 @@ class ShapesConfig:
     """Random deformations of a sphere, lengths in normalised units (half sides of the cube); uniform in +- a value
     or in a range, normal where a standard deviation is named."""
 
-    radius: tuple[float, float] = (0.2, 0.8)
-    ellipsoids: float = 0.35
+    radius: Parts = (0.2, 0.8)
+    """Radius of the shapes that start from a sphere, in normalised units."""
+    ellipsoids: Share = 0.35
     """Share of shapes that start from a bent ellipsoid anywhere in the cube, as a structure's template may."""
-    semi_axis: tuple[float, float] = (0.1, 0.7)
-    bend: float = 0.8
+    semi_axis: Parts = (0.1, 0.7)
+    """Semi-axes of the ellipsoids, in normalised units."""
+    bend: BelowTen = 0.8
     """Shift of an ellipsoid's pole across its axis, in squared semi-axes per unit length."""
-    tubes: float = 0.25
+    tubes: Share = 0.25
     """Share of shapes that start from a tube bent to an arc, as vessels are."""
-    tube_radius: tuple[float, float] = (0.08, 0.25)
-    tube_length: tuple[float, float] = (0.6, 2.0)
-    """Of the centreline."""
-    tube_angle_rad: float = 3.5
-    """The most that the centreline turns from end to end."""
-    cups: float = 0.15
+    tube_radius: Parts = (0.08, 0.25)
+    """Radius of the tubes, in normalised units."""
+    tube_length: Annotated[tuple[TubeLength, TubeLength], Rising()] = (0.6, 2.0)
+    """Length of the tubes' centrelines, in normalised units."""
+    tube_angle_rad: Annotated[float, Range(low=0, below=2 * math.pi)] = 3.5
+    """The most that the centreline turns from end to end, in radians."""
+    cups: Share = 0.15
     """Share of shapes that start from a cup, a thick bowl, as the left ventricle's myocardium is."""
-    cup_radius: tuple[float, float] = (0.35, 0.8)
-    cup_wall: tuple[float, float] = (0.2, 0.5)
-    """Thickness relative to the radius."""
-    cup_rim_rad: tuple[float, float] = (-0.3, 0.7)
-    """Latitude of the rim, 0 at the bowl's equator."""
-    translation: float = 0.2
-    rotation_rad: float = 0.2
-    scale: float = 0.2
-    shear: float = 0.1
-    control_points: int = 16
-    radial: float = 0.1
+    cup_radius: Parts = (0.35, 0.8)
+    """Outer radius of the cups, in normalised units."""
+    cup_wall: Annotated[tuple[WallPart, WallPart], Rising()] = (0.2, 0.5)
+    """Thickness of the cups' walls, relative to the radius."""
+    cup_rim_rad: Annotated[tuple[Latitude, Latitude], Rising()] = (-0.3, 0.7)
+    """Latitude of the cups' rims, in radians, 0 at the bowl's equator."""
+    translation: BelowOne = 0.2
+    """The most that a sphere's centre is shifted along each axis, in normalised units; other shapes lie anywhere."""
+    rotation_rad: BelowTen = 0.2
+    """The most that a sphere turns about each axis, in radians; other shapes turn by up to pi."""
+    scale: BelowOne = 0.2
+    """The most that a shape is stretched or shrunk along each axis, relative to its size."""
+    shear: BelowOne = 0.1
+    """The most that a shape is sheared, in shift per unit length across it."""
+    control_points: Annotated[int, Range(1, 2**16 - 1)] = 16
+    """Random directions about which the sinusoidal radial displacement waves."""
+    radial: BelowOne = 0.1
     """Standard deviation of the control points' sinusoidal radial displacement, relative to the radius."""
-    grid: float = 0.08
-    """Standard deviation of the displacements on a 4 x 4 x 4 grid."""
-    noise: float = 0.005
-    """Standard deviation of each vertex's own displacement."""
+    grid: BelowOne = 0.08
+    """Standard deviation of the displacements on a 4 x 4 x 4 grid, in normalised units."""
+    noise: BelowOne = 0.005
+    """Standard deviation of each vertex's own displacement, in normalised units."""
 
 
 @dataclass
 class DrnTrainingConfig:
+    """How long and how fast the DeepRepresentationNetwork is pretrained."""
+
     run_dir: str = "runs/drn"
-    epochs: int = 1000
-    shapes: int = 70
+    """Folder that pretraining writes: snapshots, config, curves."""
+    epochs: Count = 1000
+    """Epochs in all; a longer run goes on from a shorter one."""
+    shapes: Count = 70
     """Fresh shapes in each epoch."""
-    batch_size: int = 2
-    learning_rate: float = 1e-3
-    learning_rate_end: float = 1e-5
-    weight_decay: float = 1e-6
-    validation_shapes: int = 32
-    validate_every: int = 10
-    seed: int = 0
+    batch_size: Count = 2
+    """Shapes in one step of the optimiser."""
+    learning_rate: LearningRate = 1e-3
+    """Learning rate of AdamW in the first epoch."""
+    learning_rate_end: Share = 1e-5
+    """Cosine decay to this at the last epoch."""
+    weight_decay: Share = 1e-6
+    """Weight decay of AdamW."""
+    validation_shapes: Annotated[int, Range(1, 10**5)] = 32
+    """Shapes of the validation, the same in every run."""
+    validate_every: Count = 10
+    """Epochs between validations."""
+    seed: Seed = 0
+    """Of the random draws: initial weights, dropout and shapes; not of the validation's shapes."""
 
 
 @dataclass
 class DrnConfig:
+    """All that pretrains a DeepRepresentationNetwork and loads it for the deep route."""
+
     network: DrnNetworkConfig = field(default_factory=DrnNetworkConfig)
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
     training: DrnTrainingConfig = field(default_factory=DrnTrainingConfig)
@@ -215,33 +316,180 @@ class DrnConfig:
     """Pretrained weights; null means best.pt beside the config file."""
 
 
+def distinct_label_values(config: Config) -> None:
+    """data.structures: no label value stands for two structures, or twice for one."""
+    values = list(chain.from_iterable(config.data.structures.values()))
+    if len(set(values)) != len(values):
+        refuse("data.structures", "distinct label values", config.data.structures)
+
+
+def enclosed_structures(config: Config) -> None:
+    """data.encloses: names structures of data.structures, each enclosing distinct others that enclose none."""
+    encloses = config.data.encloses
+    for outer, inner in encloses.items():
+        known = {outer, *inner} <= set(config.data.structures)
+        distinct = len({outer, *inner}) == 1 + len(inner)
+        nested = any(encloses.get(name) for name in inner)
+        if not known or not distinct or nested:
+            wanted = "structures of data.structures, each enclosing distinct others that enclose none"
+            refuse("data.encloses", wanted, encloses)
+
+
+def grid_fits_the_encoder(config: Config) -> None:
+    """data.shape: multiples of d = 2^(levels - 1), for as many levels as network.encoder_channels has, and not all d,
+    as one voxel at the bottleneck cannot be normalised."""
+    shape = config.data.shape
+    divisor = _coarsest_voxel(config)
+    multiples = all(side % divisor == 0 for side in shape)
+    if not multiples or max(shape) == divisor:
+        refuse("data.shape", f"multiples of {divisor} from 6 to 4095, not all {divisor}", shape)
+
+
+def grid_has_no_two_voxels_along_x(config: Config) -> None:
+    """data.shape: the first number is not 2 d, as over two voxels at the bottleneck torch's bfloat16 convolutions have
+    wrong gradients on CPUs."""
+    divisor = _coarsest_voxel(config)
+    if config.data.shape[0] == 2 * divisor:
+        reason = "over two voxels at the bottleneck torch's bfloat16 convolutions have wrong gradients on CPUs"
+        refuse("data.shape", f"another first number than {2 * divisor}: {reason}", config.data.shape)
+
+
+def _coarsest_voxel(config: Config) -> int:
+    """Voxels of the grid along a side of a voxel at the UNet's bottleneck."""
+    return 2 ** (len(config.network.encoder_channels) - 1)
+
+
+def one_decoder_width_a_level(config: Config) -> None:
+    """network.decoder_channels: one width fewer than network.encoder_channels."""
+    wanted = len(config.network.encoder_channels) - 1
+    found = config.network.decoder_channels
+    if len(found) != wanted:
+        refuse("network.decoder_channels", f"{wanted} widths, one fewer than encoder_channels", found)
+
+
+def known_stage_levels(config: Config) -> None:
+    """network.stage_levels: names among e0, e1, ... of the encoder's levels and d0, d1, ... of the decoder's."""
+    levels = len(config.network.encoder_channels)
+    names = [f"e{level}" for level in range(levels)]
+    names += [f"d{level}" for level in range(levels - 1)]
+    found = config.network.stage_levels
+    if not set(chain.from_iterable(found)) <= set(names):
+        refuse("network.stage_levels", f"names among {names}", found)
+
+
+def one_width_a_stage(config: Config) -> None:
+    """network.stage_channels: one width for each entry of network.stage_levels."""
+    found = config.network.stage_channels
+    if len(found) != len(config.network.stage_levels):
+        refuse("network.stage_channels", "one width for each entry of stage_levels", found)
+
+
+def deep_route_has_a_network(config: Config) -> None:
+    """loss.drn_config: not null where loss.route is 'deep'."""
+    if config.loss.route == "deep" and config.loss.drn_config is None:
+        wanted = "the config of a pretrained DeepRepresentationNetwork for the deep route"
+        refuse("loss.drn_config", wanted, config.loss.drn_config)
+
+
+def learning_rate_does_not_rise(config: Config | DrnConfig) -> None:
+    """training.learning_rate_end: not above training.learning_rate."""
+    end = config.training.learning_rate_end
+    if end > config.training.learning_rate:
+        refuse("training.learning_rate_end", "a number from 0 to learning_rate", end)
+
+
+def channels_in_groups(config: DrnConfig) -> None:
+    """network.channels: multiples of network.groups."""
+    groups = config.network.groups
+    found = config.network.channels
+    if any(width % groups for width in found):
+        refuse("network.channels", f"widths that are each a multiple of network.groups, {groups}", found)
+
+
+def blocks_of_each_stage(config: DrnConfig) -> None:
+    """network.blocks: one number for each entry of network.channels."""
+    stages = len(config.network.channels)
+    found = config.network.blocks
+    if len(found) != stages:
+        refuse("network.blocks", f"1 to 100 for each of {stages} stages", found)
+
+
+def volume_fits_the_stages(config: DrnConfig) -> None:
+    """network.shape: multiples of c = network.subvoxels * 2^(stages - 1), for as many stages as network.channels has,
+    and at least 3 c."""
+    stages = len(config.network.channels)
+    cell = config.network.subvoxels * 2 ** (stages - 1)
+    found = config.network.shape
+    # As in data.shape: two voxels in the coarsest stage have wrong gradients in bfloat16 on CPUs.
+    if not all(side >= 3 * cell and side % cell == 0 for side in found):
+        refuse("network.shape", f"multiples of {cell} from {3 * cell} to 1024 for {stages} stages", found)
+
+
+def shares_of_shapes(config: DrnConfig) -> None:
+    """shapes.ellipsoids: the shares of ellipsoids, tubes and cups sum to at most 1; the rest are spheres."""
+    shapes = config.shapes
+    total = shapes.ellipsoids + shapes.tubes + shapes.cups
+    if total > 1 + 1e-9:
+        wanted = "shares of ellipsoids, tubes and cups that sum to at most 1"
+        refuse("shapes.ellipsoids", wanted, shapes.ellipsoids)
+
+
+RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
+    Config: (
+        distinct_label_values,
+        enclosed_structures,
+        grid_fits_the_encoder,
+        grid_has_no_two_voxels_along_x,
+        one_decoder_width_a_level,
+        known_stage_levels,
+        one_width_a_stage,
+        deep_route_has_a_network,
+        learning_rate_does_not_rise,
+    ),
+    DrnConfig: (
+        channels_in_groups,
+        blocks_of_each_stage,
+        volume_fits_the_stages,
+        shares_of_shapes,
+        learning_rate_does_not_rise,
+    ),
+}
+"""What spans several fields: functions that raise InputError where theirs do not fit together. They are called in this
+order, once every field is within its own limits."""
+
 PATH_KEYS = ("data.dir", "training.run_dir", "loss.drn_config", "snapshot")
-MOST_CHANNELS = 4096
-MOST_LEVELS = 12  # beyond these no shape is a multiple of what they divide it by
+AnyConfig = TypeVar("AnyConfig", Config, DrnConfig)
 
 
-def load_config(path, overrides=(), kind=Config):
+def load_config(path: Path | str, overrides: Iterable[str] = (), kind: type[AnyConfig] = Config) -> AnyConfig:
     """Read a JSON config of a kind (Config or DrnConfig) and apply `--section.key=value` overrides.
 
-    Their values are JSON, bare words strings.
+    The values of overrides are JSON, or text where they are none.
     Raises InputError for a missing or malformed file, an unknown key, or a value of the wrong type or range.
     """
     tree = read_json(path, "a config")
     for override in overrides:
-        _apply_override(tree, override)
-    config = _convert(tree, kind, "", str(path))
+        apply_override(tree, override, PATH_KEYS)
+    config = from_json(tree, kind, "", str(path))
     validate(config)
     _map_paths(config, _absolute)
     return config
 
 
-def save_config(config, path):
+def save_config(config: Config | DrnConfig, path: Path | str) -> None:
     """Write the config as JSON, paths inside the repository relative to its root; through a temporary file."""
     config = copy.deepcopy(config)
     _map_paths(config, _relative)
-    text = _layout(dataclasses.asdict(config))
+    text = to_text(dataclasses.asdict(config))
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def validate(config: Config | DrnConfig) -> None:
+    """Raise InputError where a value is outside its limits or two values do not fit together."""
+    check_limits(config)
+    for rule in RULES[type(config)]:
+        rule(config)
 
 
 def _absolute(name: str, key: str) -> str:
@@ -254,19 +502,7 @@ def _relative(name: str, key: str) -> str:
     return "." if name == str(REPOSITORY) else name.removeprefix(f"{REPOSITORY}/")
 
 
-def _layout(value, indent: str = "") -> str:
-    """A value as JSON, an item a line; lists of plain values, such as a shape, on one line."""
-    inner = f"{indent}  "
-    if isinstance(value, dict) and value:
-        lines = [f"{inner}{json.dumps(name)}: {_layout(item, inner)}" for name, item in value.items()]
-        return "\n".join(["{", ",\n".join(lines), f"{indent}}}"])
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in value):
-        lines = [f"{inner}{_layout(item, inner)}" for item in value]
-        return "\n".join(["[", ",\n".join(lines), f"{indent}]"])
-    return json.dumps(value)
-
-
-def _map_paths(config, function):
+def _map_paths(config: Config | DrnConfig, function: Callable[[str, str], str]) -> None:
     """Replace every path by function(path, its key)."""
     for key in PATH_KEYS:
         section, _, name = key.rpartition(".")
@@ -274,262 +510,3 @@ def _map_paths(config, function):
         path = getattr(holder, name, None)
         if path is not None:
             setattr(holder, name, function(path, key))
-
-
-def validate(config):
-    """Raise InputError where a value is outside its range or two values do not fit together."""
-    checks = _drn_checks(config) if isinstance(config, DrnConfig) else _checks(config)
-    for key, holds, wanted in [*checks, *_training_checks(config.training)]:
-        if not holds:
-            section, name = key.split(".")
-            found = shorten(getattr(getattr(config, section), name))
-            raise InputError(f"{key}: wanted {shorten(wanted)}, found {found}")
-
-
-def _checks(config: Config):
-    """(key, whether it holds, what is wanted) of everything but the optimiser's settings."""
-    data, network, loss, training = config.data, config.network, config.loss, config.training
-    levels = len(network.encoder_channels)
-    divisor = 2 ** min(max(levels - 1, 0), MOST_LEVELS)
-    names = [f"e{i}" for i in range(levels)] + [f"d{i}" for i in range(levels - 1)]
-    read = [name for stage in network.stage_levels for name in stage]
-    values = data.label_values
-    return [
-        ("data.structures", bool(values) and all(data.structures.values()), "at least one label value a structure"),
-        ("data.structures", len(set(values)) == len(values), "distinct label values"),
-        ("data.structures", all(0 < value < 2**15 for value in values), "label values from 1 to 32767"),
-        (
-            "data.structures",
-            all(name.replace("_", "").isalnum() for name in data.structures),
-            "names of letters, digits and underscores",
-        ),
-        ("data.structures", all(len(name) <= 50 for name in data.structures), "names of at most 50 letters"),
-        ("data.structures", len(data.structures) <= 254, "at most 254 structures"),
-        (
-            "data.encloses",
-            all(
-                {outer, *inner} <= set(data.structures)
-                and outer not in inner
-                and len(set(inner)) == len(inner)
-                and not any(map(data.encloses.get, inner))
-                for outer, inner in data.encloses.items()
-            ),
-            "structures of data.structures, each enclosing distinct others that enclose none",
-        ),
-        ("data.region", data.region in ("centre", "found"), "'centre' or 'found'"),
-        ("data.overview_spacing_mm", 1e-3 <= data.overview_spacing_mm <= 1e3, "0.001 to 1000"),
-        (
-            "data.shape",
-            all(6 <= n < 4096 and n % divisor == 0 for n in data.shape) and max(data.shape) > divisor,
-            f"multiples of {divisor} from 6 to 4095, not all {divisor}",
-        ),
-        (
-            "data.shape",
-            data.shape[0] != 2 * divisor,
-            f"another first number than {2 * divisor}: over two voxels at the"
-            " bottleneck torch's bfloat16 convolutions have wrong gradients on CPUs",
-        ),
-        ("data.spacing_mm", 1e-3 <= data.spacing_mm <= 1e3, "0.001 to 1000"),
-        ("data.intensity", data.intensity in ("window", "percentile"), "'window' or 'percentile'"),
-        ("data.window_hu", data.window_hu > 0, "a positive number"),
-        ("data.percentiles", 0 <= data.percentiles[0] < data.percentiles[1] <= 100, "two rising numbers in 0 to 100"),
-        (
-            "data.intensity_statistics",
-            data.intensity_statistics is None or _is_sound(data.intensity_statistics),
-            f"at least 1 case, {len(QUANTILES)} means and a covariance of as many rows and columns",
-        ),
-        ("data.validation_cases", 1 <= data.validation_cases < 2**31, "at least 1 and less than 2^31"),
-        (
-            "network.encoder_channels",
-            levels >= 2 and all(0 < n <= MOST_CHANNELS for n in network.encoder_channels),
-            f"at least two positive widths of at most {MOST_CHANNELS}",
-        ),
-        (
-            "network.decoder_channels",
-            len(network.decoder_channels) == levels - 1
-            and all(0 < n <= MOST_CHANNELS for n in network.decoder_channels),
-            f"{levels - 1} positive widths of at most {MOST_CHANNELS}, one fewer than encoder_channels",
-        ),
-        ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
-        (
-            "network.localiser_channels",
-            2 <= len(network.localiser_channels) <= 6
-            and all(0 < n <= MOST_CHANNELS for n in network.localiser_channels),
-            f"two to six positive widths of at most {MOST_CHANNELS}",
-        ),
-        ("network.template", network.template in ("mean", "centred"), "'mean' or 'centred'"),
-        ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
-        ("network.stage_levels", set(read) <= set(names) and all(network.stage_levels), f"names among {names}"),
-        (
-            "network.stage_channels",
-            len(network.stage_channels) == len(network.stage_levels) > 0
-            and all(0 < n <= MOST_CHANNELS for n in network.stage_channels),
-            f"one positive width for each entry of stage_levels, at most {MOST_CHANNELS}",
-        ),
-        ("network.displacement_factor", network.displacement_factor > 0, "a positive number"),
-        ("loss.route", loss.route in ("exact", "deep"), "'exact' or 'deep'"),
-        (
-            "loss.drn_config",
-            loss.route == "exact" or loss.drn_config is not None,
-            "the config of a pretrained DeepRepresentationNetwork for the deep route",
-        ),
-        ("loss.temperature", loss.temperature > 0, "a positive number"),
-        ("loss.laplacian_epochs", 1 <= loss.laplacian_epochs < 2**31, "at least 1 and less than 2^31"),
-        *(
-            (f"loss.{name}", getattr(loss, name) >= 0, "a number of at least 0")
-            for name in ("occupancy", "segmentation", "surface", "laplacian_start", "laplacian_end")
-        ),
-        ("training.repeats", 1 <= training.repeats < 2**31, "at least 1 and less than 2^31"),
-        ("training.drn_learning_rate", 0 <= training.drn_learning_rate <= 1, "0 to 1"),
-    ]
-
-
-def _is_sound(statistics: IntensityStatistics) -> bool:
-    sizes = {len(statistics.mean), len(statistics.covariance), *map(len, statistics.covariance)}
-    return 1 <= statistics.cases < 2**31 and sizes == {len(QUANTILES)}
-
-
-def _drn_checks(config: DrnConfig):
-    """The same for the DeepRepresentationNetwork."""
-    network, shapes, training = config.network, config.shapes, config.training
-    groups = max(network.groups, 1)
-    divisor = max(network.subvoxels, 1) * 2 ** min(max(len(network.channels) - 1, 0), MOST_LEVELS)
-    return [
-        ("network.groups", 1 <= network.groups < 2**16, "at least 1"),
-        ("network.subvoxels", 1 <= network.subvoxels <= 8, "1 to 8"),
-        (
-            "network.channels",
-            bool(network.channels) and all(0 < n <= MOST_CHANNELS and n % groups == 0 for n in network.channels),
-            f"at least one width of at most {MOST_CHANNELS}, each a multiple of network.groups, {groups}",
-        ),
-        (
-            "network.blocks",
-            len(network.blocks) == len(network.channels) and all(1 <= n <= 100 for n in network.blocks),
-            f"1 to 100 for each of {len(network.channels)} stages",
-        ),
-        (
-            "network.shape",
-            all(3 * divisor <= n <= 1024 and n % divisor == 0 for n in network.shape),
-            f"multiples of {divisor} from {3 * divisor} to 1024 for {len(network.channels)} stages",
-        ),  # see data.shape
-        ("network.graph_channels", 1 <= network.graph_channels <= MOST_CHANNELS, f"1 to {MOST_CHANNELS}"),
-        ("network.graph_blocks", 0 <= network.graph_blocks <= 100, "0 to 100"),
-        ("network.dropout", 0 <= network.dropout < 1, "a number in [0, 1)"),
-        ("network.template_subdivisions", 0 <= network.template_subdivisions <= 7, "0 to 7"),
-        *(
-            (
-                f"shapes.{name}",
-                0 < getattr(shapes, name)[0] <= getattr(shapes, name)[1] <= 1,
-                "two rising numbers from above 0 to 1",
-            )
-            for name in ("radius", "semi_axis", "tube_radius", "cup_radius")
-        ),
-        *(
-            (f"shapes.{name}", 0 <= getattr(shapes, name) <= 1, "a share from 0 to 1")
-            for name in ("ellipsoids", "tubes", "cups")
-        ),
-        (
-            "shapes.ellipsoids",
-            shapes.ellipsoids + shapes.tubes + shapes.cups <= 1 + 1e-9,
-            "shares of ellipsoids, tubes and cups that sum to at most 1",
-        ),
-        ("shapes.tube_length", 0 < shapes.tube_length[0] <= shapes.tube_length[1] <= 10, "two rising numbers to 10"),
-        ("shapes.tube_angle_rad", 0 <= shapes.tube_angle_rad < 2 * math.pi, "a number from 0 to below 2 pi"),
-        ("shapes.cup_wall", 0 < shapes.cup_wall[0] <= shapes.cup_wall[1] < 1, "two rising numbers in (0, 1)"),
-        (
-            "shapes.cup_rim_rad",
-            -1.5 <= shapes.cup_rim_rad[0] <= shapes.cup_rim_rad[1] <= 1.5,
-            "two rising numbers from -1.5 to 1.5",
-        ),
-        ("shapes.control_points", 1 <= shapes.control_points < 2**16, "at least 1"),
-        *(
-            (f"shapes.{name}", 0 <= getattr(shapes, name) < limit, f"a number from 0 to below {limit}")
-            for name, limit in (
-                ("bend", 10),
-                ("translation", 1),
-                ("rotation_rad", 10),
-                ("scale", 1),
-                ("shear", 1),
-                ("radial", 1),
-                ("grid", 1),
-                ("noise", 1),
-            )
-        ),
-        ("training.shapes", 1 <= training.shapes < 2**31, "at least 1 and less than 2^31"),
-        ("training.validation_shapes", 1 <= training.validation_shapes <= 10**5, "1 to 100000"),
-    ]
-
-
-def _training_checks(training):
-    return [
-        *(
-            (f"training.{name}", 1 <= getattr(training, name) < 2**31, "at least 1 and less than 2^31")
-            for name in ("epochs", "batch_size", "validate_every")
-        ),
-        ("training.seed", 0 <= training.seed < 2**32, "0 to 2^32 - 1"),
-        ("training.learning_rate", 0 < training.learning_rate <= 1, "a positive number of at most 1"),
-        (
-            "training.learning_rate_end",
-            0 <= training.learning_rate_end <= training.learning_rate,
-            "a number from 0 to learning_rate",
-        ),
-        ("training.weight_decay", 0 <= training.weight_decay <= 1, "0 to 1"),
-    ]
-
-
-def _apply_override(tree: dict, override: str):
-    key, equals, text = override.removeprefix("--").partition("=")
-    if not (override.startswith("--") and equals):
-        raise InputError(f"{shorten(override)}: wanted an override of the form --section.key=value")
-    try:
-        value = parse_json(text)
-    except json.JSONDecodeError:
-        value = text
-    except ValueError as error:
-        raise InputError(f"{shorten(override)}: wanted a value that can be used, found an error: {error}") from error
-    if key in PATH_KEYS and value is not None and not isinstance(value, str):
-        value = text  # a folder may be called 2024
-    if key in PATH_KEYS and isinstance(value, str):
-        value = str(Path(value).absolute())
-    *sections, name = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise InputError(f"--{shorten(key)}: {shorten(section)} is not a section of the config")
-    tree[name] = value
-
-
-def _convert(value, wanted, key: str, source: str):
-    """`value` from JSON as the annotated type `wanted`; `key` and `source` name it in errors."""
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if dataclasses.is_dataclass(wanted) and isinstance(value, dict):
-        hints = typing.get_type_hints(wanted)
-        for name in value:
-            if name not in hints:
-                raise InputError(f"{source}: unknown key {shorten(key + name)}, known here: {', '.join(hints)}")
-        return wanted(**{name: _convert(item, hints[name], f"{key}{name}.", source) for name, item in value.items()})
-    if origin is types.UnionType:
-        return None if value is None else _convert(value, arguments[0], key, source)
-    if origin in (tuple, list) and isinstance(value, list):
-        repeated = origin is list or arguments[-1] is Ellipsis
-        kinds = [arguments[0]] * len(value) if repeated else arguments
-        if len(kinds) == len(value):
-            return origin(_convert(item, kind, key, source) for item, kind in zip(value, kinds, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return {name: _convert(item, arguments[1], f"{key}{name}.", source) for name, item in value.items()}
-    if wanted is float and type(value) in (int, float) and abs(value) <= 1e30:  # neither NaN nor infinite
-        return float(value)
-    if wanted is int and type(value) is int and abs(value) < 2**63:
-        return value
-    if wanted in (bool, str) and type(value) is wanted:
-        return value
-    name = getattr(wanted, "__name__", wanted) if origin is None else wanted
-    raise InputError(f"{source}: {shorten(key[:-1]) or 'config'}: wanted {name}, found {_quote(value)}")
-
-
-def _quote(value) -> str:
-    """A value as JSON for a message."""
-    try:
-        return shorten(json.dumps(value))
-    except RecursionError:
-        return "lists or objects nested too deep to quote"

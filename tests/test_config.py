@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, _layout, load_config, save_config, validate
+from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, load_config, save_config, validate
+from implicitmeshnet.config_json import to_text
 from implicitmeshnet.script import InputError, atomic_path
 
 DRN = REPOSITORY / "configs_implicitmeshnet/drn.json"
@@ -87,7 +88,7 @@ def test_whatever_is_accepted_comes_back_from_the_saved_config(values):
     )
 )
 def test_the_layout_changes_no_value(value):
-    assert json.loads(_layout(value)) == value
+    assert json.loads(to_text(value)) == value
 
 
 def test_a_list_of_plain_values_stands_on_one_line(tmp_path):
@@ -202,10 +203,10 @@ def test_overrides_parse_json_and_bare_words(tmp_path):
         ("--data.shape=64", "data.shape: wanted"),
         ("--data.shape=[60,64,64]", "data.shape: wanted multiples of 16 from 6 to 4095"),
         ("--training.seed=abc", 'training.seed: wanted int, found "abc"'),
-        ("--training.epochs=0", "training.epochs: wanted at least 1 and less than 2^31, found 0"),
+        ("--training.epochs=0", "training.epochs: wanted 1 to 2^31 - 1, found 0"),
         ("--training.augmentation=1", "training.augmentation: wanted bool, found 1"),
         ('--data.structures={"a":[1],"b":[1]}', "distinct label values"),
-        ('--data.structures={"a":[70000]}', "label values from 1 to 32767"),
+        ('--data.structures={"a":[70000]}', "1 or more label values, each 1 to 32767"),
         ("--data.shape=[16,16,16]", "not all 16"),
         ("--data.shape=[32,64,64]", "another first number than 32"),
         ("--network.encoder_channels=[]", "network."),
@@ -218,8 +219,8 @@ def test_overrides_parse_json_and_bare_words(tmp_path):
         ('--data.encloses={"LV":["LA","LA"]}', "each enclosing distinct others"),
         ("--data.region=middle", "data.region: wanted 'centre' or 'found', found middle"),
         ("--data.overview_spacing_mm=0", "data.overview_spacing_mm: wanted 0.001 to 1000"),
-        ("--network.localiser_channels=[8]", "network.localiser_channels: wanted two to six positive widths"),
-        ("--network.stage_channels=[8]", "one positive width for each entry"),
+        ("--network.localiser_channels=[8]", "network.localiser_channels: wanted 2 to 6 widths, each 1 to 4096"),
+        ("--network.stage_channels=[8]", "one width for each entry of stage_levels"),
         ("--data.dir.x=1", "data.dir: wanted str"),
         ("stray", "wanted an override of the form"),
         ("--data.spacing_mm=NaN", "data.spacing_mm: wanted float, found NaN"),
@@ -281,17 +282,20 @@ def test_the_papers_configs_differ_from_the_defaults_in_nothing_but_names(stem, 
         ("--network.channels=[32, 32, 32, 20]", r"network\.channels: wanted .* a multiple of network\.groups, 16"),
         ("--network.blocks=[1, 1]", r"network\.blocks: wanted 1 to 100 for each of 4 stages"),
         ("--network.subvoxels=0", r"network\.subvoxels: wanted 1 to 8"),
-        ("--network.groups=0", r"network\.groups: wanted at least 1"),
+        ("--network.groups=0", r"network\.groups: wanted 1 to 65535, found 0"),
         (
             "--shapes.tubes=0.9",
             r"shapes\.ellipsoids: wanted shares of ellipsoids, tubes and cups that sum to at most 1",
         ),
-        ("--shapes.cup_wall=[0.2, 1.0]", r"shapes\.cup_wall: wanted two rising numbers in"),
-        ("--network.channels=[]", r"network\.channels: wanted at least one"),
+        (
+            "--shapes.cup_wall=[0.2, 1.0]",
+            r"shapes\.cup_wall: wanted two rising or equal numbers, each above 0 and below 1",
+        ),
+        ("--network.channels=[]", r"network\.channels: wanted 1 to 9 widths, each 1 to 4096"),
         ("--network.stages=3", r"unknown key network\.stages"),
-        ("--shapes.radius=[0.8, 0.2]", r"shapes\.radius: wanted two rising numbers"),
-        ("--shapes.noise=-1", r"shapes\.noise: wanted a number from 0"),
-        ("--training.batch_size=0", r"training\.batch_size: wanted at least 1"),
+        ("--shapes.radius=[0.8, 0.2]", r"shapes\.radius: wanted two rising or equal numbers"),
+        ("--shapes.noise=-1", r"shapes\.noise: wanted at least 0 and below 1"),
+        ("--training.batch_size=0", r"training\.batch_size: wanted 1 to"),
         ("--data.dir=a", r"unknown key data"),
     ],
 )
