@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 from implicitmeshnet.config_fields import Length, Name, Range, Rising, check_limits, refuse
 from implicitmeshnet.config_json import apply_override, from_json, to_text
@@ -43,6 +43,9 @@ SpacingMm = Annotated[float, Range(1e-3, 1e3)]
 Percentile = Annotated[float, Range(0, 100)]
 GridSide = Annotated[int, Range(6, 4095)]
 VolumeSide = Annotated[int, Range(3, 1024)]
+Grid = Annotated[tuple[GridSide, GridSide, GridSide], Length(3, 3, "numbers")]
+Volume = Annotated[tuple[VolumeSide, VolumeSide, VolumeSide], Length(3, 3, "numbers")]
+Widths = Annotated[tuple[Width, ...], Length(1, items="widths")]
 Blocks = Annotated[int, Range(1, 100)]
 Part = Annotated[float, Range(above=0, high=1)]
 Parts = Annotated[tuple[Part, Part], Rising()]
@@ -58,7 +61,7 @@ class IntensityStatistics:
     """What the network saw in training: QUANTILES of each case's normalised intensities, over the cases."""
 
     cases: Count = 0
-    """Training cases that were measured; 0 stands for a value left out, which is refused."""
+    """Training cases that were measured."""
     mean: PerQuantile = ()
     """Mean over the cases of the 1, 5, 10, 25, 50, 75, 90, 95 and 99 % quantiles, intensities mapped to [-1, 1]."""
     covariance: Annotated[tuple[PerQuantile, ...], Length(len(QUANTILES), len(QUANTILES), "rows")] = ()
@@ -83,7 +86,7 @@ class DataConfig:
     by the label, in evaluation by a coarse pass over the whole volume; one connected part of it counts."""
     overview_spacing_mm: SpacingMm = 8.0
     """Voxel spacing of the coarse pass of region 'found', in mm."""
-    shape: tuple[GridSide, GridSide, GridSide] = (128, 128, 128)
+    shape: Grid = (128, 128, 128)
     """Voxels of the network's grid, each a multiple of 2^(encoder levels - 1)."""
     spacing_mm: SpacingMm = 1.3
     """Voxel spacing of the network's grid, in mm, the same along each axis."""
@@ -119,7 +122,7 @@ class NetworkConfig:
 
     encoder_channels: Annotated[tuple[Width, ...], Length(2, 11, "widths")] = (16, 32, 64, 128, 256)
     """UNet encoder widths e0, e1, ..., in channels; the last is the bottleneck."""
-    decoder_channels: tuple[Width, ...] = (4, 16, 32, 64)
+    decoder_channels: Widths = (4, 16, 32, 64)
     """UNet decoder widths d0, d1, ..., in channels; one fewer than encoder_channels."""
     dropout: BelowOne = 0.1
     """Share of activations that are dropped in the UNet in training."""
@@ -138,7 +141,7 @@ class NetworkConfig:
         tuple[Annotated[tuple[str, ...], Length(1, items="names of levels")], ...], Length(1, items="stages")
     ] = (("e3", "e4"), ("e1", "e2", "d1", "d2"), ("e0", "e1", "d1"))
     """Feature volumes that each stage of the graph decoder reads at the vertices."""
-    stage_channels: tuple[Width, ...] = (288, 96, 32)
+    stage_channels: Widths = (288, 96, 32)
     """Hidden widths of the graph decoder's stages, in channels; one for each entry of stage_levels."""
     displacement_factor: Positive = 0.01
     """What a stage's output is multiplied by to become a vertex's displacement, in normalised units."""
@@ -212,11 +215,11 @@ class Config:
 class DrnNetworkConfig:
     """The layers of the DeepRepresentationNetwork."""
 
-    shape: tuple[VolumeSide, VolumeSide, VolumeSide] = (128, 128, 128)
+    shape: Volume = (128, 128, 128)
     """Voxels of the distance volume, each a multiple of the coarsest stage's cells that leaves at least 3 of them."""
     channels: Annotated[tuple[Width, ...], Length(1, 9, "widths")] = (128, 128, 128, 128)
     """Widths of the voxel decoder's stages, in channels, coarse to fine, each a multiple of groups."""
-    blocks: tuple[Blocks, ...] = (1, 1, 1, 1)
+    blocks: Annotated[tuple[Blocks, ...], Length(1, 9, "numbers")] = (1, 1, 1, 1)
     """Residual blocks of each stage."""
     groups: Annotated[int, Range(1, 2**16 - 1)] = 16
     """Groups of channels that the group norms normalise together."""
@@ -244,7 +247,7 @@ class ShapesConfig:
     semi_axis: Parts = (0.1, 0.7)
     """Semi-axes of the ellipsoids, in normalised units."""
     bend: BelowTen = 0.8
-    """Shift of an ellipsoid's pole across its axis, in squared semi-axes per unit length."""
+    """The most that an ellipsoid's poles are shifted across its axis, relative to its shortest semi-axis."""
     tubes: Share = 0.25
     """Share of shapes that start from a tube bent to an arc, as vessels are."""
     tube_radius: Parts = (0.08, 0.25)
@@ -461,7 +464,13 @@ PATH_KEYS = ("data.dir", "training.run_dir", "loss.drn_config", "snapshot")
 AnyConfig = TypeVar("AnyConfig", Config, DrnConfig)
 
 
-def load_config(path: Path | str, overrides: Iterable[str] = (), kind: type[AnyConfig] = Config) -> AnyConfig:
+@overload
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config: ...
+@overload
+def load_config(path: Path | str, overrides: Iterable[str] = (), *, kind: type[AnyConfig]) -> AnyConfig: ...
+@overload
+def load_config(path: Path | str, overrides: Iterable[str], kind: type[AnyConfig]) -> AnyConfig: ...
+def load_config(path: Path | str, overrides: Iterable[str] = (), kind: type[Any] = Config) -> Any:
     """Read a JSON config of a kind (Config or DrnConfig) and apply `--section.key=value` overrides.
 
     The values of overrides are JSON, or text where they are none.

@@ -41,8 +41,9 @@ class Range:
     def text(self) -> str:
         if math.isfinite(self.low) and math.isfinite(self.high):
             return f"{_number(self.low)} to {_number(self.high)}"
-        bounds = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
-        return " and ".join(f"{word} {_number(bound)}" for word, bound in bounds.items() if math.isfinite(bound))
+        bounds = {"of at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
+        texts = [f"{words} {_number(bound)}" for words, bound in bounds.items() if math.isfinite(bound)]
+        return f"a number {' and '.join(texts)}"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def from_json(value: Any, wanted: Any, key: str, source: str) -> Any:
     """
     origin = typing.get_origin(wanted)
     arguments = typing.get_args(wanted)
-    if dataclasses.is_dataclass(wanted) and isinstance(value, dict):
+    if isinstance(wanted, type) and dataclasses.is_dataclass(wanted) and isinstance(value, dict):
         return _section_from_json(value, wanted, key, source)
     if origin is types.UnionType:
         return None if value is None else from_json(value, arguments[0], key, source)

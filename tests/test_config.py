@@ -2,12 +2,23 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, load_config, save_config, validate
+from implicitmeshnet.config import (
+    REPOSITORY,
+    Config,
+    DrnConfig,
+    IntensityStatistics,
+    load_config,
+    save_config,
+    validate,
+)
+from implicitmeshnet.config_docs import field_meanings, manual
+from implicitmeshnet.config_fields import Length, Name, Range, Rising, describe, permits
 from implicitmeshnet.config_json import to_text
 from implicitmeshnet.script import InputError, atomic_path
 
@@ -222,6 +233,9 @@ def test_overrides_parse_json_and_bare_words(tmp_path):
         ("--network.localiser_channels=[8]", "network.localiser_channels: wanted 2 to 6 widths, each 1 to 4096"),
         ("--network.stage_channels=[8]", "one width for each entry of stage_levels"),
         ("--data.dir.x=1", "data.dir: wanted str"),
+        ("--data.region=3", "data.region: wanted 'centre' or 'found', found 3"),
+        ('--data.intensity_statistics={"cases":3}', "data.intensity_statistics.mean: wanted 9 numbers, found ()"),
+        ("--training.learning_rate_end=0.5", "training.learning_rate_end: wanted a number from 0 to learning_rate"),
         ("stray", "wanted an override of the form"),
         ("--data.spacing_mm=NaN", "data.spacing_mm: wanted float, found NaN"),
         ("--training.learning_rate=Infinity", "training.learning_rate"),
@@ -289,12 +303,12 @@ def test_the_papers_configs_differ_from_the_defaults_in_nothing_but_names(stem, 
         ),
         (
             "--shapes.cup_wall=[0.2, 1.0]",
-            r"shapes\.cup_wall: wanted two rising or equal numbers, each above 0 and below 1",
+            r"shapes\.cup_wall: wanted two rising or equal numbers, each a number above 0 and below 1",
         ),
         ("--network.channels=[]", r"network\.channels: wanted 1 to 9 widths, each 1 to 4096"),
         ("--network.stages=3", r"unknown key network\.stages"),
         ("--shapes.radius=[0.8, 0.2]", r"shapes\.radius: wanted two rising or equal numbers"),
-        ("--shapes.noise=-1", r"shapes\.noise: wanted at least 0 and below 1"),
+        ("--shapes.noise=-1", r"shapes\.noise: wanted a number of at least 0 and below 1"),
         ("--training.batch_size=0", r"training\.batch_size: wanted 1 to"),
         ("--data.dir=a", r"unknown key data"),
     ],
@@ -309,6 +323,58 @@ def test_the_deep_route_wants_a_network(tmp_path):
         load_config(write(tmp_path, {"loss": {"route": "deep"}}))
     with pytest.raises(InputError, match=r"loss\.route: wanted 'exact' or 'deep', found fast"):
         load_config(write(tmp_path, {"loss": {"route": "fast"}}))
+
+
+@pytest.mark.parametrize(
+    ("limit", "within", "outside", "text"),
+    [
+        (Range(0, 1), [0, 0.5, 1], [-1e-9, 1.1, float("nan")], "0 to 1"),
+        (Range(1, 2**31 - 1), [1, 2**31 - 1], [0, 2**31], "1 to 2^31 - 1"),
+        (Range(above=0), [1e-300, 1e30], [0, -1], "a number above 0"),
+        (Range(low=0, below=1), [0, 0.999], [-0.1, 1], "a number of at least 0 and below 1"),
+        (Range(above=0, high=0.5), [0.1, 0.5], [0, 0.6], "a number above 0 and at most 0.5"),
+        (Length(2, 3, "widths"), [(1, 1), (1, 1, 1)], [(), (1,), (1,) * 4], "2 to 3 widths"),
+        (Length(1, items="widths"), [(1,) * 99], [()], "1 or more widths"),
+        (Length(9, 9, "rows"), [(1,) * 9], [(1,) * 8, (1,) * 10], "9 rows"),
+        (Rising(), [(0, 1), (1, 1)], [(1, 0)], "two rising or equal numbers"),
+        (Rising(strict=True), [(0, 1)], [(1, 1), (1, 0)], "two rising numbers"),
+        (Name(3), ["a_1", "Ä", "_a"], ["", "_", "a/b", "abcd"], "names of at most 3 letters, digits and underscores"),
+    ],
+)
+def test_a_limit_permits_what_it_says(limit, within, outside, text):
+    assert all(limit.permits(value) for value in within)
+    assert not any(limit.permits(value) for value in outside)
+    assert limit.text() == text
+
+
+def test_limits_of_items_are_checked_and_described_with_those_of_the_whole():
+    small = Annotated[int, Range(0, 9)]
+    kind = dict[Annotated[str, Name(5)], Annotated[tuple[small, ...], Length(1, 2, "digits")]]
+    assert describe(kind) == "names of at most 5 letters, digits and underscores, for each 1 to 2 digits, each 0 to 9"
+    assert permits({"a": (1, 2), "b": (3,)}, kind)
+    for wrong in ({"a b": (1,)}, {"a": ()}, {"a": (1, 10)}):
+        assert not permits(wrong, kind)
+    choice = list[Literal["a", "b"]]
+    assert describe(choice) == "each 'a' or 'b'"
+    assert permits(["b"], choice)
+    assert not permits(["b", "c"], choice)
+
+
+def sections(kind):
+    """The dataclasses that a config of a kind is made of."""
+    return [type(value) for value in vars(kind()).values() if dataclasses.is_dataclass(value)]
+
+
+@pytest.mark.parametrize("section", [IntensityStatistics, *sections(Config), *sections(DrnConfig)])
+def test_every_field_says_what_it_means(section):
+    meanings = field_meanings(section)
+    assert set(meanings) == {field.name for field in dataclasses.fields(section)}
+    assert all(meaning.endswith(".") for meaning in meanings.values())
+
+
+def test_the_manual_of_all_keys_is_fresh():
+    committed = (REPOSITORY / "docs/configs.md").read_text(encoding="utf-8")
+    assert committed == manual(), "run python -m implicitmeshnet.config_docs > docs/configs.md"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
