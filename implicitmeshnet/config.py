@@ -26,13 +26,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 """Of the intensities that data.intensity_statistics is of."""
 
+# What several fields may hold. Counts end where numpy's and torch's 32-bit numbers do.
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
-Width = Annotated[int, Range(1, 4096)]
-"""Channels of a layer."""
-Subdivisions = Annotated[int, Range(0, 7)]
-LabelValue = Annotated[int, Range(1, 2**15 - 1)]
-StructureName = Annotated[str, Name(longest=50)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(low=0)]
 Share = Annotated[float, Range(0, 1)]
@@ -40,20 +36,31 @@ BelowOne = Annotated[float, Range(low=0, below=1)]
 BelowTen = Annotated[float, Range(low=0, below=10)]
 LearningRate = Annotated[float, Range(above=0, high=1)]
 SpacingMm = Annotated[float, Range(1e-3, 1e3)]
-Percentile = Annotated[float, Range(0, 100)]
+
+# Of data.
+LabelValue = Annotated[int, Range(1, 2**15 - 1)]
+LabelValues = Annotated[list[LabelValue], Length(1, items="label values")]
+StructureName = Annotated[str, Name(longest=50)]
 GridSide = Annotated[int, Range(6, 4095)]
-VolumeSide = Annotated[int, Range(3, 1024)]
 Grid = Annotated[tuple[GridSide, GridSide, GridSide], Length(3, 3, "numbers")]
-Volume = Annotated[tuple[VolumeSide, VolumeSide, VolumeSide], Length(3, 3, "numbers")]
-Widths = Annotated[tuple[Width, ...], Length(1, items="widths")]
-Blocks = Annotated[int, Range(1, 100)]
-Part = Annotated[float, Range(above=0, high=1)]
-Parts = Annotated[tuple[Part, Part], Rising()]
-"""A range of lengths in normalised units."""
-WallPart = Annotated[float, Range(above=0, below=1)]
-TubeLength = Annotated[float, Range(above=0, high=10)]
-Latitude = Annotated[float, Range(-1.5, 1.5)]
+Percentile = Annotated[float, Range(0, 100)]
 PerQuantile = Annotated[tuple[float, ...], Length(len(QUANTILES), len(QUANTILES), "numbers")]
+
+# Of the networks; a width is a layer's channels.
+Width = Annotated[int, Range(1, 4096)]
+Widths = Annotated[tuple[Width, ...], Length(1, items="widths")]
+LevelNames = Annotated[tuple[str, ...], Length(1, items="names of levels")]
+Subdivisions = Annotated[int, Range(0, 7)]
+VolumeSide = Annotated[int, Range(3, 1024)]
+Volume = Annotated[tuple[VolumeSide, VolumeSide, VolumeSide], Length(3, 3, "numbers")]
+Blocks = Annotated[int, Range(1, 100)]
+
+# Of the shapes; lengths are in normalised units, a pair is a range to draw from.
+ShapeLength = Annotated[float, Range(above=0, high=1)]
+ShapeLengths = Annotated[tuple[ShapeLength, ShapeLength], Rising()]
+TubeLength = Annotated[float, Range(above=0, high=10)]
+WallThickness = Annotated[float, Range(above=0, below=1)]
+Latitude = Annotated[float, Range(-1.5, 1.5)]
 
 
 @dataclass
@@ -74,10 +81,9 @@ class DataConfig:
 
     dir: str = "data/phantom/train"
     """Folder of training cases: images and voxel labels."""
-    structures: Annotated[
-        dict[StructureName, Annotated[list[LabelValue], Length(1, items="label values")]],
-        Length(1, 254, "structures"),
-    ] = field(default_factory=lambda: {"LV": [500], "LA": [420, 421]})
+    structures: Annotated[dict[StructureName, LabelValues], Length(1, 254, "structures")] = field(
+        default_factory=lambda: {"LV": [500], "LA": [420, 421]}
+    )
     """Structure name -> the label values that mean it."""
     encloses: dict[str, list[str]] = field(default_factory=dict)
     """Structure -> others that its mesh holds too, as the epicardium holds the left ventricle: {"Myo": ["LV"]}."""
@@ -137,9 +143,11 @@ class NetworkConfig:
     it writes beside the snapshot."""
     template_radii: tuple[tuple[float, ...], ...] | None = None
     """Semi-axes of template 'mean', three normalised lengths for each structure; filled in likewise."""
-    stage_levels: Annotated[
-        tuple[Annotated[tuple[str, ...], Length(1, items="names of levels")], ...], Length(1, items="stages")
-    ] = (("e3", "e4"), ("e1", "e2", "d1", "d2"), ("e0", "e1", "d1"))
+    stage_levels: Annotated[tuple[LevelNames, ...], Length(1, items="stages")] = (
+        ("e3", "e4"),
+        ("e1", "e2", "d1", "d2"),
+        ("e0", "e1", "d1"),
+    )
     """Feature volumes that each stage of the graph decoder reads at the vertices."""
     stage_channels: Widths = (288, 96, 32)
     """Hidden widths of the graph decoder's stages, in channels; one for each entry of stage_levels."""
@@ -240,17 +248,17 @@ class ShapesConfig:
     """Random deformations of a sphere, lengths in normalised units (half sides of the cube); uniform in +- a value
     or in a range, normal where a standard deviation is named."""
 
-    radius: Parts = (0.2, 0.8)
+    radius: ShapeLengths = (0.2, 0.8)
     """Radius of the shapes that start from a sphere, in normalised units."""
     ellipsoids: Share = 0.35
     """Share of shapes that start from a bent ellipsoid anywhere in the cube, as a structure's template may."""
-    semi_axis: Parts = (0.1, 0.7)
+    semi_axis: ShapeLengths = (0.1, 0.7)
     """Semi-axes of the ellipsoids, in normalised units."""
     bend: BelowTen = 0.8
     """The most that an ellipsoid's poles are shifted across its axis, relative to its shortest semi-axis."""
     tubes: Share = 0.25
     """Share of shapes that start from a tube bent to an arc, as vessels are."""
-    tube_radius: Parts = (0.08, 0.25)
+    tube_radius: ShapeLengths = (0.08, 0.25)
     """Radius of the tubes, in normalised units."""
     tube_length: Annotated[tuple[TubeLength, TubeLength], Rising()] = (0.6, 2.0)
     """Length of the tubes' centrelines, in normalised units."""
@@ -258,9 +266,9 @@ class ShapesConfig:
     """The most that the centreline turns from end to end, in radians."""
     cups: Share = 0.15
     """Share of shapes that start from a cup, a thick bowl, as the left ventricle's myocardium is."""
-    cup_radius: Parts = (0.35, 0.8)
+    cup_radius: ShapeLengths = (0.35, 0.8)
     """Outer radius of the cups, in normalised units."""
-    cup_wall: Annotated[tuple[WallPart, WallPart], Rising()] = (0.2, 0.5)
+    cup_wall: Annotated[tuple[WallThickness, WallThickness], Rising()] = (0.2, 0.5)
     """Thickness of the cups' walls, relative to the radius."""
     cup_rim_rad: Annotated[tuple[Latitude, Latitude], Rising()] = (-0.3, 0.7)
     """Latitude of the cups' rims, in radians, 0 at the bowl's equator."""

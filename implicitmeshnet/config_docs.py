@@ -1,4 +1,7 @@
-"""The manual of all config keys, made from the dataclasses: `python -m implicitmeshnet.config_docs > docs/configs.md`."""
+"""The manual of all config keys, made from the dataclasses of implicitmeshnet.config.
+
+`python -m implicitmeshnet.config_docs > docs/configs.md` makes it anew.
+"""
 
 import ast
 import dataclasses
@@ -90,14 +93,12 @@ def field_meanings(section: type) -> dict[str, str]:
 
 def _row(key: str, kind: Any, default: Any, meaning: str) -> str:
     """A field's line of the table."""
-    is_given = permits(default, kind)  # where the default is refused the key may not be left out
-    cells = [
-        f"`{key}`",
-        _json_type(kind).replace("text", "path") if key in config.PATH_KEYS else _json_type(kind),
-        f"`{json.dumps(default)}`" if is_given else "must be given",
-        describe(kind) or "any",
-        meaning,
-    ]
+    type_name = _json_type(kind)
+    if key in config.PATH_KEYS:
+        type_name = type_name.replace("text", "path")
+    # Where the default is itself outside the limits the key may not be left out.
+    default_text = f"`{json.dumps(default)}`" if permits(default, kind) else "must be given"
+    cells = (f"`{key}`", type_name, default_text, describe(kind) or "any", meaning)
     escaped = [cell.replace("|", "\\|") for cell in cells]
     return f"| {' | '.join(escaped)} |"
 

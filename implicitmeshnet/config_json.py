@@ -23,10 +23,10 @@ def from_json(value: Any, wanted: Any, key: str, source: str) -> Any:
     `key` names the value in messages and ends in a dot where it is not empty; `source` is the file that it comes from.
     Raises InputError for a value of another type, an unknown key and numbers too large to calculate with.
     """
-    origin = typing.get_origin(wanted)
-    arguments = typing.get_args(wanted)
     if isinstance(wanted, type) and dataclasses.is_dataclass(wanted) and isinstance(value, dict):
         return _section_from_json(value, wanted, key, source)
+    origin = typing.get_origin(wanted)
+    arguments = typing.get_args(wanted)
     if origin is types.UnionType:
         return None if value is None else from_json(value, arguments[0], key, source)
     if origin in (tuple, list) and isinstance(value, list):
@@ -66,7 +66,8 @@ def _refuse_type(value: Any, wanted: Any, key: str, source: str) -> typing.NoRet
     """Raise the InputError of a value whose type is not the one wanted."""
     is_plain = typing.get_origin(wanted) is None
     name = wanted.__name__ if is_plain else describe(wanted) or wanted
-    raise InputError(f"{source}: {shorten(key[:-1]) or 'config'}: wanted {name}, found {_quote(value)}")
+    shown = shorten(key[:-1]) or "config"
+    raise InputError(f"{source}: {shown}: wanted {name}, found {_quote(value)}")
 
 
 def _quote(value: Any) -> str:
