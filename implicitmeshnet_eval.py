@@ -1,7 +1,7 @@
 """Images -> closed surface meshes in world millimetres, label maps on the images' own grids, and a table.
 
     python implicitmeshnet_eval.py --implicitmeshnet_config=configs_implicitmeshnet/whole_heart.json \\
-        --test_dir_in=data/phantom/test --test_dir_out=test_out [--device=cpu|cuda|mps]
+        --test_dir_in=data/phantom/test --test_dir_out=test_out [--device=auto|cpu|cuda|mps]
 
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
 <case>_unet_segmentation.nii.gz and <case>_preview.png; and metrics.csv, a row per case and structure: volumes,
@@ -20,16 +20,17 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from implicitmeshnet.config import Config
 from implicitmeshnet.data.dataset import Case, find_cases, read_case, split_cases, splits_of
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.data.volume import Volume
-from implicitmeshnet.models.weights import pick_device
-from implicitmeshnet.predict import Predictor, Surfaces, has_value, preview
+from implicitmeshnet.predict import Predictor, Surfaces, preview
 from implicitmeshnet.script import InputError, check_path, make_folder, run_script, write_table
 from implicitmeshnet.surfaces.files import MESH_FORMATS, write_mesh
 from implicitmeshnet.surfaces.labelmap import overlaps_ml
@@ -44,7 +45,7 @@ def main():
     parser.add_argument("--implicitmeshnet_config", required=True, help="JSON config of a trained network")
     parser.add_argument("--test_dir_in", required=True, help="folder of images, in one of the layouts of the README")
     parser.add_argument("--test_dir_out", required=True, help="folder for the results, made where missing")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--device", default="auto", help="auto (the fastest there is), cpu, cuda or mps")
     parser.add_argument("--mesh_format", default="ply", choices=MESH_FORMATS)
     parser.add_argument("--space", default="LPS", choices=("LPS", "RAS"), help="of the mesh files; 3D Slicer wants LPS")
     parser.add_argument(
@@ -58,12 +59,14 @@ def main():
         help="only the cases of --test_dir_in that a training with this config holds out",
     )
     arguments = parser.parse_args()
-    predictor = Predictor.from_config(arguments.implicitmeshnet_config, pick_device(arguments.device))
+    predictor = Predictor.from_config(arguments.implicitmeshnet_config, arguments.device)
     cases = chosen_cases(arguments, predictor.config)
     out = Path(arguments.test_dir_out)
-    check_output(out, Path(arguments.test_dir_in), cases, predictor.names)
+    check_output(out, Path(arguments.test_dir_in), cases, predictor.structures.names)
 
-    rows, failures, faults = [], [], []
+    rows: list[dict] = []
+    failures: list[str] = []
+    faults: list[str] = []
     for case in tqdm(cases, desc="cases"):
         try:
             rows += evaluate_case(predictor, case, out, arguments.mesh_format, arguments.space)
@@ -75,7 +78,7 @@ def main():
             faults.append(f"{case.image}: {traceback.format_exc()}")
     if rows:
         write_table(out / "metrics.csv", rows)
-        print_summary(rows, predictor.names)
+        print_summary(rows, predictor.structures.names)
     else:
         (out / "metrics.csv").unlink(missing_ok=True)
     print(f"{len(cases) - len(failures) - len(faults)} of {len(cases)} cases written to {out}")
@@ -88,9 +91,10 @@ def main():
         raise InputError(f"{len(failures)} of {len(cases)} cases failed: {failures[0]}{others}")
 
 
-def chosen_cases(arguments, config) -> list[Case]:
+def chosen_cases(arguments: argparse.Namespace, config: Config) -> list[Case]:
     """The cases of --test_dir_in that the arguments name; says which split was taken where a data set has both."""
-    folder, splits = arguments.test_dir_in, splits_of(arguments.test_dir_in)
+    folder = arguments.test_dir_in
+    splits = splits_of(folder)
     if arguments.split is not None and arguments.split not in splits:
         raise InputError(f"--split: wanted a folder images{arguments.split} in --test_dir_in, found none in {folder}")
     if arguments.validation_split:
@@ -104,12 +108,12 @@ def chosen_cases(arguments, config) -> list[Case]:
     return find_cases(folder, labelled=False, split=split)
 
 
-def check_output(out: Path, source: Path, cases, structures: list[str]):
+def check_output(out: Path, source: Path, cases: list[Case], structures: Sequence[str]) -> None:
     """Refuse, before anything is computed, a folder that cannot hold the results or names that would collide."""
     check_path(str(out), "--test_dir_out")
     if out.resolve() == source.resolve():
         raise InputError(f"--test_dir_out: wanted another folder than --test_dir_in, found {out} for both")
-    stems = {}
+    stems: dict[str, Path] = {}
     for case in cases:
         for stem in mesh_stems(case.name, structures):
             if stem in stems:
@@ -118,7 +122,8 @@ def check_output(out: Path, source: Path, cases, structures: list[str]):
     make_folder(out, "--test_dir_out")
 
 
-def mesh_stems(case: str, structures: list[str]) -> list[str]:
+def mesh_stems(case: str, structures: Sequence[str]) -> list[str]:
+    """What the names of a case's mesh files begin with: the case, and where there are several the structure."""
     return [case] if len(structures) == 1 else [f"{case}_{name}" for name in structures]
 
 
@@ -126,43 +131,46 @@ def evaluate_case(predictor: Predictor, case: Case, out: Path, mesh_format: str,
     """Write one case's files and remove meshes of it that an earlier run left; a row per structure."""
     start = time.perf_counter()
     image, labels = read_case(case)
-    surfaces = predictor(image, str(case.image))
+    surfaces = predictor(image)
     seconds = time.perf_counter() - start
+    structures = surfaces.structures
     warnings = list(surfaces.warnings)
-    structures = predictor.config.data.structures
     if labels is not None:
         warnings += labels.warnings
-        if not has_value(labels.data, predictor.config.data.label_values).any():
+        if not structures.any_in(labels.data):
             warnings.append(f"{case.label}: has none of the label values of data.structures, so there are no metrics")
             labels = None
     for warning in warnings:
         tqdm.write(f"warning: {warning}", file=sys.stderr)
 
-    stems = mesh_stems(case.name, surfaces.names)
+    stems = mesh_stems(case.name, structures.names)
     # The longest name first: where it is too long for the file system, nothing of the case is left.
     for ending, data in ((SEGMENTATION, surfaces.segmentation), (LABELMAP, surfaces.labelmap)):
         write_volume(out / f"{case.name}{ending}", data, image.grid.affine, image.grid.header)
-    for stem, vertices in zip(stems, surfaces.vertices, strict=True):
-        write_mesh(out / f"{stem}_mesh.{mesh_format}", vertices, surfaces.faces, space)
-    preview(out / f"{case.name}_preview.png", surfaces, labels, predictor.config.data)
+    for stem, (vertices, faces) in zip(stems, surfaces.meshes, strict=True):
+        write_mesh(out / f"{stem}_mesh.{mesh_format}", vertices, faces, space)
+    preview(out / f"{case.name}_preview.png", surfaces, labels)
     remove_stale_meshes(out, case.name, {f"{stem}_mesh.{mesh_format}" for stem in stems})
-    overlaps = overlaps_ml(
-        [(vertices, surfaces.faces) for vertices in surfaces.vertices], image.grid, predictor.config.data.members
-    )
-    return [
-        {"case": case.name, "structure": name}
-        | compare(surfaces, labels, structures[name])
-        | measure(surfaces, index)
-        | {f"overlap_{other}_ml": value for other, value in zip(surfaces.names, overlaps[index], strict=True)}
-        | {"seconds": seconds, "warnings": "; ".join(warnings)}
-        for index, name in enumerate(surfaces.names)
-    ]
+
+    overlaps = overlaps_ml(surfaces.meshes, structures, image.grid)
+    rows = []
+    for structure, name in enumerate(structures.names):
+        row = {"case": case.name, "structure": name}
+        row |= compare(surfaces, labels, structure)
+        row |= measure(surfaces, structure)
+        row |= {
+            f"overlap_{other}_ml": value for other, value in zip(structures.names, overlaps[structure], strict=True)
+        }
+        rows.append(row | {"seconds": seconds, "warnings": "; ".join(warnings)})
+    return rows
 
 
-def remove_stale_meshes(out: Path, case: str, written: set[str]):
+def remove_stale_meshes(out: Path, case: str, written: set[str]) -> None:
     """Remove a case's meshes but for those just written: of other structures or formats, left by an earlier run."""
-    alike = [path.name.removesuffix(LABELMAP) for path in out.glob(f"*{LABELMAP}") if path.name.startswith(f"{case}_")]
-    longer = tuple(f"{name}_" for name in alike if name != case)  # cases whose names only begin like this one's
+    names = {path.name.removesuffix(LABELMAP) for path in out.glob(f"*{LABELMAP}")}
+    longer = tuple(
+        f"{name}_" for name in names if name.startswith(f"{case}_")
+    )  # cases whose names begin like this one's
     for path in out.iterdir():
         stem, _, suffix = path.name.rpartition("_mesh.")
         its_own = f"{stem}_".startswith(f"{case}_") and not f"{stem}_".startswith(longer)
@@ -170,36 +178,38 @@ def remove_stale_meshes(out: Path, case: str, written: set[str]):
             path.unlink()
 
 
-def compare(surfaces: Surfaces, labels: Volume | None, values: list[int]) -> dict:
+def compare(surfaces: Surfaces, labels: Volume | None, structure: int) -> dict:
     """Metrics of one structure on the image's own grid, mesh label map and voxel segmentation against the label; empty
     where there is no label."""
     spacing_mm = surfaces.grid.spacing_mm
-    mesh = surfaces.labelmap == values[0]
+    value = surfaces.structures.written[surfaces.names[structure]]
+    mesh = surfaces.labelmap == value
     row = dict.fromkeys(("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml"))
     if labels is not None:
-        truth = has_value(labels.data, values)
+        truth = surfaces.structures.mask(labels.data, structure)
         row |= {
             "dice": dice(mesh, truth),
             **surface_distances(mesh, truth, spacing_mm),
-            "unet_dice": dice(surfaces.segmentation == values[0], truth),
+            "unet_dice": dice(surfaces.segmentation == value, truth),
             "label_volume_ml": volume_ml(truth, spacing_mm),
         }
     return row | {"volume_ml": volume_ml(mesh, spacing_mm)}
 
 
-def measure(surfaces: Surfaces, index: int) -> dict:
+def measure(surfaces: Surfaces, structure: int) -> dict:
     """What is known of one structure's mesh without a label."""
-    faces, raw = surfaces.faces, surfaces.raw_vertices[index]
+    faces = surfaces.faces
+    unrepaired = self_intersecting_faces(surfaces.raw_vertices[structure], faces)
     return {
-        "mesh_volume_ml": mesh_volume_ml(surfaces.vertices[index], faces),
-        "agreement": surfaces.agreement[surfaces.names[index]],
-        "self_intersecting_faces": surfaces.crossing[index],
-        "before_repair": int(self_intersecting_faces(raw, faces).sum()),
+        "mesh_volume_ml": mesh_volume_ml(surfaces.vertices[structure], faces),
+        "agreement": surfaces.agreement[surfaces.names[structure]],
+        "self_intersecting_faces": surfaces.crossing[structure],
+        "self_intersecting_faces_before_repair": int(unrepaired.sum()),
         "faces": len(faces),
     }
 
 
-def print_summary(rows: list[dict], structures: list[str]):
+def print_summary(rows: list[dict], structures: Sequence[str]) -> None:
     """Mean and standard deviation per structure over the cases, of metrics over those in which it is labelled."""
     print(
         f"{'structure':<16}{'cases':>6}{'Dice':>17}{'ASSD_mm':>20}{'HD95_mm':>20}{'crossing %':>13}{'UNet Dice':>17}"
@@ -208,9 +218,9 @@ def print_summary(rows: list[dict], structures: list[str]):
     for name in structures:
         chosen = [row for row in rows if row["structure"] == name]
         labelled = [row for row in chosen if row["label_volume_ml"]]
-        cells = [
-            mean_and_deviation([row[key] for row in labelled]) for key in ("dice", "assd_mm", "hd95_mm", "unet_dice")
-        ]
+        cells = []
+        for key in ("dice", "assd_mm", "hd95_mm", "unet_dice"):
+            cells.append(mean_and_deviation([row[key] for row in labelled]))
         agreement = mean_and_deviation([row["agreement"] for row in chosen if not np.isnan(row["agreement"])])
         crossing = 100 * np.mean([row["self_intersecting_faces"] / row["faces"] for row in chosen])
         print(

@@ -32,8 +32,9 @@ from implicitmeshnet.data.dataset import (
 )
 from implicitmeshnet.models.mesh_net import build_network
 from implicitmeshnet.models.weights import save_snapshot
-from implicitmeshnet.predict import NothingFound, Predictor, has_value, preview
+from implicitmeshnet.predict import NothingFound, Predictor, preview
 from implicitmeshnet.script import run_script
+from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.metrics import dice
 from implicitmeshnet.training.deep_route import load_deep_route
 from implicitmeshnet.training.events import EventFile
@@ -75,12 +76,12 @@ def train(config: Config, run_dir: Path, device):
     network = build_network(config).to(device)
     vertex_count = network.decoder.template.shape[1]
     criterion = MeshLoss(
-        network.decoder.faces, vertex_count, config.loss, config.data.members, deep.distance if deep else None
+        network.decoder.faces, vertex_count, config.loss, Structures.of(config.data), deep.distance if deep else None
     ).to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), config.training.learning_rate, weight_decay=config.training.weight_decay
     )
-    predictor = Predictor(network, config, device)
+    predictor = Predictor(network, config)
     parts = {"network": network, "optimizer": optimizer}
     if deep:
         parts |= {"drn": deep.drn, "drn_optimizer": deep.optimizer}
@@ -159,18 +160,18 @@ def localiser_loss(localiser, overview, config: Config, generator, device):
 def validate(predictor: Predictor, cases: list[Case]) -> dict[str, float]:
     """Mean Dice per structure as the evaluation measures it: on the image's own grid, the region found by the coarse
     pass, the meshes repaired. 0 for a structure that is labelled where nothing is found."""
-    structures = predictor.config.data.structures
-    scores = {name: [] for name in structures}
+    structures = predictor.structures
+    scores: dict[str, list[float]] = {name: [] for name in structures.names}
     for case in cases:
         image, labels = read_case(case)
         try:
-            labelmap = predictor(image, str(case.image)).labelmap
+            labelmap = predictor(image).labelmap
         except NothingFound:
             labelmap = np.zeros_like(labels.data)
-        for name, values in structures.items():
-            reference = has_value(labels.data, values)
+        for structure, (name, value) in enumerate(structures.written.items()):
+            reference = structures.mask(labels.data, structure)
             if reference.any():
-                scores[name].append(dice(labelmap == values[0], reference))
+                scores[name].append(dice(labelmap == value, reference))
     return {name: sum(values) / max(len(values), 1) for name, values in scores.items()}
 
 
@@ -178,10 +179,10 @@ def draw_preview(predictor: Predictor, case: Case, path: Path, events: EventFile
     """Contours and meshes of a validation case, as a picture beside the snapshot and in TensorBoard."""
     image, labels = read_case(case)
     try:
-        surfaces = predictor(image, str(case.image))
+        surfaces = predictor(image)
     except NothingFound:
         return
-    events.add_figure("preview", preview(path, surfaces, labels, predictor.config.data), epoch)
+    events.add_figure("preview", preview(path, surfaces, labels), epoch)
 
 
 if __name__ == "__main__":

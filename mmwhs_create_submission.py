@@ -33,6 +33,7 @@ from implicitmeshnet.data.dataset import check_same_grid
 from implicitmeshnet.data.nifti import read_grid, read_labels, write_volume
 from implicitmeshnet.data.volume import Grid, Volume, resample_nearest, resample_nearest_onto
 from implicitmeshnet.script import QUOTED, InputError, check_path, make_folder, reason, run_script, write_table
+from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.labelmap import masks_to_labelmap
 from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances
 
@@ -218,12 +219,14 @@ def merge(paths: list[Path], structures: list[list[str]]) -> Volume:
                 f"{path}: wanted the label values {', '.join(map(str, sorted(wanted)))}, found"
                 f" {', '.join(map(str, others[:5]))}"
             )
-    masks, values = [], []
+    masks = []
+    merged = []
     for names, labels in zip(structures, maps, strict=True):
         for name in names:
             masks.append(np.isin(labels.data, VALUES[name]))
-            values.append(VALUES[name][0])
-    return Volume(masks_to_labelmap(masks, values, maps[0].grid), maps[0].grid)
+            merged.append(name)
+    submitted = Structures(tuple(merged), tuple(VALUES[name] for name in merged), ((),) * len(merged))
+    return Volume(masks_to_labelmap(masks, submitted, maps[0].grid), maps[0].grid)
 
 
 def onto_truth(label: Volume, path: Path) -> Volume:

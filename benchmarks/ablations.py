@@ -98,7 +98,9 @@ def run(variant: str, seed: int, arguments):
     with (path / "test/metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if float(row["label_volume_ml"]) > 0]
     result = {name: statistics.mean(float(row[name]) for row in rows) for name in METRICS[:3]}
-    result["crossing_percent"] = 100 * statistics.mean(int(row["before_repair"]) / int(row["faces"]) for row in rows)
+    result["crossing_percent"] = 100 * statistics.mean(
+        int(row["self_intersecting_faces_before_repair"]) / int(row["faces"]) for row in rows
+    )
     history = load_checkpoint(path / "last.pt")["history"]
     seconds = statistics.median(row["seconds"] for row in history)
     result |= {"seconds_per_step": seconds / steps_of_epoch(path), "minutes": seconds * epochs / 60, "peak_mib": peak}

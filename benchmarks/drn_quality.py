@@ -21,6 +21,7 @@ from implicitmeshnet.models.weights import load_drn, pick_device
 from implicitmeshnet.ops import mesh2sdf
 from implicitmeshnet.phantom.case import LABELS
 from implicitmeshnet.script import keep_freed_memory, run_script
+from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.losses import laplacian_loss, occupancy_loss, structure_masks
 from implicitmeshnet.training.random_shapes import random_shapes
 
@@ -98,7 +99,7 @@ def phantom_meshes(folder: str, shape, sphere, faces, device):
     around, faces, meshes = neighbours(faces, len(sphere)), faces.to(device), []
     temperature = LossConfig().temperature
     for sample in samples:
-        masks = structure_masks(sample.label[None].to(device), data.members)
+        masks = structure_masks(sample.label[None].to(device), Structures.of(data))
         vertices = template.clone().requires_grad_()
         optimizer = torch.optim.Adam([vertices], 0.01)
         for _ in range(STEPS):

@@ -52,7 +52,7 @@ def outcomes(predictor: Predictor, case: Case, offset: float) -> set[str]:
     """The kinds of warnings of one case; what the header says is none of them."""
     image, _ = read_case(case)
     try:
-        warnings = predictor(replace(image, data=image.data + offset), case.name).warnings
+        warnings = predictor(replace(image, data=image.data + offset)).warnings
     except NothingFound:
         return {"nothing found"}
     return {kind for kind, phrase in KINDS.items() if any(phrase in warning for warning in warnings)}

@@ -21,6 +21,7 @@ from implicitmeshnet.models.mesh_net import build_network
 from implicitmeshnet.models.unet import bfloat16_is_fast
 from implicitmeshnet.models.weights import pick_device
 from implicitmeshnet.script import keep_freed_memory, run_script
+from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.deep_route import load_deep_route
 from implicitmeshnet.training.losses import MeshLoss, border_density, occupancy_loss, structure_masks, surface_loss
 from implicitmeshnet.training.run import take_step
@@ -37,12 +38,12 @@ def main():
     config.network.template = "centred"
     structures, shape = len(config.data.structures), config.data.shape
     network = build_network(config).to(device)
-    criterion = MeshLoss(network.decoder.faces, network.decoder.template.shape[1], config.loss, config.data.members).to(
-        device
-    )
+    criterion = MeshLoss(
+        network.decoder.faces, network.decoder.template.shape[1], config.loss, Structures.of(config.data)
+    ).to(device)
     image = torch.randn(config.training.batch_size, 1, *shape, device=device)
     label = balls(shape, structures, config.training.batch_size, device)
-    masks = structure_masks(label, config.data.members)
+    masks = structure_masks(label, Structures.of(config.data))
     border, faces = border_density(masks), network.decoder.faces
 
     def unet():
@@ -96,7 +97,7 @@ def main():
 def step_of(network, image, label, config, deep):
     """A training step, optimisers included, by the exact route, or by the deep one with the distance network's step."""
     vertex_count, distance = network.decoder.template.shape[1], deep.distance if deep else None
-    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, config.data.members, distance)
+    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, Structures.of(config.data), distance)
     criterion = criterion.to(image.device)
     optimizer = torch.optim.AdamW(network.parameters(), config.training.learning_rate)
 

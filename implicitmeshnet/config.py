@@ -110,17 +110,6 @@ class DataConfig:
     intensity_statistics: IntensityStatistics | None = None
     """Training fills it in the config that it writes beside the snapshot; evaluation warns of images unlike it."""
 
-    @property
-    def label_values(self) -> list[int]:
-        """The values of all structures."""
-        return [value for group in self.structures.values() for value in group]
-
-    @property
-    def members(self) -> list[list[int]]:
-        """For each structure the indices of those that its mesh holds: its own, then what it encloses."""
-        index = {name: number for number, name in enumerate(self.structures)}
-        return [[index[member] for member in (name, *self.encloses.get(name, ()))] for name in self.structures]
-
 
 @dataclass
 class NetworkConfig:

@@ -1,7 +1,10 @@
 """One volume -> surfaces: what the evaluation, the validation of a training and notebooks all go through.
 
 predictor = Predictor.from_config("configs_implicitmeshnet/whole_heart.json")
-surfaces = predictor(read_image("heart.nii.gz"))
+surfaces = predictor("heart.nii.gz")
+surfaces.names  # ["LV", "RV", ...], S of them
+surfaces.vertices, surfaces.faces  # (S, V, 3) in world mm, (F, 3)
+surfaces.labelmap  # (X, Y, Z), on the image's own grid
 """
 
 from dataclasses import dataclass
@@ -11,18 +14,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from implicitmeshnet.config import Config, DataConfig, load_config
+from implicitmeshnet.config import Config, load_config
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import Sample, on_network_grid, standardise
+from implicitmeshnet.data.nifti import read_image
 from implicitmeshnet.data.overview import mask_centre_mm, overview_of
 from implicitmeshnet.data.plausibility import intensity_warning
 from implicitmeshnet.data.volume import Grid, Volume, box_inside, canonical, network_grid, resample_labels
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
-from implicitmeshnet.models.weights import load_network, snapshot_path
+from implicitmeshnet.models.weights import load_network, pick_device, snapshot_path
 from implicitmeshnet.ops import sample_trilinear
 from implicitmeshnet.script import InputError
+from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import Figure, Structure, case_preview
-from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap, own_parts
+from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
 from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
 from implicitmeshnet.surfaces.repair import untangle
 from implicitmeshnet.surfaces.soundness import self_intersecting_faces
@@ -36,7 +41,7 @@ class NothingFound(InputError):
 class Surfaces:
     """What a network makes of a volume, for S structures of V vertices."""
 
-    names: list[str]
+    structures: Structures
     vertices: np.ndarray  # (S, V, 3) float64, world mm RAS
     raw_vertices: np.ndarray  # the same as the network leaves them, before the repair
     faces: np.ndarray  # (F, 3), shared by all structures
@@ -48,82 +53,109 @@ class Surfaces:
     crossing: list[int]  # (S,) faces that another face of the same mesh crosses, after the repair
     warnings: list[str]  # a sentence on each thing that may make this result wrong
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the structures, in the order of the vertices' first axis."""
+        return self.structures.names
+
+    @property
+    def meshes(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Vertices (V, 3) and faces (F, 3) of each structure."""
+        return [(vertices, self.faces) for vertices in self.vertices]
+
 
 class Predictor:
     """A trained network as a function of one volume."""
 
-    def __init__(self, network: ImplicitMeshNet, config: Config, device: torch.device):
+    def __init__(self, network: ImplicitMeshNet, config: Config):
+        """`network` stays where it is: volumes go to its device."""
         self.network = network
         self.config = config
-        self.device = device
-        self.names = list(config.data.structures)
-        self.values = {name: group[0] for name, group in config.data.structures.items()}
+        self.data = config.data
+        self.structures = Structures.of(config.data)
 
     @classmethod
-    def from_config(cls, path: str | Path, device: torch.device | str = "cpu") -> "Predictor":
-        """The network of a JSON config with the weights that it names. Raises InputError where there is none."""
-        config, device = load_config(path), torch.device(device)
-        return cls(load_network(config, snapshot_path(config, path), device), config, device)
+    def from_config(cls, path: str | Path, device: str = "auto") -> "Predictor":
+        """The network of a JSON config with the weights that it names, on 'cpu', 'cuda', 'mps', or the best there is.
 
-    def __call__(self, image: Volume, name: str = "image") -> Surfaces:
-        """Surfaces of a volume in the world, in any voxel order; `name` begins its errors and warnings.
-
-        Raises NothingFound where no region of it shows the structures, InputError where it is too large for that.
+        Raises InputError where there are none, where they do not fit the config, and for a device that is not there.
         """
-        data = self.config.data
-        seen = standardise(image, data)
-        grid = network_grid(seen.grid, data.shape, data.spacing_mm, self._centre_mm(seen, name))
-        sample = on_network_grid(name, seen, None, grid, data)
+        config = load_config(path)
+        network = load_network(config, snapshot_path(config, path), pick_device(device))
+        return cls(network, config)
+
+    def __call__(self, image: Volume | str | Path) -> Surfaces:
+        """Surfaces of a volume in the world, in any voxel order, or of a NIfTI file; its name begins the warnings.
+
+        Raises NothingFound where no region of it shows the structures, InputError where it cannot be read or is too
+        large for that.
+        """
+        if not isinstance(image, Volume):
+            image = read_image(image)
+        seen = standardise(image, self.data)
+        grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, self._centre_mm(seen))
+        sample = on_network_grid(seen, None, grid, self.structures)
         vertices, logits = self._run(sample.image)
         faces = self.network.decoder.faces.cpu().numpy()
         raw = transform(grid.world_from_normalised, vertices)  # (S, V, 3) mm
-        repaired = np.stack([untangle(structure, faces) for structure in raw])
-        values = list(self.values.values())
-        labelmap = meshes_to_labelmap([(structure, faces) for structure in repaired], values, image.grid, data.members)
-        segmentation = segmentation_on_grid(logits, grid, values, image.grid)
-        agreement = agreements(labelmap, segmentation, self.values)
-        crossing = [int(self_intersecting_faces(structure, faces).sum()) for structure in repaired]
-        within = sample.image.numpy()[box_inside(grid, seen.grid)]
-        doubts = [
-            intensity_warning(within, data.intensity_statistics),
+        repaired = np.stack([untangle(mesh, faces) for mesh in raw])
+        meshes = [(mesh, faces) for mesh in repaired]
+        labelmap = meshes_to_labelmap(meshes, self.structures, image.grid)
+        segmentation = segmentation_on_grid(logits, grid, self.structures, image.grid)
+        agreement = agreements(labelmap, segmentation, self.structures.written)
+        crossing = [int(self_intersecting_faces(mesh, faces).sum()) for mesh in repaired]
+        doubts = (
+            intensity_warning(sample.image.numpy()[box_inside(grid, seen.grid)], self.data.intensity_statistics),
             agreement_warning(agreement),
-            _crossing_warning(self.names, crossing),
-        ]
-        warnings = [*image.warnings, *(f"{name}: {doubt}" for doubt in doubts if doubt)]
+            _crossing_warning(self.structures.names, crossing),
+        )
         return Surfaces(
-            self.names, repaired, raw, faces, labelmap, segmentation, image.grid, sample, agreement, crossing, warnings
+            structures=self.structures,
+            vertices=repaired,
+            raw_vertices=raw,
+            faces=faces,
+            labelmap=labelmap,
+            segmentation=segmentation,
+            grid=image.grid,
+            sample=sample,
+            agreement=agreement,
+            crossing=crossing,
+            warnings=[*image.warnings, *(f"{image.name}: {doubt}" for doubt in doubts if doubt)],
         )
 
-    def _centre_mm(self, seen: Volume, name: str) -> np.ndarray | None:
+    def _centre_mm(self, seen: Volume) -> np.ndarray | None:
         """Where the coarse pass finds the structures, world mm (3,); None where the box lies in the volume's centre."""
-        data = self.config.data
+        data = self.data
         if data.region == "centre":
             return None
-        overview = overview_of(name, seen, None, data)
+        overview = overview_of(seen, None, data)
         room = np.multiply(data.shape, data.spacing_mm) / data.overview_spacing_mm
-        centre = mask_centre_mm(self.network.localiser.find(overview.image, room), overview.grid, data)
+        found = self.network.localiser.find(overview.image, room)
+        centre = mask_centre_mm(found, overview.grid, data)
         if centre is None:
+            names = ", ".join(self.structures.names)
             raise NothingFound(
-                f"{name}: wanted an image that shows {', '.join(self.names)} at data.overview_spacing_mm"
+                f"{seen.name}: wanted an image that shows {names} at data.overview_spacing_mm"
                 f" = {data.overview_spacing_mm:g}, found none of them"
             )
         return centre
 
     @torch.inference_mode()
-    def _run(self, image) -> tuple[np.ndarray, torch.Tensor]:
+    def _run(self, image: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
         """Vertices (S, V, 3) float64 in normalised coordinates, and logits (S + 1, X, Y, Z), of an image (X, Y, Z)."""
+        device = self.network.decoder.faces.device
         training = self.network.training
-        prediction = self.network.eval()(image[None, None].to(self.device))
+        prediction = self.network.eval()(image[None, None].to(device))
         self.network.train(training)
         return prediction.vertices[0].cpu().double().numpy(), prediction.segmentation[0].cpu()
 
 
-def _crossing_warning(names: list[str], crossing: list[int]) -> str | None:
+def _crossing_warning(names: tuple[str, ...], crossing: list[int]) -> str | None:
     crossed = [f"{name} {count}" for name, count in zip(names, crossing, strict=True) if count]
     return f"meshes still cross themselves after the repair (faces: {', '.join(crossed)})" if crossed else None
 
 
-def segmentation_on_grid(logits, source: Grid, values: list[int], grid: Grid) -> np.ndarray:
+def segmentation_on_grid(logits: torch.Tensor, source: Grid, structures: Structures, grid: Grid) -> np.ndarray:
     """Logits (S + 1, X, Y, Z) on the network's grid, `source` -> int16 label map on `grid`, background outside it.
 
     Probabilities are interpolated linearly and the largest wins. Where all eight voxels around a point agree, that is
@@ -132,54 +164,55 @@ def segmentation_on_grid(logits, source: Grid, values: list[int], grid: Grid) ->
     """
     around = 2  # voxels of background, so that the outermost cells hold nothing else
     others = F.pad(logits.softmax(0)[1:], (around,) * 6)
-    probabilities = torch.cat([1 - others.sum(0, keepdim=True), others])[None]  # (1, S + 1, X + 4, Y + 4, Z + 4)
+    background = 1 - others.sum(0, keepdim=True)
+    probabilities = torch.cat([background, others])[None]  # (1, S + 1, X + 4, Y + 4, Z + 4)
     probabilities = probabilities.contiguous(memory_format=torch.channels_last_3d)
-    classes = probabilities.argmax(1).float()  # (1, X + 4, ...)
-    highest, lowest = F.max_pool3d(classes, 2, 1), -F.max_pool3d(-classes, 2, 1)
-    cells = torch.where(highest == lowest, highest, -1)[0].to(torch.int16).numpy()  # (X + 3, ...)
+    cells = _agreed_classes(probabilities)  # (X + 3, Y + 3, Z + 3)
     matrix = np.linalg.inv(source.affine) @ grid.affine
     axes = np.abs(matrix[:3, :3]).argmax(0)  # of the network's grid, by axis of `grid`
-    positions = [
-        matrix[axis, own] * np.arange(count) + matrix[axis, 3] + around
-        for own, (axis, count) in enumerate(zip(axes, grid.shape, strict=True))
-    ]
-    index = [
-        np.clip(np.floor(line), 0, cells.shape[axis] - 1).astype(int)
-        for axis, line in zip(axes, positions, strict=True)
-    ]
-    found = cells.transpose(axes)[np.ix_(*index)]
-    mixed = np.nonzero(found < 0)
+    positions = []  # by axis of `grid`, of each of its voxels along the network's axis, in padded voxels
+    index = []
+    for own, (axis, count) in enumerate(zip(axes, grid.shape, strict=True)):
+        line = matrix[axis, own] * np.arange(count) + matrix[axis, 3] + around
+        positions.append(line)
+        index.append(np.clip(np.floor(line), 0, cells.shape[axis] - 1).astype(int))
+    classes = cells.transpose(axes)[np.ix_(*index)]
+    mixed = np.nonzero(classes < 0)
     points = torch.empty(1, len(mixed[0]), 3)
     for axis, line, voxels in zip(axes, positions, mixed, strict=True):
         points[0, :, axis] = torch.from_numpy(2 * line[voxels] / cells.shape[axis] - 1)
-    found[mixed] = sample_trilinear([probabilities], points)[0].argmax(-1).numpy()
-    return np.array([0, *values], dtype=np.int16)[found]
+    classes[mixed] = sample_trilinear([probabilities], points)[0].argmax(-1).numpy()
+    return structures.label_map(classes)
 
 
-def preview(path: Path, surfaces: Surfaces, labels: Volume | None, data: DataConfig) -> Figure:
+def _agreed_classes(probabilities: torch.Tensor) -> np.ndarray:
+    """Of each cell between eight voxels the class that is likeliest at all of them, -1 where they differ: int16.
+
+    Probabilities (1, S + 1, X, Y, Z) -> (X - 1, Y - 1, Z - 1).
+    """
+    classes = probabilities.argmax(1).float()
+    highest = F.max_pool3d(classes, 2, 1)
+    lowest = -F.max_pool3d(-classes, 2, 1)
+    agreed = torch.where(highest == lowest, highest, -1)
+    return agreed[0].to(torch.int16).numpy()
+
+
+def preview(path: Path, surfaces: Surfaces, labels: Volume | None) -> Figure:
     """Slices with contours on the network's grid, the label filled, and the meshes; PNG."""
+    structures = surfaces.structures
     grid = surfaces.sample.grid
-    masks = own_parts([mesh_to_mask(vertices, surfaces.faces, grid) for vertices in surfaces.vertices], data.members)
-    reference = None
-    if labels is not None:
-        reference = resample_labels(canonical(labels), grid, list(data.structures.values()))
-    structures = [
-        Structure(
-            name,
-            mask,
-            None if reference is None else reference == index,
-            vertices,
-            surfaces.faces,
-            encloses=name in data.encloses,
+    masks = structures.own_parts([mesh_to_mask(*mesh, grid) for mesh in surfaces.meshes])
+    classes = None if labels is None else resample_labels(canonical(labels), grid, structures)
+    views = []
+    for structure, name in enumerate(structures.names):
+        views.append(
+            Structure(
+                name,
+                masks[structure],
+                None if classes is None else structures.own(classes, structure),
+                surfaces.vertices[structure],
+                surfaces.faces,
+                encloses=bool(structures.encloses[structure]),
+            )
         )
-        for index, (name, mask, vertices) in enumerate(zip(surfaces.names, masks, surfaces.vertices, strict=True), 1)
-    ]
-    return case_preview(path, surfaces.sample.image.numpy(), grid.affine, structures)
-
-
-def has_value(labels, values: list[int]) -> np.ndarray:
-    """np.isin for a few values, 20 times as fast."""
-    found = labels == values[0]
-    for value in values[1:]:
-        found |= labels == value
-    return found
+    return case_preview(path, surfaces.sample.image.numpy(), grid.affine, views)

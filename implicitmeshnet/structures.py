@@ -1,0 +1,108 @@
+"""The structures of a config: their names, label values, and which of them a mesh holds beside its own.
+
+The only place that knows how they are numbered. Structure s of S is counted from 0 in every list and along every
+structure axis. In a class map, and among the classes of a segmentation, 0 is background and s + 1 is structure s.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+
+from implicitmeshnet.config import DataConfig
+
+Array = TypeVar("Array")
+"""A numpy array or a torch tensor: what is asked of both here, both can do."""
+Number = TypeVar("Number", int, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Structures:
+    """S structures; the tuples run along the structure axis."""
+
+    names: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
+    """The label values that mean each structure; the first is the one that is written."""
+    encloses: tuple[tuple[int, ...], ...]
+    """Of each structure, which others its mesh holds beside its own, as the epicardium holds the left ventricle."""
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Structures":
+        """Those of a config, in its order."""
+        names = tuple(data.structures)
+        values = tuple(map(tuple, data.structures.values()))
+        encloses = tuple(tuple(names.index(inner) for inner in data.encloses.get(name, ())) for name in names)
+        return cls(names, values, encloses)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def class_count(self) -> int:
+        """Background and each structure."""
+        return len(self) + 1
+
+    @property
+    def label_values(self) -> list[int]:
+        """The label values of all structures, rising."""
+        return sorted(value for group in self.values for value in group)
+
+    @cached_property
+    def written(self) -> dict[str, int]:
+        """The label value that is written for each structure, by name."""
+        return {name: group[0] for name, group in zip(self.names, self.values, strict=True)}
+
+    def class_map(self, labels: np.ndarray) -> np.ndarray:
+        """The class of each voxel of a label map: uint8, in the label map's shape."""
+        classes = np.zeros_like(labels, np.uint8)  # in the same memory order, which is most of the speed
+        for structure, group in enumerate(self.values):
+            for value in group:
+                classes[labels == value] = self.class_of(structure)
+        return classes
+
+    def label_map(self, classes: np.ndarray) -> np.ndarray:
+        """The label value to write for each voxel of a class map of any integer type: int16, in its shape."""
+        return np.array([0, *self.written.values()], dtype=np.int16)[classes]
+
+    def class_of(self, structure: Number) -> Number:
+        """The class of a structure, or the classes of an array of them."""
+        return structure + 1
+
+    def own(self, classes: Array, structure: int) -> Array:
+        """Where a class map is a structure: bool, in its shape."""
+        return classes == self.class_of(structure)  # type: ignore[return-value]
+
+    def held(self, classes: Array, structure: int) -> Array:
+        """Where a class map is what a structure's mesh holds, its own and what it encloses: bool, in its shape."""
+        held = self.own(classes, structure)
+        for inner in self.encloses[structure]:
+            held = held | self.own(classes, inner)  # type: ignore[operator]
+        return held
+
+    def counts(self, classes: np.ndarray) -> np.ndarray:
+        """How many voxels of a class map are each structure's own: int (S,)."""
+        return np.bincount(classes.ravel(), minlength=self.class_count)[1:]
+
+    def mask(self, labels: np.ndarray, structure: int) -> np.ndarray:
+        """Where a label map has one of a structure's values: bool, in its shape; 20 times as fast as np.isin."""
+        first, *others = self.values[structure]
+        found = labels == first
+        for value in others:
+            found |= labels == value
+        return found
+
+    def any_in(self, labels: np.ndarray) -> bool:
+        """Whether a label map has any structure's value."""
+        return any(self.mask(labels, structure).any() for structure in range(len(self)))
+
+    def own_parts(self, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Masks (X, Y, Z) bool of what the meshes hold -> each structure's own part, without those that it encloses."""
+        parts = []
+        for mask, enclosed in zip(masks, self.encloses, strict=True):
+            part = mask.copy()
+            for inner in enclosed:
+                part &= ~masks[inner]
+            parts.append(part)
+        return parts

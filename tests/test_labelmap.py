@@ -12,12 +12,13 @@ import pytest
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from meshes import structures_of
 
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.volume import Grid
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.files import orient_outward, read_mesh, write_mesh
-from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap, own_parts
+from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
 from implicitmeshnet.surfaces.metrics import volume_ml
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
@@ -336,7 +337,7 @@ def test_an_overlap_goes_to_the_deeper_mesh():
     ]
     left, right = ((np.array(mesh.vertices), np.array(mesh.faces)) for mesh in blocks)
     for meshes, values in (((left, right), [420, 500]), ((right, left), [500, 420])):
-        labelmap = meshes_to_labelmap(meshes, values, grid)
+        labelmap = meshes_to_labelmap(meshes, structures_of(*values), grid)
         assert labelmap.dtype == np.int16
         assert ((labelmap != 0) == (mesh_to_mask(*left, grid) | mesh_to_mask(*right, grid))).all()
         # Along the centre line both cover x = 24 to 32, 33 - x deep in the left one, x - 23 in the right one.
@@ -350,7 +351,7 @@ def test_an_overlap_goes_to_the_deeper_mesh():
 
 def test_a_nested_mesh_keeps_only_what_is_deeper():
     grid = Grid((40, 40, 40), np.eye(4))
-    labelmap = meshes_to_labelmap([sphere((20, 20, 20), 15), sphere((20, 20, 20), 5)], [1, 2], grid)
+    labelmap = meshes_to_labelmap([sphere((20, 20, 20), 15), sphere((20, 20, 20), 5)], structures_of(1, 2), grid)
     assert (labelmap > 0).sum() == mesh_to_mask(*sphere((20, 20, 20), 15), grid).sum()
     assert not (labelmap == 2).any()
 
@@ -361,8 +362,9 @@ def test_a_mesh_that_holds_another_keeps_what_lies_outside_that_one():
     cavity, epicardium, neighbour = (
         sphere(centre, radius) for centre, radius in (((20, 20, 20), 9), ((20, 20, 20), 15), ((42, 20, 20), 10))
     )
-    meshes, values = [cavity, epicardium, neighbour], [500, 205, 600]
-    labelmap = meshes_to_labelmap(meshes, values, grid, members=[[0], [1, 0], [2]])
+    meshes = [cavity, epicardium, neighbour]
+    heart = structures_of(500, 205, 600, encloses={1: (0,)})
+    labelmap = meshes_to_labelmap(meshes, heart, grid)
     inside = [mesh_to_mask(*mesh, grid) for mesh in meshes]
     assert ((labelmap == 500) == inside[0]).all()
     assert ((labelmap != 0) == np.any(inside, axis=0)).all()
@@ -371,11 +373,8 @@ def test_a_mesh_that_holds_another_keeps_what_lies_outside_that_one():
     assert line[29:34].tolist() == [205] * 5
     assert line[34:51].tolist() == [600] * 17
     shifted = sphere((31, 20, 20), 10)  # reaches into the cavity: x - 21 deep, against 35 - x in the epicardium
-    line = meshes_to_labelmap([cavity, epicardium, shifted], values, grid, members=[[0], [1, 0], [2]])[:, 20, 20]
+    line = meshes_to_labelmap([cavity, epicardium, shifted], heart, grid)[:, 20, 20]
     assert line[21:31].tolist() == [500] * 8 + [600] * 2
-    own = own_parts(inside, [[0], [1, 0], [2]])
-    assert (own[1] == (inside[1] & ~inside[0])).all()
-    assert own[2] is inside[2]
 
 
 def test_of_two_enclosed_meshes_that_overlap_the_deeper_wins():
@@ -383,8 +382,8 @@ def test_of_two_enclosed_meshes_that_overlap_the_deeper_wins():
     outer, one, other = (
         sphere(centre, radius) for centre, radius in (((31, 20, 20), 18), ((24, 20, 20), 10), ((38, 20, 20), 10))
     )
-    alone = meshes_to_labelmap([one, other], [2, 3], grid)
-    held = meshes_to_labelmap([outer, one, other], [1, 2, 3], grid, members=[[0, 1, 2], [1], [2]])
+    alone = meshes_to_labelmap([one, other], structures_of(2, 3), grid)
+    held = meshes_to_labelmap([outer, one, other], structures_of(1, 2, 3, encloses={0: (1, 2)}), grid)
     inside = mesh_to_mask(*one, grid) | mesh_to_mask(*other, grid)
     assert (held[inside] == alone[inside]).all()
     assert (held[mesh_to_mask(*outer, grid) & ~inside] == 1).all()
@@ -397,10 +396,11 @@ def test_overlaps_far_apart_are_measured_as_finely_as_one():
     ]
     near = [(np.array(mesh.vertices), np.array(mesh.faces)) for mesh in plates]
     far = [(vertices + np.array([0, 0, 350]), faces) for vertices, faces in near]
-    alone, both = (meshes_to_labelmap(meshes, [1, 2, 3, 4][: len(meshes)], grid) for meshes in (near, near + far))
+    alone = meshes_to_labelmap(near, structures_of(1, 2), grid)
+    both = meshes_to_labelmap(near + far, structures_of(1, 2, 3, 4), grid)
     assert (alone[..., :50] == both[..., :50]).all()
     assert (both[10:19, 10:30, 20] == np.array([0, 1, 1, 1, 2, 2, 2, 2, 0])[:, None]).all()
 
 
 def test_no_meshes_give_an_empty_label_map():
-    assert not meshes_to_labelmap([], [], Grid((4, 5, 6), np.eye(4))).any()
+    assert not meshes_to_labelmap([], structures_of(), Grid((4, 5, 6), np.eye(4))).any()

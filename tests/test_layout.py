@@ -36,7 +36,7 @@ ROOMS = {
     "config_fields": {"script"},
     "config_json": {"config_fields", "script"},
     "config_docs": {"config", "config_fields"},
-    "structures": set(),
+    "structures": {"config"},
     "mesh": set(),
     "ops": {"coordinates"},
     "data": {"config", "coordinates", "script", "structures"},

@@ -41,7 +41,7 @@ def ball_volume(centre=(90, 40, 20), shape=(120, 80, 50), radius=9):
 def test_an_overview_spans_the_volume_and_keeps_the_label_in_place():
     image, label, centre = ball_volume()
     volumes = [canonical(Volume(data, Grid(data.shape, AFFINE))) for data in (image, label)]
-    overview = overview_of("a", *volumes, CONFIG)
+    overview = overview_of(*volumes, CONFIG)
     assert overview.image.shape == overview.label.shape == overview.grid.shape == (17, 30, 20)
     np.testing.assert_allclose(overview.grid.spacing_mm, 6)
     corners = transform(np.linalg.inv(overview.grid.affine), transform(AFFINE, np.array([[0, 0, 0], [119, 79, 49.0]])))
@@ -55,7 +55,7 @@ def test_an_overview_of_a_thin_slab_shows_it(thickness):
     data = np.ones((40, 40, thickness))
     slab = Volume(data, Grid(data.shape, np.eye(4)))
     config = replace(CONFIG, structures={"LV": [1]}, overview_spacing_mm=8.0)
-    overview = overview_of("a", slab, Volume(data.astype(np.int32), slab.grid), config)
+    overview = overview_of(slab, Volume(data.astype(np.int32), slab.grid), config)
     assert overview.image.max() == 1
     middle = transform(overview.grid.affine, overview.label.nonzero().double().mean(0).numpy())
     assert abs(middle[2] - (thickness - 1) / 2) <= 3
@@ -76,7 +76,7 @@ def test_a_structure_of_any_size_shows_wherever_it_lies_between_voxels(corner, s
         labels[:, :, 50:] = 2
     grid = Grid(labels.shape, np.eye(4))
     config = replace(CONFIG, structures={"small": [1], "large": [2]}, overview_spacing_mm=8.0)
-    overview = overview_of("a", Volume(np.zeros(grid.shape, np.float32), grid), Volume(labels, grid), config)
+    overview = overview_of(Volume(np.zeros(grid.shape, np.float32), grid), Volume(labels, grid), config)
     near = overview.label.numpy()[..., :6]
     assert 1 <= near.sum() <= 8 + 0.1 * side_mm**3
     middle = transform(overview.grid.affine, np.argwhere(near).mean(0))
@@ -185,15 +185,15 @@ def test_the_evaluation_looks_where_the_coarse_pass_finds_something(case):
     *_, centre = ball_volume()
     config = Config(data=CONFIG)
     image = read_image(case.image)
-    overview = overview_of("a", standardise(image, CONFIG), None, CONFIG)
+    overview = overview_of(standardise(image, CONFIG), None, CONFIG)
     index = np.round(transform(np.linalg.inv(overview.grid.affine), centre)).astype(int)
     mask = np.zeros(overview.grid.shape, dtype=bool)
     mask[tuple(index)] = True
-    surfaces = Predictor(StandIn(CONFIG, lambda seen, room: mask), config, torch.device("cpu"))(image)
+    surfaces = Predictor(StandIn(CONFIG, lambda seen, room: mask), config)(image)
     assert np.linalg.norm(surfaces.vertices[0].mean(0) - centre) < 6
-    empty = Predictor(StandIn(CONFIG, lambda seen, room: 0 * mask), config, torch.device("cpu"))
+    empty = Predictor(StandIn(CONFIG, lambda seen, room: 0 * mask), config)
     with pytest.raises(NothingFound, match=r"a_image\.nii\.gz: wanted an image that shows LV at .*, found none"):
-        empty(image, str(case.image))
+        empty(image)
 
 
 def test_a_localiser_takes_any_size_and_learns_to_find():
@@ -210,7 +210,7 @@ def test_a_localiser_takes_any_size_and_learns_to_find():
     def overview():
         image, label, centre = ball_volume(generator.integers((15, 15, 15), (105, 65, 35)))
         volumes = [canonical(Volume(data, Grid(data.shape, AFFINE))) for data in (image / 400, label)]
-        return overview_of("a", *volumes, CONFIG), centre
+        return overview_of(*volumes, CONFIG), centre
 
     for _ in range(60):
         shown, _ = overview()

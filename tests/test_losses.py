@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from meshes import structures_of
 
-from implicitmeshnet.config import DataConfig, LossConfig
+from implicitmeshnet.config import LossConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.mesh import icosphere, neighbours
 from implicitmeshnet.models.mesh_net import Prediction
@@ -46,15 +47,13 @@ def surface(vertices, faces, masks):
 
 def test_masks_pick_structures_by_index():
     label = torch.tensor([0, 1, 2, 2]).view(1, 4, 1, 1)
-    masks = structure_masks(label, [[0], [1]])
+    masks = structure_masks(label, structures_of(1, 2))
     assert masks[0, :, :, 0, 0].tolist() == [[0, 1, 0, 0], [0, 0, 1, 1]]
 
 
 def test_a_mask_holds_what_its_structure_encloses():
     label = torch.tensor([0, 1, 2, 3]).view(1, 4, 1, 1)
-    masks = structure_masks(
-        label, DataConfig(structures={"LV": [5], "Myo": [6], "LA": [7]}, encloses={"Myo": ["LV"]}).members
-    )
+    masks = structure_masks(label, structures_of(5, 6, 7, encloses={1: (0,)}))
     assert masks[0, :, :, 0, 0].tolist() == [[0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
 
 
@@ -112,7 +111,7 @@ def test_laplacian_weight_anneals_by_a_cosine():
 
 def test_the_total_is_the_weighted_sum():
     vertices, faces = ball_mesh(0.5, 2)
-    criterion = MeshLoss(faces, vertices.shape[2], LossConfig(laplacian_start=3.0, laplacian_end=3.0), [[0]])
+    criterion = MeshLoss(faces, vertices.shape[2], LossConfig(laplacian_start=3.0, laplacian_end=3.0), structures_of(1))
     label = ball_mask(0.6)[0].long()
     logits = torch.randn(1, 2, *SHAPE, generator=torch.Generator().manual_seed(0))
     total, losses = criterion(Prediction([0.9 * vertices, vertices], logits), label, 0.0)

@@ -1,14 +1,15 @@
 """From a volume to surfaces in the world, by a network that is known: spheres in the middle of its box."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from meshes import structures_of
 
 from implicitmeshnet.config import Config, DataConfig, IntensityStatistics
-from implicitmeshnet.data.nifti import read_image
 from implicitmeshnet.data.volume import Grid, Volume
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.models.mesh_net import Prediction
@@ -48,7 +49,7 @@ def predictor():
         spacing_mm=2.0,
         intensity_statistics=IntensityStatistics(20, (-0.5,) * 9, ((0.0,) * 9,) * 9),
     )
-    return Predictor(TwoSpheres(), Config(data=data), torch.device("cpu"))
+    return Predictor(TwoSpheres(), Config(data=data))
 
 
 def volume(value=-50.0):
@@ -64,7 +65,7 @@ def test_surfaces_lie_in_the_middle_of_the_volume_in_world_millimetres(predictor
     assert set(np.unique(surfaces.labelmap)) == {0, 420, 500}
     union_ml = np.count_nonzero(surfaces.labelmap) * 4.5 / 1000
     meshes = [(structure, surfaces.faces) for structure in surfaces.vertices]
-    overlap_ml = overlaps_ml(meshes, surfaces.grid, [[0], [1]])
+    overlap_ml = overlaps_ml(meshes, surfaces.structures, surfaces.grid)
     each_ml = [mesh_volume_ml(structure, surfaces.faces) for structure in surfaces.vertices]
     assert overlap_ml[0, 1] == overlap_ml[1, 0] > 0.1 * each_ml[0]
     assert union_ml == pytest.approx(sum(each_ml) - overlap_ml[0, 1], rel=0.03)
@@ -73,20 +74,20 @@ def test_surfaces_lie_in_the_middle_of_the_volume_in_world_millimetres(predictor
 def test_what_sticks_out_of_an_enclosing_mesh_is_its_overlap(predictor):
     surfaces = predictor(volume())
     meshes = [(structure, surfaces.faces) for structure in surfaces.vertices]
-    shared = overlaps_ml(meshes, surfaces.grid, [[0], [1]])[0, 1]
-    outside = overlaps_ml(meshes, surfaces.grid, [[0, 1], [1]])[0, 1]
+    shared = overlaps_ml(meshes, structures_of(500, 420), surfaces.grid)[0, 1]
+    outside = overlaps_ml(meshes, structures_of(500, 420, encloses={0: (1,)}), surfaces.grid)[0, 1]
     assert shared + outside == pytest.approx(mesh_volume_ml(*meshes[1]), rel=0.03)
 
 
 def test_a_structure_that_the_segmentation_lacks_and_an_odd_image_are_warned_of(predictor):
-    surfaces = predictor(volume(), "heart")
+    surfaces = predictor(replace(volume(), name="heart"))
     assert surfaces.agreement["LV"] > 0.7
     assert surfaces.agreement["LA"] == 0
     (warning,) = surfaces.warnings
     assert warning.startswith("heart: meshes and voxel segmentation disagree")
     assert "LA 0.00" in warning
     assert "LV" not in warning
-    odd = predictor(volume(974.0), "heart")
+    odd = predictor(replace(volume(974.0), name="heart"))
     assert any("heart: the image is unlike the training's" in warning for warning in odd.warnings)
 
 
@@ -95,14 +96,14 @@ def test_what_is_doubtful_about_the_file_reaches_the_surfaces(predictor, tmp_pat
     image = nib.Nifti1Image(np.full((20, 20, 20), -50, np.int16), None)
     image.header.set_zooms((2, 2, 2))
     nib.save(image, path)
-    warnings = predictor(read_image(path), str(path)).warnings
+    warnings = predictor(path).warnings
     assert f"{path}: the header gives no world position" in warnings[0]
 
 
 def test_meshes_that_still_cross_themselves_are_warned_of(predictor, monkeypatch):
     monkeypatch.setattr("implicitmeshnet.predict.untangle", lambda vertices, faces: vertices)
     predictor.network.vertices[1, ::2] *= -2
-    surfaces = predictor(volume(), "heart")
+    surfaces = predictor(replace(volume(), name="heart"))
     assert surfaces.crossing[0] == 0
     assert surfaces.crossing[1] > 0
     assert any(
@@ -114,7 +115,7 @@ def test_meshes_that_still_cross_themselves_are_warned_of(predictor, monkeypatch
 def test_a_preview_with_and_without_a_label(predictor, tmp_path, labelled):
     surfaces = predictor(volume())
     labels = Volume(surfaces.labelmap.astype(np.int32), surfaces.grid) if labelled else None
-    preview(tmp_path / "preview.png", surfaces, labels, predictor.config.data)
+    preview(tmp_path / "preview.png", surfaces, labels)
     assert (tmp_path / "preview.png").stat().st_size > 10_000
 
 

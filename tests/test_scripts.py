@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from meshes import structures_of
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
@@ -490,7 +491,7 @@ def test_the_segmentation_is_the_largest_of_the_interpolated_probabilities():
     box = network_grid(grid, (12, 16, 14), 2.5, transform(affine, np.array([10.0, 25, 15])))
     noise = np.random.default_rng(0).normal(size=(4, 12, 16, 14))
     logits = torch.from_numpy(np.stack([gaussian_filter(channel, 2) for channel in noise])) * 20
-    segmentation = segmentation_on_grid(logits, box, [7, 5, 9], grid)
+    segmentation = segmentation_on_grid(logits, box, structures_of(7, 5, 9), grid)
     voxels = transform(np.linalg.inv(box.affine) @ affine, np.argwhere(np.ones(grid.shape)).astype(float))
     others = [
         map_coordinates(channel, voxels.T, order=1, mode="grid-constant") for channel in logits.softmax(0)[1:].numpy()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from meshes import structures_of
 from scipy.spatial.transform import Rotation
 
 from implicitmeshnet.config import DataConfig
@@ -104,13 +105,13 @@ def test_resampling_onto_its_own_grid_changes_nothing():
     image, labels = rng.normal(size=grid.shape).astype(np.float32), rng.integers(0, 4, grid.shape).astype(np.int32)
     assert (resample_image(Volume(image, grid), grid, 0.0) == image).all()
     expected = np.choose(labels, [0, 2, 1, 2])
-    assert (resample_labels(Volume(labels, grid), grid, [[2], [1, 3]]) == expected).all()
+    assert (resample_labels(Volume(labels, grid), grid, structures_of(2, (1, 3))) == expected).all()
 
 
 def test_what_lies_more_than_half_a_voxel_outside_is_background():
     volume = Volume(np.full((4, 4, 4), 5, np.int32), unit_grid(4, 4, 4))
     target = network_grid(volume.grid, (8, 4, 10), 1.0)
-    image, labels = resample_image(volume, target, -1.0), resample_labels(volume, target, [[5]])
+    image, labels = resample_image(volume, target, -1.0), resample_labels(volume, target, structures_of(5))
     assert (image[2:6, :, 3:7] == 5).all()
     assert (labels[2:6, :, 3:7] == 1).all()
     assert (image == 5).sum() == (labels == 1).sum() == 64
@@ -137,7 +138,7 @@ def test_the_volume_of_a_ball_survives(spacing_mm):
     points = transform(grid.affine, np.indices(grid.shape).reshape(3, -1).T.astype(float)) - [18.1, 17.7, 21.0]
     ball = (np.linalg.norm(points, axis=1) < 14).reshape(grid.shape)
     shape = (np.array([36.6, 36.6, 43]) / spacing_mm).astype(int) + 1
-    labels = resample_labels(Volume(ball * np.int32(7), grid), network_grid(grid, shape, spacing_mm), [[7]])
+    labels = resample_labels(Volume(ball * np.int32(7), grid), network_grid(grid, shape, spacing_mm), structures_of(7))
     assert labels.sum() * spacing_mm**3 == pytest.approx(ball.sum() * 0.6 * 0.6 * 0.9, rel=0.02)
 
 
@@ -154,7 +155,7 @@ def test_grids_half_a_voxel_apart_keep_the_volume_of_a_small_label():
     labels[6:14, 5:15, 6:14] = 1
     grid, apart = unit_grid(20, 20, 20), np.eye(4)
     apart[:3, 3] = 0.5
-    result = resample_labels(Volume(labels, grid), Grid((20, 20, 20), apart), [[1]])
+    result = resample_labels(Volume(labels, grid), Grid((20, 20, 20), apart), structures_of(1))
     assert result.sum() == pytest.approx(labels.sum(), rel=0.06)  # corners; ties to the background would lose a third
 
 
@@ -162,7 +163,7 @@ def test_touching_structures_leave_no_gap():
     labels = np.zeros((40, 40, 40), np.int32)
     labels[5:20, 5:35, 5:35], labels[20:35, 5:35, 5:35] = 4, 9
     grid = unit_grid(40, 40, 40)
-    result = resample_labels(Volume(labels, grid), network_grid(grid, (30, 30, 30), 1.3), [[4], [9]])
+    result = resample_labels(Volume(labels, grid), network_grid(grid, (30, 30, 30), 1.3), structures_of(4, 9))
     middle = result[5:-5, 15, 15]
     assert (middle > 0).all()
     assert (np.diff(middle.astype(int)) >= 0).all()
@@ -243,7 +244,7 @@ def test_all_48_orientations_give_the_network_the_same_tensor(tmp_path):
             target = network_grid(read_grid(path), (8, 9, 10), 1.2)
             images.append(resample_image(canonical(read_image(path)), target, -1.0))
             found = read_labels(path)
-            labels.append(resample_labels(canonical(Volume(found.data % 3, found.grid)), target, [[1], [2]]))
+            labels.append(resample_labels(canonical(Volume(found.data % 3, found.grid)), target, structures_of(1, 2)))
     assert len(images) == 48
     np.testing.assert_allclose(images, [images[0]] * 48, atol=0.05)  # of 1000; origins are float32 in the files
     assert (np.array(labels) == labels[0]).all()
@@ -253,5 +254,5 @@ def test_up_to_half_a_voxel_beyond_its_border_a_volume_goes_on():
     volume = Volume(np.full((4, 4, 4), 5, np.int32), unit_grid(4, 4, 4))
     finer = Grid((12, 2, 2), np.diag([0.5, 1, 1, 1.0]))
     finer.affine[:3, 3] = -1.0, 0.0, 0.0  # x from -1 to 4.5
-    for result in (resample_image(volume, finer, -1.0) == 5, resample_labels(volume, finer, [[5]]) == 1):
+    for result in (resample_image(volume, finer, -1.0) == 5, resample_labels(volume, finer, structures_of(5)) == 1):
         assert result[:, 0, 0].tolist() == [False] + [True] * 9 + [False] * 2

@@ -111,7 +111,7 @@ class Project:
         network = build_network(config)
         with torch.no_grad():
             network.localiser.unet.head.bias[1] = FINDS_EVERYTHING
-        return Predictor(network.eval(), config, torch.device("cpu"))
+        return Predictor(network.eval(), config)
 
 
 def run(command: list[str]):

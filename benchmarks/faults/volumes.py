@@ -203,7 +203,7 @@ def check_labelmap(path: Path, image: Volume):
 
 def check_prediction(path: Path, image: Volume, predictor: Predictor) -> list[str]:
     """Meshes of an image are finite, can be written and read, and its label maps have its shape; the warnings."""
-    surfaces = predictor(image, str(path))
+    surfaces = predictor(image)
     expect(np.isfinite(surfaces.vertices).all(), "finite vertices")
     shapes = {surfaces.labelmap.shape, surfaces.segmentation.shape}
     expect(shapes == {image.data.shape}, "label maps of the image's shape")

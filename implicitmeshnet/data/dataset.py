@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +28,10 @@ from implicitmeshnet.data.volume import (
     voxels_apart,
 )
 from implicitmeshnet.script import InputError, read_json, shorten
+from implicitmeshnet.structures import Structures
 
 ENDINGS = (".nii.gz", ".nii")
+NAMED_VALUES = 20  # label values that a message lists
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,8 @@ class Case:
 class Sample:
     """One case on the network's grid of (X, Y, Z) voxels, with a margin of m voxels on every side."""
 
-    name: str
     image: torch.Tensor  # (X + 2m, Y + 2m, Z + 2m) float32 in [-1, 1]
-    label: torch.Tensor | None  # same shape, uint8: 0 background, s + 1 the config's structure s
+    label: torch.Tensor | None  # same shape, uint8: a class map, see `Structures`
     grid: Grid  # without the margin
     overview: Overview | None = None  # of the whole volume, where data.region is 'found'
     shares_outside: np.ndarray | None = None  # (S,) of each structure's label that lies outside the grid
@@ -175,22 +177,23 @@ def standardise(image: Volume, config: DataConfig) -> Volume:
 
 
 def on_network_grid(
-    name: str, image: Volume, labels: Volume | None, grid: Grid, config: DataConfig, margin: int = 0
+    image: Volume, labels: Volume | None, grid: Grid, structures: Structures, margin: int = 0
 ) -> Sample:
     """A standardised image and its canonical label map on the network's grid, `margin` voxels wider on every side."""
     padded = _pad(grid, margin)
     label = None
     if labels is not None:
-        label = torch.from_numpy(resample_labels(labels, padded, list(config.structures.values())))
-    return Sample(name, torch.from_numpy(resample_image(image, padded, background=-1.0)), label, grid)
+        label = torch.from_numpy(resample_labels(labels, padded, structures))
+    return Sample(torch.from_numpy(resample_image(image, padded, background=-1.0)), label, grid)
 
 
 def read_labelled(case: Case, config: DataConfig) -> tuple[Volume, Volume]:
     """`read_case` of a training, which prints the warnings and refuses a label map that has none of the structures."""
     image, labels = read_case(case)
+    assert labels is not None, "find_cases was asked for labelled cases"
     for warning in image.warnings + labels.warnings:
         tqdm.write(f"warning: {warning}", file=sys.stderr)
-    check_labels(case, labels, config)
+    check_labels(labels, Structures.of(config))
     return image, labels
 
 
@@ -200,35 +203,48 @@ def training_sample(case: Case, config: DataConfig, margin: int = 0) -> Sample:
     Raises InputError as `read_case`, and for a label map that has none of the structures.
     """
     image, labels = read_labelled(case, config)
-    image, labels = standardise(image, config), canonical(labels)
-    overview, centre = None, None
+    image = standardise(image, config)
+    labels = canonical(labels)
+    overview = None
+    centre_mm = None
     if config.region == "found":
-        overview = overview_of(case.image, image, labels, config)
-        centre = label_centre_mm(labels, config)
-    grid = network_grid(image.grid, config.shape, config.spacing_mm, centre)
-    sample = on_network_grid(case.name, image, labels, grid, config, margin)
-    core = sample.image.numpy()[tuple(slice(margin, margin + n) for n in grid.shape)]
+        overview = overview_of(image, labels, config)
+        centre_mm = label_centre_mm(labels, config)
+    grid = network_grid(image.grid, config.shape, config.spacing_mm, centre_mm)
+    sample = on_network_grid(image, labels, grid, Structures.of(config), margin)
+    seen = without_margin(sample.image, grid.shape).numpy()[box_inside(grid, image.grid)]
     return replace(
         sample,
         overview=overview,
         shares_outside=shares_outside(labels, grid, config),
-        quantiles=intensity_quantiles(core[box_inside(grid, image.grid)]),
+        quantiles=intensity_quantiles(seen),
     )
 
 
-def check_cases(cases: list[Case], config: DataConfig):
+def without_margin(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The middle of a volume (X + 2m, Y + 2m, Z + 2m), of a shape (X, Y, Z)."""
+    box = []
+    for wide, size in zip(volume.shape, shape, strict=True):
+        margin = (wide - size) // 2
+        box.append(slice(margin, margin + size))
+    return volume[tuple(box)]
+
+
+def check_cases(cases: list[Case], config: DataConfig) -> None:
     """Read labelled cases that are needed later; errors as `training_sample`, warnings as there."""
     for case in tqdm(cases, desc="checking validation cases", unit="case"):
         read_labelled(case, config)
 
 
-def check_labels(case: Case, labels: Volume, config: DataConfig):
-    """Raise InputError where a label map has none of the configured values."""
-    wanted = sorted(config.label_values)
-    if not any((labels.data == value).any() for value in wanted):
-        found = np.unique(labels.data).tolist()
-        found = ", ".join(map(str, found[:20])) + (", ..." if len(found) > 20 else "")
-        raise InputError(f"{case.label}: wanted some of the label values {', '.join(map(str, wanted))}, found {found}")
+def check_labels(labels: Volume, structures: Structures) -> None:
+    """Raise InputError where a label map has none of the structures' values."""
+    if structures.any_in(labels.data):
+        return
+    wanted = ", ".join(map(str, structures.label_values))
+    present = np.unique(labels.data).tolist()
+    found = ", ".join(map(str, present[:NAMED_VALUES]))
+    more = ", ..." if len(present) > NAMED_VALUES else ""
+    raise InputError(f"{labels.name}: wanted some of the label values {wanted}, found {found}{more}")
 
 
 def check_same_grid(path, wanted: Grid, found: Grid, owner: str = "the image"):
@@ -255,17 +271,18 @@ class TrainingSet:
     """
 
     def __init__(self, cases: list[Case], config: DataConfig, margin: int = 0):
-        self.samples, seen = [], np.zeros(256, bool)
+        structures = Structures.of(config)
+        voxels = np.zeros(len(structures), np.int64)
+        self.samples: list[Sample] = []
         for case in tqdm(cases, desc="reading cases", unit="case"):
             sample = training_sample(case, config, margin)
-            seen |= torch.bincount(sample.label.flatten(), minlength=256).numpy() > 0
+            voxels += structures.counts(sample.label.numpy())
             self.samples.append(replace(sample, image=sample.image.half()))
-        for index, name in enumerate(config.structures, 1):
-            if not seen[index]:
+        for name, count in zip(structures.names, voxels, strict=True):
+            if not count:
                 raise InputError(
                     f"data.structures: wanted {name} in at least one of {len(cases)} cases, found it in none"
                 )
-
         for line in check_box([sample.shares_outside for sample in self.samples], config):
             print(line)
         self.intensity_statistics = intensity_statistics([sample.quantiles for sample in self.samples])
@@ -278,33 +295,48 @@ class TrainingSet:
         return replace(sample, image=sample.image.float())
 
 
-def template_statistics(samples, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+def template_statistics(samples: Iterable[Sample], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Mean centre and semi-axes of what each structure's mesh holds, both (S, 3) float64 in normalised coordinates.
 
     The semi-axes are those of the ellipsoid with the mask's variance along each axis, sqrt(5 variance), each voxel
     counted as a cube. Margins beyond the grid are left out. Raises InputError for a structure that is in no sample.
     """
-    structures, members, shape = list(config.structures), config.members, config.shape
-    voxel = 2 / (np.array(shape) - 1)  # side length, normalised
-    centres, radii = [[] for _ in structures], [[] for _ in structures]
+    structures = Structures.of(config)
+    centres: list[list[np.ndarray]] = [[] for _ in structures.names]
+    radii: list[list[np.ndarray]] = [[] for _ in structures.names]
     for sample in samples:
-        margin = (sample.label.shape[0] - shape[0]) // 2
-        label = sample.label.numpy()[tuple(slice(margin, margin + n) for n in shape)]
-        for index in range(len(structures)):
-            mask = np.isin(label, [member + 1 for member in members[index]])
+        classes = without_margin(sample.label, config.shape).numpy()
+        for structure in range(len(structures)):
+            mask = structures.held(classes, structure)
             if mask.any():
-                centre, variance = _moments(mask)
-                centres[index].append(transform(np.linalg.inv(voxel_from_normalised(shape)), centre))
-                radii[index].append(np.sqrt(5 * (variance + 1 / 12)) * voxel)
-    for name, found in zip(structures, centres, strict=True):
+                centre, semi_axes = _ellipsoid_of(mask)
+                centres[structure].append(centre)
+                radii[structure].append(semi_axes)
+    for name, found in zip(structures.names, centres, strict=True):
         if not found:
             raise InputError(f"data.structures: wanted {name} in at least one training case, found it in none")
-    return np.array([np.mean(rows, 0) for rows in centres]), np.array([np.mean(rows, 0) for rows in radii])
+    mean_centres = np.array([np.mean(rows, 0) for rows in centres])
+    mean_radii = np.array([np.mean(rows, 0) for rows in radii])
+    return mean_centres, mean_radii
 
 
-def _moments(mask) -> tuple[np.ndarray, np.ndarray]:
+def _ellipsoid_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and semi-axes (3,), normalised, of the axis-parallel ellipsoid with the moments of a mask (X, Y, Z)."""
+    mean, variance = _moments(mask)
+    normalised_from_voxel = np.linalg.inv(voxel_from_normalised(mask.shape))
+    side = 2 / (np.array(mask.shape) - 1)  # of a voxel, normalised
+    own_variance = 1 / 12  # of a voxel as a cube of side 1
+    return transform(normalised_from_voxel, mean), np.sqrt(5 * (variance + own_variance)) * side
+
+
+def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (3,) and variance (3,) of the voxel indices in a mask (X, Y, Z)."""
-    counts = [mask.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
-    mean = np.array([np.average(np.arange(len(count)), weights=count) for count in counts])
-    square = np.array([np.average(np.arange(len(count)) ** 2, weights=count) for count in counts])
-    return mean, square - mean**2
+    means = []
+    squares = []
+    for axis in range(3):
+        counts = mask.sum(tuple({0, 1, 2} - {axis}))
+        index = np.arange(len(counts))
+        means.append(np.average(index, weights=counts))
+        squares.append(np.average(index**2, weights=counts))
+    mean = np.array(means)
+    return mean, np.array(squares) - mean**2

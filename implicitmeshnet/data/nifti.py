@@ -88,7 +88,7 @@ def read_image(path) -> Volume:
         raise InputError(f"{path}: wanted finite voxel values, found none")
     if not finite.all():
         data[~finite] = data[finite].min()
-    return Volume(data, grid, warnings)
+    return Volume(data, grid, warnings, str(path))
 
 
 @quiet
@@ -109,7 +109,7 @@ def read_labels(path) -> Volume:
         stored = rounded
     if stored.min() < -(2**31) or stored.max() >= 2**31:
         raise InputError(f"{path}: wanted label values of at most 32 bits, found {stored.max():g}")
-    return Volume(stored.astype(np.int32), grid, warnings)
+    return Volume(stored.astype(np.int32), grid, warnings, str(path))
 
 
 @quiet

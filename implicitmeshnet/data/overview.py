@@ -8,8 +8,9 @@ import torch
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.data.volume import Grid, Volume, network_grid, resample_image, shares, structure_index
+from implicitmeshnet.data.volume import Grid, Volume, network_grid, resample_image, shares
 from implicitmeshnet.script import InputError
+from implicitmeshnet.structures import Structures
 
 MAX_VOXELS = 2**24  # of an overview: a body of 2 m at 4 mm
 
@@ -23,17 +24,17 @@ class Overview:
     grid: Grid
 
 
-def overview_of(name, image: Volume, labels: Volume | None, config: DataConfig) -> Overview:
+def overview_of(image: Volume, labels: Volume | None, config: DataConfig) -> Overview:
     """The overview of a canonical volume of normalised intensity and of its label map, where there is one.
 
     At least three voxels along each axis, of which the middle one then lies in the volume however thin it is. Raises
-    InputError, which begins with `name`, where the overview would have more than MAX_VOXELS.
+    InputError, which begins with the image's name, where the overview would have more than MAX_VOXELS.
     """
     spacing_mm = config.overview_spacing_mm
     shape = [max(3, int(np.ceil(side_mm / spacing_mm))) for side_mm in image.data.shape * image.grid.spacing_mm]
     if math.prod(shape) > MAX_VOXELS:
         raise InputError(
-            f"{name}: data.overview_spacing_mm: wanted an overview of at most {MAX_VOXELS} voxels, found"
+            f"{image.name}: data.overview_spacing_mm: wanted an overview of at most {MAX_VOXELS} voxels, found"
             f" {tuple(shape)} for {spacing_mm:g} mm"
         )
     grid = network_grid(image.grid, shape, spacing_mm)
@@ -48,7 +49,7 @@ def _coarse_label(labels: Volume, grid: Grid, config: DataConfig) -> np.ndarray:
     """
     total = np.zeros(grid.shape, np.float32)
     label = np.zeros(grid.shape, np.uint8)
-    for _, share in shares(labels, grid, list(config.structures.values())):
+    for _, share in shares(labels, grid, Structures.of(config)):
         total += share
         label |= share >= max(share.max() / 2, 1e-6)
     return label | (total > 0.5)
@@ -59,11 +60,12 @@ def label_centre_mm(labels: Volume, config: DataConfig) -> np.ndarray | None:
 
     Where not all can lie in the box, the structures count alike, whatever their size.
     """
-    index = structure_index(labels, list(config.structures.values()))
-    counts = [np.zeros(size) for size in index.shape]
-    worths = [np.zeros(size) for size in index.shape]
-    for structure in range(1, len(config.structures) + 1):
-        mask = index == structure
+    structures = Structures.of(config)
+    classes = structures.class_map(labels.data)
+    counts = [np.zeros(size) for size in classes.shape]
+    worths = [np.zeros(size) for size in classes.shape]
+    for structure in range(len(structures)):
+        mask = structures.own(classes, structure)
         total = max(np.count_nonzero(mask), 1)
         for axis in range(3):
             profile = _profile(mask, axis)

@@ -3,8 +3,9 @@
 import numpy as np
 
 from implicitmeshnet.config import QUANTILES, DataConfig, IntensityStatistics
-from implicitmeshnet.data.volume import Grid, Volume, box_inside, structure_index
+from implicitmeshnet.data.volume import Grid, Volume, box_inside
 from implicitmeshnet.script import InputError
+from implicitmeshnet.structures import Structures
 
 INTENSITY_LIMIT = 3.8
 """Mahalanobis distance; with the noise below it parts real hearts in MR, phantoms in CT and each from other images, see
@@ -16,11 +17,11 @@ SMALLEST_SHARE_OUTSIDE = 0.01  # of which there is a word
 
 def shares_outside(labels: Volume, grid: Grid, config: DataConfig) -> np.ndarray:
     """The share of each structure's label that lies outside the network's grid: (S,), NaN for one that is not there."""
-    index = structure_index(labels, list(config.structures.values()))
-    counts = np.bincount(index.ravel(), minlength=len(config.structures) + 1)
-    held = np.bincount(index[box_inside(labels.grid, grid)].ravel(), minlength=len(counts))
+    structures = Structures.of(config)
+    classes = structures.class_map(labels.data)
+    held = structures.counts(classes[box_inside(labels.grid, grid)])
     with np.errstate(invalid="ignore"):
-        return (1 - held / counts)[1:]
+        return 1 - held / structures.counts(classes)
 
 
 def check_box(outside, config: DataConfig) -> list[str]:

@@ -5,6 +5,7 @@ whose axes run along the canonical volume's, so `resample_image` and `resample_l
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.ndimage import find_objects
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.script import InputError
+from implicitmeshnet.structures import Structures
 
 TIE_BREAK = (1e-3, 2e-3, 4e-3)  # source voxels
 
@@ -41,6 +43,8 @@ class Volume:
     grid: Grid
     warnings: tuple[str, ...] = ()
     """A sentence on each thing about the file that may make results wrong."""
+    name: str = "volume"
+    """What messages call it: its file, where it has one."""
 
 
 def voxels_apart(shape, affine, other) -> float:
@@ -92,44 +96,38 @@ def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarra
     return np.where(inside, _apply(weights, volume.data.astype(np.float32, copy=False)), np.float32(background))
 
 
-def resample_labels(volume: Volume, target: Grid, values: list[list[int]]) -> np.ndarray:
-    """Structure indices on the target grid, uint8 (X, Y, Z): 0 background, s + 1 where a label of values[s] is largest.
+def resample_labels(volume: Volume, target: Grid, structures: Structures) -> np.ndarray:
+    """The class map of a label map on the target grid: uint8 (X, Y, Z), see `Structures`.
 
     Every structure's indicator is resampled like an image, background being the rest, and the largest share wins.
     Raises ValueError as `resample_image`.
     """
-    largest, total = np.zeros((2, *target.shape), np.float32)
-    label = np.zeros(target.shape, np.uint8)
-    for structure, share in shares(volume, target, values):
-        label[share > largest] = structure
+    largest = np.zeros(target.shape, np.float32)
+    total = np.zeros(target.shape, np.float32)
+    classes = np.zeros(target.shape, np.uint8)
+    for structure, share in shares(volume, target, structures):
+        classes[share > largest] = structures.class_of(structure)
         np.maximum(largest, share, out=largest)
         total += share
-    return np.where(largest > 1 - total, label, np.uint8(0))
+    background = 1 - total
+    return np.where(largest > background, classes, np.uint8(0))
 
 
-def shares(volume: Volume, target: Grid, values: list[list[int]]):
-    """Of each structure that is there, its index s + 1 and the share of each target voxel that it fills.
+def shares(volume: Volume, target: Grid, structures: Structures) -> Iterator[tuple[int, np.ndarray]]:
+    """Each structure that is in a label map, by its number, and the share of each target voxel that it fills.
 
-    Shares are float32 (X, Y, Z), the structure's indicator resampled like an image, 0 outside the volume. Grids half a
-    voxel apart would tie at every border and lose it to the background (a tenth of a hippocampus), so the labels are
-    read TIE_BREAK aside. Raises ValueError as `resample_image`.
+    Shares are float32 (X, Y, Z), the structure's indicator resampled like an image, 0 outside the volume. On grids that
+    lie half a voxel apart every border would tie and be lost to the background (a tenth of a hippocampus), so the label
+    map is sampled TIE_BREAK source voxels beside each target voxel's centre. Raises ValueError as `resample_image`.
     """
-    index = structure_index(volume, values)
+    classes = structures.class_map(volume.data)
     weights, inside = _axis_weights(volume.grid, target, TIE_BREAK)
-    for structure, box in enumerate(find_objects(index), 1):
-        if box is not None:
-            mask = (index[box] == structure).astype(np.float32)
-            share = _apply([matrix[:, part] for matrix, part in zip(weights, box, strict=True)], mask)
-            yield structure, np.where(inside, share, np.float32(0))
-
-
-def structure_index(volume: Volume, values: list[list[int]]) -> np.ndarray:
-    """Structure indices of a label map, uint8 (X, Y, Z): 0 background, s + 1 where the label is one of values[s]."""
-    index = np.zeros_like(volume.data, np.uint8)  # in the same memory order, which is most of the speed
-    for structure, group in enumerate(values, 1):
-        for value in group:
-            index[volume.data == value] = structure
-    return index
+    for structure, box in enumerate(find_objects(classes, len(structures))):
+        if box is None:
+            continue
+        mask = structures.own(classes[box], structure).astype(np.float32)
+        within_box = [matrix[:, part] for matrix, part in zip(weights, box, strict=True)]
+        yield structure, np.where(inside, _apply(within_box, mask), np.float32(0))
 
 
 def box_inside(volume: Grid, target: Grid) -> tuple[slice, slice, slice]:

@@ -11,6 +11,7 @@ from implicitmeshnet.models.graph import GraphDecoderStage
 from implicitmeshnet.models.localiser import Localiser
 from implicitmeshnet.models.unet import UNet
 from implicitmeshnet.ops import sample_trilinear
+from implicitmeshnet.structures import Structures
 
 CENTRED_RADIUS = 0.5  # of the paper's template, normalised units
 
@@ -79,14 +80,15 @@ class ImplicitMeshNet(nn.Module):
 
 def build_network(config: Config) -> ImplicitMeshNet:
     """The network that a config describes; template centres and radii must be set where template is 'mean'."""
-    network, structures = config.network, len(config.data.structures)
-    unet = UNet(network.encoder_channels, network.decoder_channels, structures + 1, network.dropout)
+    network = config.network
+    structures = Structures.of(config.data)
+    unet = UNet(network.encoder_channels, network.decoder_channels, structures.class_count, network.dropout)
     sphere, faces = icosphere(network.template_subdivisions)
     if network.template == "mean":
         centres, radii = torch.tensor(network.template_centres), torch.tensor(network.template_radii)
         template = centres[:, None] + radii[:, None] * sphere  # (S, V, 3)
     else:
-        template = (CENTRED_RADIUS * sphere).repeat(structures, 1, 1)
+        template = (CENTRED_RADIUS * sphere).repeat(len(structures), 1, 1)
     level_channels = {f"e{level}": width for level, width in enumerate(network.encoder_channels)}
     level_channels |= {f"d{level}": width for level, width in enumerate(network.decoder_channels)}
     localiser = Localiser(network.localiser_channels) if config.data.region == "found" else None

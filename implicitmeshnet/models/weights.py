@@ -156,9 +156,11 @@ def _moments_misfit(found, parameters: list[torch.Tensor]) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """'cpu', 'cuda' or 'mps' as a torch device; InputError where this machine has none."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(name):
-        present = ", ".join(key for key, has in available.items() if has)
-        raise InputError(f"--device: wanted one of {present} on this machine, found {shorten(name)}")
+    """'cpu', 'cuda', 'mps', or 'auto' for the fastest of them here, as a torch device; InputError where it is not."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = [key for key, has in available.items() if has]
+    if name == "auto":
+        return torch.device(present[0])
+    if name not in present:
+        raise InputError(f"--device: wanted auto or one of {', '.join(present)} on this machine, found {shorten(name)}")
     return torch.device(name)

@@ -11,14 +11,12 @@ from implicitmeshnet.config import LossConfig
 from implicitmeshnet.mesh import Neighbours, neighbours, vertex_areas
 from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.ops import mesh2sdf, splat_trilinear
+from implicitmeshnet.structures import Structures
 
 
-def structure_masks(label: torch.Tensor, members: list[list[int]]) -> torch.Tensor:
-    """Label indices (B, X, Y, Z), 0 background -> what each structure's mesh holds, (B, S, X, Y, Z) float32.
-
-    `members` are DataConfig.members: for each structure the indices of those that lie in its mesh.
-    """
-    masks = [sum(label == index + 1 for index in held) for held in members]
+def structure_masks(classes: torch.Tensor, structures: Structures) -> torch.Tensor:
+    """A class map (B, X, Y, Z) -> what each structure's mesh holds, (B, S, X, Y, Z) float32."""
+    masks = [structures.held(classes, structure) for structure in range(len(structures))]
     return torch.stack(masks, 1).float()
 
 
@@ -91,14 +89,16 @@ class Losses:
 class MeshLoss(nn.Module):
     """The weighted sum of all losses for one template triangulation, faces (F, 3).
 
-    `members` say which structures' labels each mesh holds, see `structure_masks`. `distance` is the route from meshes
+    `structures` say which labels each mesh holds, see `structure_masks`. `distance` is the route from meshes
     to their SDF, see `occupancy_loss`; by default Mesh2SDF.
     """
 
-    def __init__(self, faces: torch.Tensor, vertex_count: int, config: LossConfig, members, distance=None):
+    def __init__(
+        self, faces: torch.Tensor, vertex_count: int, config: LossConfig, structures: Structures, distance=None
+    ):
         super().__init__()
         self.config = config
-        self.members = members
+        self.structures = structures
         self.distance = distance or (lambda vertices, shape: mesh2sdf(vertices, self.faces, shape))
         self.register_buffer("faces", faces)
         around = neighbours(faces.cpu(), vertex_count)
@@ -106,9 +106,9 @@ class MeshLoss(nn.Module):
         self.register_buffer("weight", around.weight)
 
     def forward(self, prediction: Prediction, label: torch.Tensor, epoch: float):
-        """label (B, X, Y, Z) structure indices -> the total (scalar) and its Losses."""
+        """label (B, X, Y, Z), a class map -> the total (scalar) and its Losses."""
         config, around = self.config, Neighbours(self.index, self.weight)
-        masks = structure_masks(label, self.members)
+        masks = structure_masks(label, self.structures)
         stages, border = prediction.stages, border_density(masks)
         losses = Losses(
             occupancy=occupancy_loss(prediction.vertices, self.distance, masks, config.temperature),

@@ -25,7 +25,7 @@ def parse_arguments(description: str, kind):
     """What a training is called with: its config of a kind, the file that holds it, and the torch device."""
     parser = argparse.ArgumentParser(description=description, epilog="--section.key=value overrides the config")
     parser.add_argument("--config", required=True, help="JSON config, see configs_implicitmeshnet/")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
+    parser.add_argument("--device", default="auto", help="auto (the fastest there is), cpu, cuda or mps")
     arguments, overrides = parser.parse_known_args()
     keep_freed_memory()
     config = load_config(arguments.config, overrides, kind)
