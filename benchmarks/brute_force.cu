@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(imn::GROUP) brute_force(const float* triangles
     float best = 3e38f;
     for (Integer face = 0; face < face_count; face++) {
         imn::Triangle<float> t = imn::load_triangle(triangles, face);
-        best = imn::least(best, imn::squared_distance(t, imn::to_frame(t, point)));
+        best = imn::minimum(best, imn::squared_distance(t, imn::to_frame(t, point)));
     }
     distance[voxel] = imn::square_root(best);
 }

@@ -33,10 +33,10 @@ inline void check_shape(at::IntArrayRef shape, int64_t smallest) {
 
 // (F, 3), not empty, of vertices that are there and that 32 bits can name.
 inline void check_faces(const at::Tensor& faces, int64_t vertex_count) {
-    constexpr int64_t most = std::numeric_limits<int32_t>::max();
+    constexpr int64_t largest = std::numeric_limits<int32_t>::max();
     TORCH_CHECK_VALUE(faces.dim() == 2 && faces.size(1) == 3, "faces: wanted shape (F, 3), found ", faces.sizes());
     TORCH_CHECK_VALUE(faces.size(0) > 0, "faces: wanted at least one face, found none");
-    TORCH_CHECK_VALUE(faces.size(0) <= most && vertex_count <= most, "faces: wanted at most ", most,
+    TORCH_CHECK_VALUE(faces.size(0) <= largest && vertex_count <= largest, "faces: wanted at most ", largest,
                       " faces and vertices, found ", faces.size(0), " and ", vertex_count);
     const int64_t* index = faces.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < 3 * faces.size(0); i++)

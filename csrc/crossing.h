@@ -20,7 +20,7 @@ struct Fixed {
 
 IMN_INLINE Integer snap(Real value, int bits) {
     Real limit = Real(1 << 29);
-    return Integer(round_even(least(most(value * Real(1 << bits), -limit), limit)));
+    return Integer(round_even(minimum(maximum(value * Real(1 << bits), -limit), limit)));
 }
 
 // Twice the signed area of (a, b, p) and its sign after moving p by (eps, eps^2): never 0 but for a = b.
@@ -48,7 +48,7 @@ IMN_INLINE Crossing crossing(Fixed a, Fixed b, Fixed c, Integer x, Integer y, In
     Integer area = bc.value + ca.value + ab.value;
     if (bc.sign != ca.sign || ca.sign != ab.sign || area == 0) return {0, 0};
     Real z = a.z + (Real(ca.value) * (b.z - a.z) + Real(ab.value) * (c.z - a.z)) / Real(area);
-    return {area < 0 ? 1 : -1, Integer(least(most(round_up(z), Real(0)), Real(size)))};
+    return {area < 0 ? 1 : -1, Integer(minimum(maximum(round_up(z), Real(0)), Real(size)))};
 }
 
 // The columns [low, high) along one axis of `size` that can cross a face with these coordinates.
@@ -57,9 +57,9 @@ struct Columns {
 };
 
 IMN_INLINE Columns columns(Integer p, Integer q, Integer r, Integer size, int bits) {
-    Integer low = (least(least(p, q), r) + (Integer(1) << bits) - 1) >> bits;
-    Integer high = (most(most(p, q), r) >> bits) + 1;
-    return {most(low, Integer(0)), least(high, size)};
+    Integer low = (minimum(minimum(p, q), r) + (Integer(1) << bits) - 1) >> bits;
+    Integer high = (maximum(maximum(p, q), r) >> bits) + 1;
+    return {maximum(low, Integer(0)), minimum(high, size)};
 }
 
 }  // namespace imn

@@ -30,8 +30,8 @@ struct BallRule {
     T limit, reach;
 
     IMN_INLINE bool keeps(Vec3<T> centre, T radius, T squared) const {
-        Vec3<T> way = centre - nearest;
-        T turn = extent.x * magnitude(way.x) + extent.y * magnitude(way.y) + extent.z * magnitude(way.z);
+        Vec3<T> offset = centre - nearest;
+        T turn = extent.x * magnitude(offset.x) + extent.y * magnitude(offset.y) + extent.z * magnitude(offset.z);
         return squared - 2 * turn - radius * (reach + radius) <= limit;
     }
 };
@@ -41,7 +41,7 @@ IMN_INLINE BallRule<T> make_ball_rule(Vec3<T> nearest, T squared, Vec3<T> extent
     return {nearest, extent, squared, 2 * (square_root(squared) + square_root(dot(extent, extent)))};
 }
 
-// Against the face * closest to c, by the ways r and r* from the closest points to c. It is no further from c + u than
+// Against the face * closest to c, by the offsets r and r* from the closest points to c. It is no further from c + u than
 // |r* + u|, and than |r*| + R; another lies behind the plane through its closest point across r, so it is further than
 // |r| + u.r / |r|, and than |r| - R. Hence it is dropped where |r| > |r*| + 2 R, or
 // |r|^2 - |r*|^2 > 2 u.(r* - r) + R^2 (then |r| > R, so that the bound is not negative).
@@ -50,14 +50,14 @@ struct FaceRule {
     Vec3<T> nearest, extent;  // the box's h
     T near, far;  // squares
 
-    IMN_INLINE bool keeps(Vec3<T> way, T squared) const {
-        Vec3<T> turn = way - nearest;
+    IMN_INLINE bool keeps(Vec3<T> offset, T squared) const {
+        Vec3<T> turn = offset - nearest;
         T turned = extent.x * magnitude(turn.x) + extent.y * magnitude(turn.y) + extent.z * magnitude(turn.z);
         return (squared <= far) & (squared - 2 * turned <= near);
     }
 };
 
-// `slack` is for rounding, an error of the ways.
+// `slack` is for rounding, an error of the offsets.
 template <typename T>
 IMN_INLINE FaceRule<T> make_face_rule(Vec3<T> nearest, T squared, Vec3<T> extent, T slack) {
     T radius = square_root(dot(extent, extent)), reach = square_root(squared) + 2 * radius + slack;

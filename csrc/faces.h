@@ -24,7 +24,7 @@ template <typename T, typename S>
 Vec3<T> round_to(Vec3<S> v) { return {T(v.x), T(v.y), T(v.z)}; }
 
 template <typename T, typename S>
-Half<T> round_to(Half<S> h) { return {T(h.width), T(h.x), T(h.y), T(h.length)}; }
+RightTriangle<T> round_to(RightTriangle<S> h) { return {T(h.width), T(h.x), T(h.y), T(h.length)}; }
 
 // One face's triangle in double; `order` gets the vertices that are its a, b, c.
 template <typename T>

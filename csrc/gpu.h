@@ -32,8 +32,8 @@ template <typename T>
 IMN_INLINE T not_a_number() { return as_type<T>(0x7fc00000); }
 IMN_INLINE void group_barrier() { metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup); }
 IMN_INLINE void warp_barrier() { metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup); }
-IMN_INLINE float warp_least(float x) { return metal::simd_min(x); }
-IMN_INLINE int warp_least(int x) { return metal::simd_min(x); }
+IMN_INLINE float warp_minimum(float x) { return metal::simd_min(x); }
+IMN_INLINE int warp_minimum(int x) { return metal::simd_min(x); }
 IMN_INLINE float warp_sum(float x) { return metal::simd_sum(x); }
 IMN_INLINE float bits_to_float(uint bits) { return as_type<float>(bits); }
 // Adds 1 and returns what was there before.
@@ -54,7 +54,7 @@ __device__ __forceinline__ T not_a_number() { return T(NAN); }
 __device__ __forceinline__ void group_barrier() { __syncthreads(); }
 __device__ __forceinline__ void warp_barrier() { __syncwarp(); }
 template <typename T>
-__device__ __forceinline__ T warp_least(T x) {
+__device__ __forceinline__ T warp_minimum(T x) {
     for (int step = WARP / 2; step > 0; step /= 2) {
         T other = __shfl_xor_sync(0xffffffffu, x, step);
         x = other < x ? other : x;

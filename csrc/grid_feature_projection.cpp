@@ -24,10 +24,10 @@ struct Corners {
 
 // The way from the first of eight voxels to each, given the step along each axis, in whatever unit. It is the same for
 // all vertices: an axis of one voxel has no second one in any cell, every other axis has one in all cells.
-struct Ways {
+struct CornerOffsets {
     int64_t to[8];
 
-    Ways(at::IntArrayRef shape, int64_t x, int64_t y, int64_t z) {
+    CornerOffsets(at::IntArrayRef shape, int64_t x, int64_t y, int64_t z) {
         if (shape[0] == 1) x = 0;
         if (shape[1] == 1) y = 0;
         if (shape[2] == 1) z = 0;
@@ -59,15 +59,15 @@ using Pair __attribute__((vector_size(2 * sizeof(T)), aligned(sizeof(T)), may_al
 
 // Adds value at a vertex's corners; with `paired`, the two along Z lie side by side.
 template <typename T>
-inline void add_corners(T* plane, const Corners<T>& corners, const Ways& ways, T value, bool paired) {
+inline void add_corners(T* plane, const Corners<T>& corners, const CornerOffsets& offsets, T value, bool paired) {
     T* first = plane + corners.voxel;
     if (paired)
         for (int k = 0; k < 8; k += 2) {
-            auto both = reinterpret_cast<Pair<T>*>(first + ways.to[k]);
+            auto both = reinterpret_cast<Pair<T>*>(first + offsets.to[k]);
             *both += value * Pair<T>{corners.weight[k], corners.weight[k + 1]};
         }
     else
-        for (int k = 0; k < 8; k++) first[ways.to[k]] += value * corners.weight[k];
+        for (int k = 0; k < 8; k++) first[offsets.to[k]] += value * corners.weight[k];
 }
 
 // Where a task sums: in the result itself, or beside it where that holds fewer bits.
@@ -92,14 +92,14 @@ template <typename T, typename Out>
 void splat_planes(Out* volume, at::IntArrayRef shape, const std::vector<Corners<T>>& corners, const T* features,
                   int64_t batch, int64_t channels) {
     int64_t count = batch > 0 ? corners.size() / batch : 0, voxels = shape[0] * shape[1] * shape[2];
-    const Ways ways(shape, shape[1] * shape[2], shape[2], 1);
+    const CornerOffsets offsets(shape, shape[1] * shape[2], shape[2], 1);
     const bool paired = shape[2] > 1;
     at::parallel_for(0, batch * channels, 1, [&](int64_t begin, int64_t end) {
         Part<T, Out> part(voxels);
         for (int64_t task = begin; task < end; task++) {
             T* plane = part.zeroed(volume + task * voxels);
             const Corners<T>* at = corners.data() + task / channels * count;
-            for (int64_t v = 0; v < count; v++) add_corners(plane, at[v], ways, features[task * count + v], paired);
+            for (int64_t v = 0; v < count; v++) add_corners(plane, at[v], offsets, features[task * count + v], paired);
             part.finish(volume + task * voxels);
         }
     });
@@ -111,7 +111,7 @@ template <typename T, typename Out>
 void splat_slices(Out* volume, at::IntArrayRef shape, const std::vector<Corners<T>>& corners, const T* features,
                   int64_t batch, int64_t channels) {
     int64_t count = batch > 0 ? corners.size() / batch : 0, plane = shape[1] * shape[2], size = plane * channels;
-    const Ways ways(shape, plane, shape[2], 1);
+    const CornerOffsets offsets(shape, plane, shape[2], 1);
     std::vector<std::vector<int64_t>> beginning(batch * shape[0]);  // vertices by the slice where their cell begins
     for (int64_t v = 0; v < batch * count; v++)
         beginning[v / count * shape[0] + corners[v].voxel / plane].push_back(v);
@@ -123,7 +123,7 @@ void splat_slices(Out* volume, at::IntArrayRef shape, const std::vector<Corners<
             for (int64_t before = task % shape[0] > 0 ? 1 : 0; before >= 0; before--)
                 for (int64_t v : beginning[task - before])
                     for (int64_t k = 4 * before; k < 4 * before + 4; k++) {
-                        T* row = slice + (corners[v].voxel + ways.to[k] - first) * channels;
+                        T* row = slice + (corners[v].voxel + offsets.to[k] - first) * channels;
                         const T* from = features + v * channels;
                         T weight = corners[v].weight[k];
 #pragma omp simd
@@ -178,11 +178,11 @@ struct Reading {
 
 // Channels last: vertex by vertex, all channels of a corner side by side.
 template <typename T, typename V>
-void read_rows(const V* volume, const Corners<T>* corners, const Ways& ways, int64_t count, int64_t channels,
+void read_rows(const V* volume, const Corners<T>* corners, const CornerOffsets& offsets, int64_t count, int64_t channels,
                int64_t step, Reading<T> reading) {
     for (int64_t v = 0; v < count; v++) {
         const V* row[8];
-        for (int k = 0; k < 8; k++) row[k] = volume + corners[v].voxel * step + ways.to[k];
+        for (int k = 0; k < 8; k++) row[k] = volume + corners[v].voxel * step + offsets.to[k];
         if (reading.values) {
             T* out = reading.values + v * reading.values_stride;
             const T* w = corners[v].weight;
@@ -205,7 +205,7 @@ void read_rows(const V* volume, const Corners<T>* corners, const Ways& ways, int
 template <typename T, typename V>
 void read_planes(const V* volume, at::IntArrayRef strides, at::IntArrayRef shape, const Corners<T>* corners,
                  int64_t count, int64_t channels, Reading<T> reading) {
-    const Ways ways(shape, strides[2], strides[3], strides[4]);
+    const CornerOffsets offsets(shape, strides[2], strides[3], strides[4]);
     std::vector<int64_t> offset(count);
     for (int64_t v = 0; v < count; v++) {
         int64_t voxel = corners[v].voxel;
@@ -217,7 +217,7 @@ void read_planes(const V* volume, at::IntArrayRef strides, at::IntArrayRef shape
         for (int64_t v = 0; v < count; v++) {
             T sum = 0, factor = reading.products ? reading.features[v * reading.features_stride + c] : T(0);
             for (int k = 0; k < 8; k++) {
-                T value = T(volume[c * strides[1] + offset[v] + ways.to[k]]);
+                T value = T(volume[c * strides[1] + offset[v] + offsets.to[k]]);
                 sum += corners[v].weight[k] * value;
                 if (reading.products) reading.products[8 * v + k] += factor * value;
             }
@@ -241,10 +241,10 @@ void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Read
                               reading.features_stride, products};
         };
         if (rows) {
-            const Ways ways(shape, strides[2], strides[3], strides[4]);
+            const CornerOffsets offsets(shape, strides[2], strides[3], strides[4]);
             at::parallel_for(0, batch * count, 64, [&](int64_t begin, int64_t end) {
                 for (int64_t v = begin; v < end; v++)
-                    read_rows(values + v / count * strides[0], &corners[v], ways, 1, channels, strides[4],
+                    read_rows(values + v / count * strides[0], &corners[v], offsets, 1, channels, strides[4],
                               part(v, 0, reading.products ? reading.products + 8 * v : nullptr));
             });
             return;

@@ -66,9 +66,9 @@ struct Balls {
 };
 
 template <typename T>
-IMN_INLINE T squared_way(T x, T y, T z, Vec3<T> point) {
-    Vec3<T> way = Vec3<T>{x, y, z} - point;
-    return imn::dot(way, way);
+IMN_INLINE T squared_offset(T x, T y, T z, Vec3<T> point) {
+    Vec3<T> offset = Vec3<T>{x, y, z} - point;
+    return imn::dot(offset, offset);
 }
 
 // Lists the balls whose face can be the closest somewhere in the box around `centre`; returns how many.
@@ -81,7 +81,7 @@ IMN_INLINE int64_t cull(const Balls<T>& balls, Vec3<T> centre, Vec3<T> half, T* 
     for (int64_t f = 0; f < balls.count; f += LANES) {
 #pragma omp simd
         for (int l = 0; l < LANES; l++) {
-            T d = squared_way(x[f + l], y[f + l], z[f + l], centre);
+            T d = squared_offset(x[f + l], y[f + l], z[f + l], centre);
             bool better = d < low[l];
             squared[f + l] = d, low[l] = better ? d : low[l], block[l] = better ? int32_t(f) : block[l];
         }
@@ -110,27 +110,27 @@ struct Lanes {
 };
 
 template <typename T>
-IMN_INLINE void way_to(const Triangle<T>& t, T x, T y, T z, T* way) {
+IMN_INLINE void offset_to(const Triangle<T>& t, T x, T y, T z, T* offset) {
     Vec3<T> r = imn::from_frame(t, imn::residual(t, imn::to_frame(t, Vec3<T>{x, y, z})));
-    way[0] = r.x, way[LANES] = r.y, way[2 * LANES] = r.z, way[3 * LANES] = imn::dot(r, r);
+    offset[0] = r.x, offset[LANES] = r.y, offset[2 * LANES] = r.z, offset[3 * LANES] = imn::dot(r, r);
 }
 
-// keep[k * LANES + l]: whether the k-th listed triangle can be the closest somewhere in tile l. `ways` is room for four
+// keep[k * LANES + l]: whether the k-th listed triangle can be the closest somewhere in tile l. `offsets` is room for four
 // numbers a triangle and tile.
 template <typename T>
 IMN_INLINE void cull_tiles(const Triangle<T>* triangles, const int32_t* list, int64_t count, const Lanes<T>& centre,
-                           Vec3<T> half, T slack, T* ways, uint8_t* keep) {
+                           Vec3<T> half, T slack, T* offsets, uint8_t* keep) {
     alignas(64) T x[LANES], y[LANES], z[LANES], squared[LANES], near[LANES], far[LANES];
     for (int l = 0; l < LANES; l++) x[l] = y[l] = z[l] = 0, squared[l] = std::numeric_limits<T>::max();
     for (int64_t k = 0; k < count; k++) {
         const Triangle<T> t = triangles[list[k]];
-        T* way = ways + 4 * LANES * k;
+        T* offset = offsets + 4 * LANES * k;
 #pragma omp simd
         for (int l = 0; l < LANES; l++) {
-            way_to(t, centre.x[l], centre.y[l], centre.z[l], way + l);
-            bool better = way[3 * LANES + l] < squared[l];
-            x[l] = better ? way[l] : x[l], y[l] = better ? way[LANES + l] : y[l];
-            z[l] = better ? way[2 * LANES + l] : z[l], squared[l] = better ? way[3 * LANES + l] : squared[l];
+            offset_to(t, centre.x[l], centre.y[l], centre.z[l], offset + l);
+            bool better = offset[3 * LANES + l] < squared[l];
+            x[l] = better ? offset[l] : x[l], y[l] = better ? offset[LANES + l] : y[l];
+            z[l] = better ? offset[2 * LANES + l] : z[l], squared[l] = better ? offset[3 * LANES + l] : squared[l];
         }
     }
     for (int l = 0; l < LANES; l++) {
@@ -138,11 +138,11 @@ IMN_INLINE void cull_tiles(const Triangle<T>* triangles, const int32_t* list, in
         near[l] = rule.near, far[l] = rule.far;
     }
     for (int64_t k = 0; k < count; k++) {
-        const T* way = ways + 4 * LANES * k;
+        const T* offset = offsets + 4 * LANES * k;
 #pragma omp simd
         for (int l = 0; l < LANES; l++)
             keep[LANES * k + l] = imn::FaceRule<T>{{x[l], y[l], z[l]}, half, near[l], far[l]}.keeps(
-                Vec3<T>{way[l], way[LANES + l], way[2 * LANES + l]}, way[3 * LANES + l]);
+                Vec3<T>{offset[l], offset[LANES + l], offset[2 * LANES + l]}, offset[3 * LANES + l]);
     }
 }
 
@@ -167,7 +167,7 @@ struct Tile {
 
 // Where a tile's results go: voxel (i, j, k) of it at i * slices + j * rows + k; count[] are within the grid.
 template <typename T>
-struct Place {
+struct TileOutput {
     const int8_t* inside;
     T* sdf;
     int32_t* face;
@@ -175,17 +175,17 @@ struct Place {
 };
 
 // Keeps the closest of the listed triangles for each voxel, the first of equals. Far from a triangle, float would lose
-// most in the way to it, so the tile's centre comes to the triangle's frame in double; the small steps are added then.
+// most in the offset to it, so the tile's centre comes to the triangle's frame in double; the small steps are added then.
 template <typename T>
 IMN_INLINE void compare(const Triangle<T>* triangles, const Frame* frames, const int32_t* list, int64_t count,
                         Vec3<double> centre, Tile<T>& tile) {
     for (int64_t k = 0; k < count; k++) {
         int32_t index = list[k];
         const Triangle<T> t = triangles[index];
-        Vec3<double> way = centre - frames[index].foot;
-        way = {imn::dot(frames[index].x, way), imn::dot(frames[index].y, way), imn::dot(frames[index].z, way)};
-        const T origin_x = T(way.x), origin_y = T(way.y), origin_z = T(way.z);
-        const T rest_x = T(way.x - origin_x), rest_y = T(way.y - origin_y), rest_z = T(way.z - origin_z);
+        Vec3<double> offset = centre - frames[index].foot;
+        offset = {imn::dot(frames[index].x, offset), imn::dot(frames[index].y, offset), imn::dot(frames[index].z, offset)};
+        const T origin_x = T(offset.x), origin_y = T(offset.y), origin_z = T(offset.z);
+        const T rest_x = T(offset.x - origin_x), rest_y = T(offset.y - origin_y), rest_z = T(offset.z - origin_z);
         alignas(64) T x[LANES], y[LANES], z[LANES];
 #pragma omp simd
         for (int l = 0; l < LANES; l++) {
@@ -217,7 +217,7 @@ IMN_INLINE void write_row(const T* distance, const int32_t* nearest, const int8_
 }
 
 template <typename T>
-IMN_INLINE void write(Tile<T>& tile, const Place<T>& place) {
+IMN_INLINE void write(Tile<T>& tile, const TileOutput<T>& place) {
 #pragma omp simd
     for (int l = 0; l < SIDE * LANES; l++) tile.squared[l] = imn::square_root(tile.squared[l]);
     for (int64_t i = 0; i < place.count[0]; i++)
@@ -237,11 +237,11 @@ IMN_INLINE void write(Tile<T>& tile, const Place<T>& place) {
         return cull(balls, centre, half, squared, list);                                                               \
     }                                                                                                                  \
     IMN_CLONES void cull_box(const Triangle<T>* triangles, const int32_t* list, int64_t count,                         \
-                             const Lanes<T>& centre, Vec3<T> half, T slack, T* ways, uint8_t* keep) {                  \
-        cull_tiles(triangles, list, count, centre, half, slack, ways, keep);                                           \
+                             const Lanes<T>& centre, Vec3<T> half, T slack, T* offsets, uint8_t* keep) {                  \
+        cull_tiles(triangles, list, count, centre, half, slack, offsets, keep);                                           \
     }                                                                                                                  \
     IMN_CLONES void solve_tile(const Triangle<T>* triangles, const Frame* frames, const int32_t* list, int64_t count,  \
-                               Vec3<double> centre, Tile<T>& tile, const Place<T>& place) {                            \
+                               Vec3<double> centre, Tile<T>& tile, const TileOutput<T>& place) {                            \
         compare(triangles, frames, list, count, centre, tile);                                                         \
         write(tile, place);                                                                                            \
     }
@@ -268,7 +268,7 @@ class Descent {
 public:
     explicit Descent(const Problem<T>& problem)
         : p(problem), faces(problem.triangles.size()), block(faces), box(faces), squared(workspace<T>(faces + LANES)),
-          ways(workspace<T>(4 * LANES * faces)), keep(workspace<uint8_t>(LANES * faces)),
+          offsets(workspace<T>(4 * LANES * faces)), keep(workspace<uint8_t>(LANES * faces)),
           list(workspace<int32_t>(faces + LANES)) {}
 
     void solve_block(const int64_t* low) {
@@ -300,7 +300,7 @@ private:
             centre.z[l] = T(p.tiles[2].centre[tile_of(2, l % 4)]);
         }
         cull_box(p.triangles.data(), box.face.get(), box.count, centre,
-                 {p.tiles[0].half, p.tiles[1].half, p.tiles[2].half}, p.slack, ways.get(), keep.get());
+                 {p.tiles[0].half, p.tiles[1].half, p.tiles[2].half}, p.slack, offsets.get(), keep.get());
         for (int l = 0; l < LANES; l++) {
             int64_t i = low[0] + l / 8, j = low[1] + l / 4 % 2, k = low[2] + l % 4;
             if (i >= p.tiles[0].count || j >= p.tiles[1].count || k >= p.tiles[2].count) continue;
@@ -322,7 +322,7 @@ private:
         int64_t rows = shape[2], slices = shape[1] * rows, first = SIDE * (i * slices + j * rows + k);
         auto left = [&](int a, int64_t low) { return std::min(SIDE, shape[a] - SIDE * low); };
         Vec3<double> centre = {p.tiles[0].centre[i], p.tiles[1].centre[j], p.tiles[2].centre[k]};
-        Place<T> place = {p.inside + first, p.sdf + first, p.face + first, slices, rows,
+        TileOutput<T> place = {p.inside + first, p.sdf + first, p.face + first, slices, rows,
                           {left(0, i), left(1, j), left(2, k)}};
         solve_tile(p.triangles.data(), p.frames.data(), list.get(), kept, centre, tile, place);
     }
@@ -330,7 +330,7 @@ private:
     const Problem<T>& p;
     int64_t faces;
     Balls<T> block, box;
-    std::unique_ptr<T[]> squared, ways;
+    std::unique_ptr<T[]> squared, offsets;
     std::unique_ptr<uint8_t[]> keep;
     std::unique_ptr<int32_t[]> list;
 };

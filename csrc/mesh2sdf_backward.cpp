@@ -47,8 +47,8 @@ template <typename T>
 IMN_INLINE void pull_one(Lanes<T>& a, int l, T x, T y, T rounding) {
     auto at = [&](int i) { return Vec3<T>{a.fields[i][l], a.fields[i + 1][l], a.fields[i + 2][l]}; };
     T height = a.fields[11][l], sdf = a.sdf[l];
-    const Triangle<T> t = {at(0), at(3), at(6), imn::cross(at(3), at(6)), imn::make_half(a.fields[9][l], height),
-                           imn::make_half(a.fields[10][l], height)};
+    const Triangle<T> t = {at(0), at(3), at(6), imn::cross(at(3), at(6)), imn::make_right_triangle(a.fields[9][l], height),
+                           imn::make_right_triangle(a.fields[10][l], height)};
     Vec3<T> local = imn::to_frame(t, Vec3<T>{x, y, a.z[l]});
     imn::Weights<T> beta = imn::closest_weights(t, local);
     Vec3<T> r = imn::residual(t, local);

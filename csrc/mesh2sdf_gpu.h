@@ -29,7 +29,7 @@ IMN_INLINE Vec3<T> load_vertex(const IMN_DEVICE T* vertices, Integer v) {
 
 // A corner's vertex, clamped so that no index is read out of bounds; the caller marks such meshes as not valid.
 IMN_INLINE Integer vertex_of(const IMN_DEVICE Integer* faces, Integer face, int corner, Integer vertex_count) {
-    return least(most(faces[3 * face + corner], Integer(0)), vertex_count - 1);
+    return minimum(maximum(faces[3 * face + corner], Integer(0)), vertex_count - 1);
 }
 
 template <typename T>
@@ -39,7 +39,7 @@ template <typename T>
 IMN_INLINE void store(IMN_DEVICE T* to, Vec3<Real> v) { to[0] = T(v.x), to[1] = T(v.y), to[2] = T(v.z); }
 
 template <typename T>
-IMN_INLINE void store(IMN_DEVICE T* to, Half<Real> h) {
+IMN_INLINE void store(IMN_DEVICE T* to, RightTriangle<Real> h) {
     to[0] = T(h.width), to[1] = T(h.x), to[2] = T(h.y), to[3] = T(h.length);
 }
 
@@ -112,7 +112,7 @@ IMN_KERNEL_INLINE void cross_face(const IMN_DEVICE T* vertices, const IMN_DEVICE
                                 shape, normalised, bits);
     Columns along_x = columns(corner[0].x, corner[1].x, corner[2].x, shape.x, bits);
     Columns along_y = columns(corner[0].y, corner[1].y, corner[2].y, shape.y, bits);
-    Integer width = most(along_y.high - along_y.low, Integer(0)), count = (along_x.high - along_x.low) * width;
+    Integer width = maximum(along_y.high - along_y.low, Integer(0)), count = (along_x.high - along_x.low) * width;
     for (Integer n = me.index % WARP; n < count; n += WARP) {
         Integer x = along_x.low + n / width, y = along_y.low + n % width;
         Crossing at = crossing(corner[0], corner[1], corner[2], x, y, shape.z, bits);
@@ -162,8 +162,8 @@ IMN_INLINE Nearest<T> nearer(Nearest<T> a, Nearest<T> b) {
 
 template <typename T>
 IMN_KERNEL_INLINE Nearest<T> warp_nearest(Nearest<T> mine) {
-    T squared = warp_least(mine.squared);
-    return {squared, warp_least(mine.squared == squared ? mine.face : 0x7fffffff)};
+    T squared = warp_minimum(mine.squared);
+    return {squared, warp_minimum(mine.squared == squared ? mine.face : 0x7fffffff)};
 }
 
 IMN_KERNEL_INLINE void append(IMN_SHARED int* list, IMN_SHARED int* count, int capacity, int face) {
@@ -183,8 +183,8 @@ IMN_INLINE T coordinate(int twice, int size) { return T(twice - (size - 1)) / T(
 
 template <typename T>
 IMN_INLINE Region<T> region(int x, int y, int z, int side, Shape shape) {
-    int high_x = least(x + side, shape.x) - 1, high_y = least(y + side, shape.y) - 1;
-    int high_z = least(z + side, shape.z) - 1;
+    int high_x = minimum(x + side, shape.x) - 1, high_y = minimum(y + side, shape.y) - 1;
+    int high_z = minimum(z + side, shape.z) - 1;
     return {{coordinate<T>(x + high_x, shape.x), coordinate<T>(y + high_y, shape.y),
              coordinate<T>(z + high_z, shape.z)},
             {T(high_x - x) / T(shape.x - 1), T(high_y - y) / T(shape.y - 1), T(high_z - z) / T(shape.z - 1)},
@@ -205,8 +205,8 @@ IMN_INLINE Nearest<T> nearest_ball(const IMN_DEVICE T* balls, Candidates from, V
     Nearest<T> best = {T(3e38), 0x7fffffff};
     for (int i = start; i < from.count; i += step) {
         int face = from.face(i);
-        Vec3<T> way = load_ball(balls, face).centre - point;
-        T squared = dot(way, way);
+        Vec3<T> offset = load_ball(balls, face).centre - point;
+        T squared = dot(offset, offset);
         if (squared < best.squared) best = {squared, face};
     }
     return best;
@@ -214,8 +214,8 @@ IMN_INLINE Nearest<T> nearest_ball(const IMN_DEVICE T* balls, Candidates from, V
 
 template <typename T>
 IMN_INLINE bool keeps(const IMN_LOCAL BallRule<T>& rule, Vec3<T> point, Ball<T> ball) {
-    Vec3<T> way = ball.centre - point;
-    return rule.keeps(ball.centre, ball.radius, dot(way, way));
+    Vec3<T> offset = ball.centre - point;
+    return rule.keeps(ball.centre, ball.radius, dot(offset, offset));
 }
 
 template <typename T>
@@ -229,7 +229,7 @@ IMN_KERNEL_INLINE void keep_balls(const IMN_DEVICE T* balls, Candidates from, Re
 }
 
 template <typename T>
-IMN_INLINE Vec3<T> way_from(const IMN_DEVICE T* triangles, int face, Vec3<T> point) {
+IMN_INLINE Vec3<T> offset_from(const IMN_DEVICE T* triangles, int face, Vec3<T> point) {
     Triangle<T> t = load_triangle(triangles, face);
     return from_frame(t, residual(t, to_frame(t, point)));
 }
@@ -244,7 +244,7 @@ struct Output {
 
 // A list of faces or, where that did not fit, the list above it, of which `rule` keeps the same faces.
 template <typename T>
-struct Sieve {
+struct FaceFilter {
     Candidates from;
     bool all;  // no rule needed
     BallRule<T> rule;
@@ -252,26 +252,26 @@ struct Sieve {
 };
 
 template <typename T>
-IMN_INLINE bool passes(const IMN_LOCAL Sieve<T>& sieve, const IMN_DEVICE T* balls, int face) {
-    return sieve.all || keeps(sieve.rule, sieve.centre, load_ball(balls, face));
+IMN_INLINE bool passes(const IMN_LOCAL FaceFilter<T>& filter, const IMN_DEVICE T* balls, int face) {
+    return filter.all || keeps(filter.rule, filter.centre, load_ball(balls, face));
 }
 
 // A warp's tile: its two voxels a lane against the faces that can be the closest somewhere in the tile, listed a few at
 // a time.
 template <typename T>
 IMN_KERNEL_INLINE void solve_tile(const IMN_DEVICE T* triangles, const IMN_DEVICE T* balls,
-                                  const IMN_LOCAL Sieve<T>& sieve, Region<T> tile, int x, int y, int z, T slack,
+                                  const IMN_LOCAL FaceFilter<T>& filter, Region<T> tile, int x, int y, int z, T slack,
                                   int lane, IMN_SHARED int* list, IMN_SHARED int* count, Output<T> out) {
-    Candidates from = sieve.from;
+    Candidates from = filter.from;
     Nearest<T> best = {T(3e38), 0x7fffffff};
     for (int n = lane; n < from.count; n += WARP) {
         int face = from.face(n);
-        if (!passes(sieve, balls, face)) continue;
-        Vec3<T> way = way_from(triangles, face, tile.centre);
-        best = nearer(best, Nearest<T>{dot(way, way), face});
+        if (!passes(filter, balls, face)) continue;
+        Vec3<T> offset = offset_from(triangles, face, tile.centre);
+        best = nearer(best, Nearest<T>{dot(offset, offset), face});
     }
     best = warp_nearest(best);
-    FaceRule<T> rule = make_face_rule(way_from(triangles, best.face, tile.centre), best.squared, tile.extent, slack);
+    FaceRule<T> rule = make_face_rule(offset_from(triangles, best.face, tile.centre), best.squared, tile.extent, slack);
     int i = x + lane / (TILE * TILE), j = y + lane / TILE % TILE, k = z + lane % TILE;  // and i + 2
     Vec3<T> point[2];
     Nearest<T> mine[2];
@@ -286,9 +286,9 @@ IMN_KERNEL_INLINE void solve_tile(const IMN_DEVICE T* triangles, const IMN_DEVIC
         int n = start + lane;
         if (n < from.count) {
             int face = from.face(n);
-            if (passes(sieve, balls, face)) {
-                Vec3<T> way = way_from(triangles, face, tile.centre);
-                if (rule.keeps(way, dot(way, way))) append(list, count, TILE_FACES, face);
+            if (passes(filter, balls, face)) {
+                Vec3<T> offset = offset_from(triangles, face, tile.centre);
+                if (rule.keeps(offset, dot(offset, offset))) append(list, count, TILE_FACES, face);
             }
         }
         warp_barrier();
@@ -326,13 +326,13 @@ IMN_KERNEL_INLINE void solve_box(const IMN_DEVICE T* triangles, const IMN_DEVICE
     keep_balls(balls, block, box, best, lane, WARP, shared->box[warp], &shared->box_count[warp], BOX_FACES);
     warp_barrier();
     int listed = shared->box_count[warp];
-    Sieve<T> sieve = {candidates(shared->box[warp], listed, BOX_FACES, block), listed <= BOX_FACES,
+    FaceFilter<T> filter = {candidates(shared->box[warp], listed, BOX_FACES, block), listed <= BOX_FACES,
                       make_ball_rule(load_ball(balls, best.face).centre, best.squared, box.extent), box.centre};
     for (int part = 0; part < 8; part++) {
         int i = x + (part / 4) * TILE, j = y + (part / 2 % 2) * TILE, k = z + (part % 2) * TILE;
         Region<T> tile = region<T>(i, j, k, TILE, out.shape);
         if (tile.empty) continue;
-        solve_tile(triangles, balls, sieve, tile, i, j, k, slack, lane, shared->tile[warp], &shared->tile_count[warp],
+        solve_tile(triangles, balls, filter, tile, i, j, k, slack, lane, shared->tile[warp], &shared->tile_count[warp],
                    out);
     }
 }
@@ -413,10 +413,10 @@ IMN_KERNEL_INLINE void differentiate_run(const IMN_DEVICE T* grad, const IMN_DEV
     Vec3<T> sums[3];
     Triangle<T> t;
     result += 3 * vertex_count * item;
-    for (int k = z; k < least(z + RUN, shape.z); k++) {
+    for (int k = z; k < minimum(z + RUN, shape.z); k++) {
         Integer at = row * shape.z + k;
         if (grad[at] == T(0)) continue;
-        int closest = least(most(face[at], 0), int(face_count) - 1);  // nothing is read out of bounds
+        int closest = minimum(maximum(face[at], 0), int(face_count) - 1);  // nothing is read out of bounds
         if (closest != met) {
             if (met >= 0) add_corners(faces, met, first[item * face_count + met], vertex_count, sums, result);
             met = closest;

@@ -84,18 +84,18 @@ at::Tensor run(const at::Tensor& from_, const at::Tensor& index_, const at::Tens
     auto result = at::empty(sizes, from.options());
     int64_t copies = from.numel() / std::max<int64_t>(index.size(0) * width, 1);
     AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "neighbour_sum", [&] {
-        constexpr int64_t most = WIDTH<scalar_t>;
-        int64_t blocks = (channels + most - 1) / most;
+        constexpr int64_t widest = WIDTH<scalar_t>;
+        int64_t blocks = (channels + widest - 1) / widest;
         Graph<scalar_t> graph{index.size(0), index.size(1), index.const_data_ptr<int64_t>(),
                               weight.const_data_ptr<scalar_t>()};
         auto source = from.const_data_ptr<scalar_t>();
         auto target = result.mutable_data_ptr<scalar_t>();
         at::parallel_for(0, copies * blocks, 1, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++) {
-                int64_t first = task % blocks * most, row = task / blocks * graph.count;
+                int64_t first = task % blocks * widest, row = task / blocks * graph.count;
                 auto in = source + row * width + first;
                 auto out = target + row * sizes.back() + first;
-                auto count = std::min(most, channels - first);
+                auto count = std::min(widest, channels - first);
                 Block<scalar_t> block{nullptr, in, out, nullptr, width, sizes.back(), count};
                 if (own && backward) block.copy = out, block.sum = out + half;
                 if (own && !backward) block.own = in, block.around = in + half;

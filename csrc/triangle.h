@@ -28,10 +28,10 @@ IMN_INLINE Vec3<T> cross(Vec3<T> a, Vec3<T> b) {
 }
 
 template <typename T>
-IMN_INLINE T least(T a, T b) { return a < b ? a : b; }
+IMN_INLINE T minimum(T a, T b) { return a < b ? a : b; }
 
 template <typename T>
-IMN_INLINE T most(T a, T b) { return a > b ? a : b; }
+IMN_INLINE T maximum(T a, T b) { return a > b ? a : b; }
 
 // 0 for a length below any that a mesh in the unit cube means, so that nothing overflows in float either.
 template <typename T>
@@ -40,7 +40,7 @@ IMN_INLINE T inverse_or_zero(T x) { return x > T(1e-30) ? T(1) / x : T(0); }
 // A right triangle: corners (0, 0), (width, 0) and (0, height), its third side of unit direction (-x, y) and `length`.
 // Without height it is a segment, and x = 1 then, even where it is a point.
 template <typename T>
-struct Half {
+struct RightTriangle {
     T width, x, y, length;
 };
 
@@ -50,11 +50,11 @@ struct Half {
 template <typename T>
 struct Triangle {
     Vec3<T> foot, x, y, z;
-    Half<T> left, right;
+    RightTriangle<T> left, right;
 };
 
 template <typename T>
-IMN_INLINE Half<T> make_half(T width, T height) {
+IMN_INLINE RightTriangle<T> make_right_triangle(T width, T height) {
     T length = square_root(width * width + height * height), inverse = inverse_or_zero(length);
     return {width, inverse > T(0) ? width * inverse : T(1), height * inverse, length};
 }
@@ -78,7 +78,7 @@ IMN_INLINE Triangle<T> make_triangle(Vec3<T> a, Vec3<T> b, Vec3<T> c, T epsilon)
     T length = square_root(dot(ab, ab));
     Vec3<T> x = {T(1), T(0), T(0)};
     if (length > T(0)) x = (T(1) / length) * ab;
-    T left = least(most(dot(ac, x), T(0)), length);
+    T left = minimum(maximum(dot(ac, x), T(0)), length);
     Vec3<T> across = ac - left * x;
     across = across - dot(across, x) * x;
     T height = square_root(dot(across, across));
@@ -90,7 +90,7 @@ IMN_INLINE Triangle<T> make_triangle(Vec3<T> a, Vec3<T> b, Vec3<T> c, T epsilon)
         height = T(0);
     }
     Vec3<T> y = (T(1) / square_root(dot(across, across))) * across;
-    return {a + left * x, x, y, cross(x, y), make_half(left, height), make_half(length - left, height)};
+    return {a + left * x, x, y, cross(x, y), make_right_triangle(left, height), make_right_triangle(length - left, height)};
 }
 
 // A point in the triangle's frame.
@@ -104,33 +104,33 @@ IMN_INLINE Vec3<T> to_frame(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
 // below it see nothing else, and points above see only their half's third side: `along` it, `off` its ends by how much,
 // and `beyond` it outwards. Inside, off and beyond are 0. So |p - q|^2 = off^2 + beyond^2 + below^2 + p.z^2.
 template <typename T>
-struct Offset {
+struct SidePosition {
     bool left;
-    T x, y, along, off, beyond, below;  // x, y: the side's direction
+    T x, y, along, past_end, beyond, below;  // x, y: the side's direction
 };
 
 template <typename T>
-IMN_INLINE Offset<T> measure(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
+IMN_INLINE SidePosition<T> measure(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
     bool left = p.x < T(0);
     T x = left ? t.left.x : t.right.x, y = left ? t.left.y : t.right.y;
-    T length = left ? t.left.length : t.right.length, above = most(p.y, T(0));
+    T length = left ? t.left.length : t.right.length, above = maximum(p.y, T(0));
     T out = magnitude(p.x) - (left ? t.left.width : t.right.width);
-    T raw = above * y - out * x, along = least(most(raw, T(0)), length);
-    return {left, x, y, along, raw - along, most(above * x + out * y, T(0)), p.y - above};
+    T raw = above * y - out * x, along = minimum(maximum(raw, T(0)), length);
+    return {left, x, y, along, raw - along, maximum(above * x + out * y, T(0)), p.y - above};
 }
 
 template <typename T>
 IMN_INLINE T squared_distance(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
-    Offset<T> o = measure(t, p);
-    return o.off * o.off + o.beyond * o.beyond + o.below * o.below + p.z * p.z;
+    SidePosition<T> o = measure(t, p);
+    return o.past_end * o.past_end + o.beyond * o.beyond + o.below * o.below + p.z * p.z;
 }
 
 // The way from the closest point to p, in the triangle's frame.
 template <typename T>
 IMN_INLINE Vec3<T> residual(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
-    Offset<T> o = measure(t, p);
-    T x = o.beyond * o.y - o.off * o.x;
-    return {o.left ? -x : x, o.beyond * o.x + o.off * o.y + o.below, p.z};
+    SidePosition<T> o = measure(t, p);
+    T x = o.beyond * o.y - o.past_end * o.x;
+    return {o.left ? -x : x, o.beyond * o.x + o.past_end * o.y + o.below, p.z};
 }
 
 // A vector of the triangle's frame in space.
@@ -145,7 +145,7 @@ struct Weights {
 
 template <typename T>
 IMN_INLINE Weights<T> closest_weights(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
-    Offset<T> o = measure(t, p);
+    SidePosition<T> o = measure(t, p);
     bool on_side = o.beyond > T(0) || !(o.y > T(0));
     T x = on_side ? (o.left ? t.left.width : t.right.width) - o.along * o.x : magnitude(p.x);
     T c = (on_side ? o.along * o.y : p.y - o.below) * inverse_or_zero(t.left.y * t.left.length);
