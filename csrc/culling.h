@@ -1,10 +1,21 @@
-// Which faces can be the closest to some point of a box: never drops one that is, for host, CUDA and Metal alike. A box
-// is c + u with |u_a| <= h_a, its radius R = |h|.
+// Which faces can be the closest to some point of a box of voxels, for host, CUDA and Metal alike. The rules never drop
+// a face that is the closest somewhere.
+//
+// A box is the points c + u with |u_a| <= h_a along each axis a; R = |h| is its radius. A face * close to c serves as a
+// yardstick: another face is dropped where it is further away than * throughout the box. Each rule compares squared
+// distances from c and allows for how much they can shift over the box, which is the most that 2 u.d reaches for the
+// difference d of two offsets: 2 slack_along_box, with slack_along_box = h_x |d_x| + h_y |d_y| + h_z |d_z|.
 #pragma once
 
 #include "triangle.h"
 
 namespace imn {
+
+// The largest u.d over the box.
+template <typename T>
+IMN_INLINE T largest_along_box(Vec3<T> half, Vec3<T> d) {
+    return half.x * magnitude(d.x) + half.y * magnitude(d.y) + half.z * magnitude(d.z);
+}
 
 // The smallest ball around a triangle, centred in it.
 template <typename T>
@@ -13,55 +24,59 @@ struct Ball {
     T radius;
 };
 
+// Its centre is the circumcentre, or for an obtuse triangle the middle of the longest edge ab.
 template <typename T>
 IMN_INLINE Ball<T> make_ball(const IMN_LOCAL Triangle<T>& t) {
-    T height = t.left.y * t.left.length, x = (t.right.width - t.left.width) / 2;
+    T height = t.left.y * t.left.length;
+    T x = (t.right.width - t.left.width) / 2;
     T y = height > T(0) ? (height * height - t.left.width * t.right.width) / (2 * height) : T(0);
-    y = y > T(0) ? y : T(0);  // the circumcentre, or the middle of ab
+    y = y > T(0) ? y : T(0);
     T middle = (t.left.width + t.right.width) / 2;
     return {t.foot + x * t.x + y * t.y, square_root(middle * middle + y * y)};
 }
 
-// Against the face * whose ball's centre m* is nearest to c: every point of the face at m is further from c + u than m*
-// where |c + u - m| - r > |c + u - m*|, that is where |c - m|^2 - |c - m*|^2 > 2 u.(m - m*) + 2 r |c + u - m*| + r^2.
+// The yardstick * is the face whose ball's centre m* is nearest to c. A face of ball (m, r) has no point closer to c + u
+// than |c + u - m| - r, and * is no further than |c + u - m*|. So it is dropped where |c + u - m| > |c + u - m*| + r, that
+// is where |c - m|^2 - |c - m*|^2 > 2 u.(m - m*) + 2 r |c + u - m*| + r^2; and |c + u - m*| is at most |c - m*| + R.
 template <typename T>
 struct BallRule {
-    Vec3<T> nearest, extent;  // the box's h
-    T limit, reach;
+    Vec3<T> nearest, half;  // m*, and the box's h
+    T limit, reach;         // |c - m*|^2, and 2 (|c - m*| + R)
 
+    // A ball whose centre has this squared distance from c.
     IMN_INLINE bool keeps(Vec3<T> centre, T radius, T squared) const {
-        Vec3<T> offset = centre - nearest;
-        T turn = extent.x * magnitude(offset.x) + extent.y * magnitude(offset.y) + extent.z * magnitude(offset.z);
-        return squared - 2 * turn - radius * (reach + radius) <= limit;
+        T slack_along_box = largest_along_box(half, centre - nearest);
+        return squared - 2 * slack_along_box - radius * (reach + radius) <= limit;
     }
 };
 
 template <typename T>
-IMN_INLINE BallRule<T> make_ball_rule(Vec3<T> nearest, T squared, Vec3<T> extent) {
-    return {nearest, extent, squared, 2 * (square_root(squared) + square_root(dot(extent, extent)))};
+IMN_INLINE BallRule<T> make_ball_rule(Vec3<T> nearest, T squared, Vec3<T> half) {
+    return {nearest, half, squared, 2 * (square_root(squared) + square_root(dot(half, half)))};
 }
 
-// Against the face * closest to c, by the offsets r and r* from the closest points to c. It is no further from c + u than
-// |r* + u|, and than |r*| + R; another lies behind the plane through its closest point across r, so it is further than
-// |r| + u.r / |r|, and than |r| - R. Hence it is dropped where |r| > |r*| + 2 R, or
-// |r|^2 - |r*|^2 > 2 u.(r* - r) + R^2 (then |r| > R, so that the bound is not negative).
+// The yardstick * is the face closest to c; r* and r are the offsets from the closest points of * and of another face to
+// c. Then * is no further from c + u than |r* + u|, and than |r*| + R. The other face lies behind the plane through its
+// closest point across r, so it is at least |r| + u.r / |r| away, and at least |r| - R. So it is dropped where
+//     |r| > |r*| + 2 R, or
+//     |r|^2 - |r*|^2 > 2 u.(r* - r) + R^2 (then |r| > R, so that the bound is not negative).
 template <typename T>
 struct FaceRule {
-    Vec3<T> nearest, extent;  // the box's h
-    T near, far;  // squares
+    Vec3<T> nearest, half;  // r*, and the box's h
+    T near, far;            // what squared distances are held against
 
     IMN_INLINE bool keeps(Vec3<T> offset, T squared) const {
-        Vec3<T> turn = offset - nearest;
-        T turned = extent.x * magnitude(turn.x) + extent.y * magnitude(turn.y) + extent.z * magnitude(turn.z);
-        return (squared <= far) & (squared - 2 * turned <= near);
+        T slack_along_box = largest_along_box(half, offset - nearest);
+        return (squared <= far) & (squared - 2 * slack_along_box <= near);
     }
 };
 
-// `slack` is for rounding, an error of the offsets.
+// `slack` is how wrong rounding can make an offset.
 template <typename T>
-IMN_INLINE FaceRule<T> make_face_rule(Vec3<T> nearest, T squared, Vec3<T> extent, T slack) {
-    T radius = square_root(dot(extent, extent)), reach = square_root(squared) + 2 * radius + slack;
-    return {nearest, extent, squared + radius * radius + 4 * slack * reach, reach * reach};
+IMN_INLINE FaceRule<T> make_face_rule(Vec3<T> nearest, T squared, Vec3<T> half, T slack) {
+    T radius = square_root(dot(half, half));
+    T reach = square_root(squared) + 2 * radius + slack;
+    return {nearest, half, squared + radius * radius + 4 * slack * reach, reach * reach};
 }
 
 }  // namespace imn

@@ -1,268 +1,92 @@
-// The exact signed distance on the CPU: ever smaller boxes of voxels cull the faces; survivors meet the voxels.
+// The exact signed distance on the CPU. To compare every voxel with every face would take 1.3 10^9 tests for a mesh of
+// 5120 faces in a grid of 64^3. So boxes of voxels that get smaller and smaller leave fewer and fewer faces in question:
+//
+//     all faces             5120     of the mesh
+//         |  BallRule: a face's ball is too far from the block, beside the ball nearest to its centre
+//         v
+//     a block of 16^3       1243     64 of them
+//         |  BallRule again, for the box and the block's faces
+//         v
+//     a box of 8 x 8 x 16    590     256 of them
+//         |  FaceRule: a face is too far from the tile, beside the face closest to its centre
+//         v
+//     a tile of 4^3           93     4096 of them
+//         |  squared_distance: every voxel with every face that is left
+//         v
+//     a voxel                  1     and the distance to it
+//
+// The counts are means for the displaced sphere of benchmarks/signed_distance.py (mesh b); they make 0.3 and 0.3 10^6
+// tests of balls, 2.4 10^6 of faces for tiles, and 25 10^6 of voxels. Each rule drops a face only where another is closer
+// throughout the box, so the result is the same as with all tests: culling.h says why. A ball is quick to test, but
+// leaves more faces than the offset to the face itself. The sign is found apart, in winding.h.
+//
+// A block is what one thread takes at a time. A box holds 16 tiles, one for each lane of a vector. The descent is in this
+// file, the loops of its steps are in mesh2sdf_search.cpp.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <array>
-#include <memory>
-
-#include "winding.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("finite-math-only", "no-signed-zeros")  // makes minima and maxima one instruction; see solve_item
-#endif
+#include <atomic>
+#include <cmath>
 
 #include "allocate.h"
 #include "checks.h"
-#include "culling.h"
 #include "faces.h"
 #include "grid.h"
+#include "mesh2sdf_search.h"
+#include "winding.h"
 
 namespace {
 
+using imn::Balls;
+using imn::Box;
+using imn::BoxTiles;
+using imn::Frame;
 using imn::Grid;
+using imn::LANES;
+using imn::Mesh;
 using imn::SIDE;
+using imn::Tile;
+using imn::TileOutput;
 using imn::Tiles;
 using imn::Triangle;
 using imn::Vec3;
+using imn::workspace;
 
-constexpr int LANES = 16;  // the loops over them become one AVX-512 vector of float, two AVX2 or four NEON vectors
-constexpr int64_t BOX[3] = {2, 2, 4};    // tiles along a box: one lane each
-constexpr int64_t BLOCK[3] = {4, 4, 4};  // tiles along a block of boxes
+// Places of tiles in the grid, or how many of them.
+using Index3 = std::array<int64_t, 3>;
 
+constexpr Index3 BLOCK = {4, 4, 4};  // tiles along a block
+constexpr Index3 BOX = {2, 2, 4};    // tiles along a box: one lane each
+static_assert(BOX[0] * BOX[1] * BOX[2] == LANES);
+
+// Where one batch item's results go, (X, Y, Z) each.
 template <typename T>
-std::unique_ptr<T[]> workspace(int64_t size) {
-    return std::unique_ptr<T[]>(new T[size]);  // not initialised: pages that stay untouched cost nothing
-}
-
-// Faces' balls, in columns padded to full lanes with copies of the last.
-template <typename T>
-struct Balls {
-    std::unique_ptr<T[]> x, y, z, radius;
-    std::unique_ptr<int32_t[]> face;  // ascending
-    int64_t count = 0;
-
-    explicit Balls(int64_t faces) {
-        int64_t capacity = faces + LANES;
-        x = workspace<T>(capacity), y = workspace<T>(capacity), z = workspace<T>(capacity);
-        radius = workspace<T>(capacity), face = workspace<int32_t>(capacity);
-    }
-    void set(int64_t at, Vec3<T> centre, T r, int32_t index) {
-        x[at] = centre.x, y[at] = centre.y, z[at] = centre.z, radius[at] = r, face[at] = index;
-    }
-    void take(const Balls& from, const int32_t* list, int64_t kept) {
-        for (int64_t k = 0; k < kept; k++) {
-            int32_t f = list[k];
-            set(k, {from.x[f], from.y[f], from.z[f]}, from.radius[f], from.face[f]);
-        }
-        pad(kept);
-    }
-    void pad(int64_t size) {
-        count = size;
-        for (int64_t f = size; f % LANES; f++) set(f, {x[size - 1], y[size - 1], z[size - 1]}, radius[size - 1], 0);
-    }
-};
-
-template <typename T>
-IMN_INLINE T squared_offset(T x, T y, T z, Vec3<T> point) {
-    Vec3<T> offset = Vec3<T>{x, y, z} - point;
-    return imn::dot(offset, offset);
-}
-
-// Lists the balls whose face can be the closest somewhere in the box around `centre`; returns how many.
-template <typename T>
-IMN_INLINE int64_t cull(const Balls<T>& balls, Vec3<T> centre, Vec3<T> half, T* squared, int32_t* list) {
-    const T *x = balls.x.get(), *y = balls.y.get(), *z = balls.z.get(), *radius = balls.radius.get();
-    T low[LANES];
-    int32_t block[LANES];
-    for (int l = 0; l < LANES; l++) low[l] = std::numeric_limits<T>::max(), block[l] = 0;
-    for (int64_t f = 0; f < balls.count; f += LANES) {
-#pragma omp simd
-        for (int l = 0; l < LANES; l++) {
-            T d = squared_offset(x[f + l], y[f + l], z[f + l], centre);
-            bool better = d < low[l];
-            squared[f + l] = d, low[l] = better ? d : low[l], block[l] = better ? int32_t(f) : block[l];
-        }
-    }
-    int lane = int(std::min_element(low, low + LANES) - low), n = block[lane] + lane;
-    imn::BallRule<T> rule = imn::make_ball_rule(Vec3<T>{x[n], y[n], z[n]}, low[lane], half);
-    int64_t kept = 0;
-    for (int64_t f = 0; f < balls.count; f += LANES) {
-        int32_t keep[LANES], any = 0;
-#pragma omp simd reduction(| : any)
-        for (int l = 0; l < LANES; l++) {
-            keep[l] = rule.keeps(Vec3<T>{x[f + l], y[f + l], z[f + l]}, radius[f + l], squared[f + l]);
-            any |= keep[l];
-        }
-        if (!any) continue;
-        for (int l = 0; l < LANES; l++) list[kept] = int32_t(f + l), kept += keep[l];
-    }
-    while (kept > 0 && list[kept - 1] >= balls.count) kept--;  // the padding
-    return kept;
-}
-
-// A box's tiles, one in each lane.
-template <typename T>
-struct Lanes {
-    alignas(64) T x[LANES], y[LANES], z[LANES];
-};
-
-template <typename T>
-IMN_INLINE void offset_to(const Triangle<T>& t, T x, T y, T z, T* offset) {
-    Vec3<T> r = imn::from_frame(t, imn::residual(t, imn::to_frame(t, Vec3<T>{x, y, z})));
-    offset[0] = r.x, offset[LANES] = r.y, offset[2 * LANES] = r.z, offset[3 * LANES] = imn::dot(r, r);
-}
-
-// keep[k * LANES + l]: whether the k-th listed triangle can be the closest somewhere in tile l. `offsets` is room for four
-// numbers a triangle and tile.
-template <typename T>
-IMN_INLINE void cull_tiles(const Triangle<T>* triangles, const int32_t* list, int64_t count, const Lanes<T>& centre,
-                           Vec3<T> half, T slack, T* offsets, uint8_t* keep) {
-    alignas(64) T x[LANES], y[LANES], z[LANES], squared[LANES], near[LANES], far[LANES];
-    for (int l = 0; l < LANES; l++) x[l] = y[l] = z[l] = 0, squared[l] = std::numeric_limits<T>::max();
-    for (int64_t k = 0; k < count; k++) {
-        const Triangle<T> t = triangles[list[k]];
-        T* offset = offsets + 4 * LANES * k;
-#pragma omp simd
-        for (int l = 0; l < LANES; l++) {
-            offset_to(t, centre.x[l], centre.y[l], centre.z[l], offset + l);
-            bool better = offset[3 * LANES + l] < squared[l];
-            x[l] = better ? offset[l] : x[l], y[l] = better ? offset[LANES + l] : y[l];
-            z[l] = better ? offset[2 * LANES + l] : z[l], squared[l] = better ? offset[3 * LANES + l] : squared[l];
-        }
-    }
-    for (int l = 0; l < LANES; l++) {
-        imn::FaceRule<T> rule = imn::make_face_rule(Vec3<T>{x[l], y[l], z[l]}, squared[l], half, slack);
-        near[l] = rule.near, far[l] = rule.far;
-    }
-    for (int64_t k = 0; k < count; k++) {
-        const T* offset = offsets + 4 * LANES * k;
-#pragma omp simd
-        for (int l = 0; l < LANES; l++)
-            keep[LANES * k + l] = imn::FaceRule<T>{{x[l], y[l], z[l]}, half, near[l], far[l]}.keeps(
-                Vec3<T>{offset[l], offset[LANES + l], offset[2 * LANES + l]}, offset[3 * LANES + l]);
-    }
-}
-
-// Lists what is kept in one tile; returns how many. `keep` starts at the tile's lane.
-inline int64_t select(const int32_t* from, const uint8_t* keep, int64_t count, int32_t* list) {
-    int64_t kept = 0;
-    for (int64_t k = 0; k < count; k++) list[kept] = from[k], kept += keep[LANES * k];
-    return kept;
-}
-
-// A triangle's frame before rounding.
-struct Frame {
-    Vec3<double> foot, x, y, z;
-};
-
-// A tile: SIDE slices of SIDE rows of SIDE voxels, at x[slice][lane], y[lane], z[lane] from its centre.
-template <typename T>
-struct Tile {
-    alignas(64) T x[SIDE * LANES], y[LANES], z[LANES], squared[SIDE * LANES];
-    alignas(64) int32_t face[SIDE * LANES];
-};
-
-// Where a tile's results go: voxel (i, j, k) of it at i * slices + j * rows + k; count[] are within the grid.
-template <typename T>
-struct TileOutput {
+struct Output {
     const int8_t* inside;
     T* sdf;
     int32_t* face;
-    int64_t slices, rows, count[3];
 };
 
-// Keeps the closest of the listed triangles for each voxel, the first of equals. Far from a triangle, float would lose
-// most in the offset to it, so the tile's centre comes to the triangle's frame in double; the small steps are added then.
-template <typename T>
-IMN_INLINE void compare(const Triangle<T>* triangles, const Frame* frames, const int32_t* list, int64_t count,
-                        Vec3<double> centre, Tile<T>& tile) {
-    for (int64_t k = 0; k < count; k++) {
-        int32_t index = list[k];
-        const Triangle<T> t = triangles[index];
-        Vec3<double> offset = centre - frames[index].foot;
-        offset = {imn::dot(frames[index].x, offset), imn::dot(frames[index].y, offset), imn::dot(frames[index].z, offset)};
-        const T origin_x = T(offset.x), origin_y = T(offset.y), origin_z = T(offset.z);
-        const T rest_x = T(offset.x - origin_x), rest_y = T(offset.y - origin_y), rest_z = T(offset.z - origin_z);
-        alignas(64) T x[LANES], y[LANES], z[LANES];
-#pragma omp simd
-        for (int l = 0; l < LANES; l++) {
-            x[l] = rest_x + tile.y[l] * t.x.y + tile.z[l] * t.x.z;
-            y[l] = rest_y + tile.y[l] * t.y.y + tile.z[l] * t.y.z;
-            z[l] = rest_z + tile.y[l] * t.z.y + tile.z[l] * t.z.z;
-        }
-        for (int i = 0; i < SIDE; i++) {
-            const T* step = tile.x + i * LANES;
-            T* squared = tile.squared + i * LANES;
-            int32_t* face = tile.face + i * LANES;
-#pragma omp simd
-            for (int l = 0; l < LANES; l++) {
-                T d = imn::squared_distance(t, Vec3<T>{origin_x + (x[l] + step[l] * t.x.x),
-                                                       origin_y + (y[l] + step[l] * t.y.x),
-                                                       origin_z + (z[l] + step[l] * t.z.x)});
-                bool better = d < squared[l];
-                squared[l] = better ? d : squared[l], face[l] = better ? index : face[l];
-            }
-        }
-    }
-}
-
-template <typename T>
-IMN_INLINE void write_row(const T* distance, const int32_t* nearest, const int8_t* inside, T* sdf, int32_t* face,
-                          int64_t size) {
-#pragma omp simd
-    for (int64_t l = 0; l < size; l++) sdf[l] = distance[l] * T(1 - 2 * inside[l]), face[l] = nearest[l];
-}
-
-template <typename T>
-IMN_INLINE void write(Tile<T>& tile, const TileOutput<T>& place) {
-#pragma omp simd
-    for (int l = 0; l < SIDE * LANES; l++) tile.squared[l] = imn::square_root(tile.squared[l]);
-    for (int64_t i = 0; i < place.count[0]; i++)
-        for (int64_t j = 0; j < place.count[1]; j++) {
-            int64_t lane = i * LANES + j * SIDE, voxel = i * place.slices + j * place.rows;
-            auto write_some = [&](int64_t size) __attribute__((always_inline)) {
-                write_row(tile.squared + lane, tile.face + lane, place.inside + voxel, place.sdf + voxel,
-                          place.face + voxel, size);
-            };
-            if (place.count[2] == SIDE) write_some(SIDE);  // known when compiled, so that a row is one vector
-            else write_some(place.count[2]);
-        }
-}
-
-#define IMN_INSTANTIATE(T)                                                                                             \
-    IMN_CLONES int64_t cull_balls(const Balls<T>& balls, Vec3<T> centre, Vec3<T> half, T* squared, int32_t* list) {    \
-        return cull(balls, centre, half, squared, list);                                                               \
-    }                                                                                                                  \
-    IMN_CLONES void cull_box(const Triangle<T>* triangles, const int32_t* list, int64_t count,                         \
-                             const Lanes<T>& centre, Vec3<T> half, T slack, T* offsets, uint8_t* keep) {                  \
-        cull_tiles(triangles, list, count, centre, half, slack, offsets, keep);                                           \
-    }                                                                                                                  \
-    IMN_CLONES void solve_tile(const Triangle<T>* triangles, const Frame* frames, const int32_t* list, int64_t count,  \
-                               Vec3<double> centre, Tile<T>& tile, const TileOutput<T>& place) {                            \
-        compare(triangles, frames, list, count, centre, tile);                                                         \
-        write(tile, place);                                                                                            \
-    }
-IMN_INSTANTIATE(float)
-IMN_INSTANTIATE(double)
-
-// A mesh over a grid, and where its distances go.
+// A mesh over a grid, prepared for the search.
 template <typename T>
 struct Problem {
     const Grid& grid;
-    Tiles<T> tiles[3];
+    Tiles<T> tiles[3];  // along X, Y and Z
     std::vector<Triangle<T>> triangles;
     std::vector<Frame> frames;  // of the triangles
     Balls<T> balls;
-    T slack;
-    const int8_t* inside;
-    T* sdf;
-    int32_t* face;
+    T slack;  // more than rounding can make an offset or a ball's radius wrong by
+    Output<T> output;
+
+    Problem(const Grid& grid, int64_t face_count, T slack, Output<T> output)
+        : grid(grid), tiles{Tiles<T>(grid.axis[0]), Tiles<T>(grid.axis[1]), Tiles<T>(grid.axis[2])},
+          triangles(face_count), frames(face_count), balls(face_count), slack(slack), output(output) {}
 };
 
-// One thread's descent from a block over its boxes and their tiles to the voxels.
+// One thread's descent from a block over its boxes and their tiles to the voxels. What it works in is made once.
 template <typename T>
 class Descent {
 public:
@@ -271,115 +95,149 @@ public:
           offsets(workspace<T>(4 * LANES * faces)), keep(workspace<uint8_t>(LANES * faces)),
           list(workspace<int32_t>(faces + LANES)) {}
 
-    void solve_block(const int64_t* low) {
-        block.take(p.balls, list.get(), cull_to(p.balls, low, BLOCK));
+    void solve_block(const Index3& low) {
+        int64_t kept = cull(p.balls, low, BLOCK);
+        block.take(p.balls, list.get(), kept);
         for (int64_t i = low[0]; i < end(0, low, BLOCK); i += BOX[0])
             for (int64_t j = low[1]; j < end(1, low, BLOCK); j += BOX[1]) solve_box({i, j, low[2]});
     }
 
 private:
-    int64_t end(int a, const int64_t* low, const int64_t* size) const {
-        return std::min(p.tiles[a].count, low[a] + size[a]);
+    // The first tile along an axis that is not in a box of `size` tiles from `low` on.
+    int64_t end(int axis, const Index3& low, const Index3& size) const {
+        return std::min(p.tiles[axis].count, low[axis] + size[axis]);
     }
 
-    int64_t cull_to(const Balls<T>& balls, const int64_t* low, const int64_t* size) {
+    // Lists the balls whose face can be the closest somewhere in a box of `size` tiles from `low` on.
+    int64_t cull(const Balls<T>& balls, const Index3& low, const Index3& size) {
         imn::Span span[3];
         for (int a = 0; a < 3; a++) span[a] = p.tiles[a].span(low[a], end(a, low, size));
-        return cull_balls(balls, {T(span[0].centre), T(span[1].centre), T(span[2].centre)},
-                          {T(span[0].half), T(span[1].half), T(span[2].half)}, squared.get(), list.get());
+        Box<T> voxels = {{T(span[0].centre), T(span[1].centre), T(span[2].centre)},
+                         {T(span[0].half), T(span[1].half), T(span[2].half)}};
+        return cull_balls(balls, voxels, squared.get(), list.get());
     }
 
-    // Lanes beyond the grid repeat its last tile.
-    void solve_box(std::array<int64_t, 3> low) {
-        box.take(block, list.get(), cull_to(block, low.data(), BOX));
-        Lanes<T> centre;
-        auto tile_of = [&](int a, int64_t step) { return std::min(low[a] + step, p.tiles[a].count - 1); };
+    // The tile that a lane of a box stands for, perhaps beyond the grid.
+    static Index3 tile_of(int lane, const Index3& low) {
+        return {low[0] + lane / (BOX[1] * BOX[2]), low[1] + lane / BOX[2] % BOX[1], low[2] + lane % BOX[2]};
+    }
+
+    bool in_grid(const Index3& tile) const {
+        return tile[0] < p.tiles[0].count && tile[1] < p.tiles[1].count && tile[2] < p.tiles[2].count;
+    }
+
+    // A box's tiles; lanes beyond the grid repeat its last tile.
+    BoxTiles<T> tiles_of(const Index3& low) const {
+        BoxTiles<T> tiles;
+        T* centre[3] = {tiles.x, tiles.y, tiles.z};
         for (int l = 0; l < LANES; l++) {
-            centre.x[l] = T(p.tiles[0].centre[tile_of(0, l / 8)]);
-            centre.y[l] = T(p.tiles[1].centre[tile_of(1, l / 4 % 2)]);
-            centre.z[l] = T(p.tiles[2].centre[tile_of(2, l % 4)]);
+            Index3 tile = tile_of(l, low);
+            for (int a = 0; a < 3; a++)
+                centre[a][l] = T(p.tiles[a].centre[std::min(tile[a], p.tiles[a].count - 1)]);
         }
-        cull_box(p.triangles.data(), box.face.get(), box.count, centre,
-                 {p.tiles[0].half, p.tiles[1].half, p.tiles[2].half}, p.slack, offsets.get(), keep.get());
+        tiles.half = {p.tiles[0].half, p.tiles[1].half, p.tiles[2].half};
+        tiles.slack = p.slack;
+        return tiles;
+    }
+
+    void solve_box(const Index3& low) {
+        int64_t kept = cull(block, low, BOX);
+        box.take(block, list.get(), kept);
+        cull_tiles(p.triangles.data(), box.faces(), tiles_of(low), {offsets.get(), keep.get()});
         for (int l = 0; l < LANES; l++) {
-            int64_t i = low[0] + l / 8, j = low[1] + l / 4 % 2, k = low[2] + l % 4;
-            if (i >= p.tiles[0].count || j >= p.tiles[1].count || k >= p.tiles[2].count) continue;
-            int64_t kept = select(box.face.get(), keep.get() + l, box.count, list.get());
-            fill(i, j, k, kept);
+            Index3 tile = tile_of(l, low);
+            if (in_grid(tile)) fill(tile, faces_of(l));
         }
     }
 
-    void fill(int64_t i, int64_t j, int64_t k, int64_t kept) {
+    // Lists the box's faces that are kept in one of its tiles.
+    imn::FaceList faces_of(int lane) {
+        int64_t kept = 0;
+        for (int64_t k = 0; k < box.count; k++) {
+            list[kept] = box.face[k];  // the next writes over it unless it is kept
+            kept += keep[LANES * k + lane];
+        }
+        return {list.get(), kept};
+    }
+
+    // Solves one tile with the faces that are left.
+    void fill(const Index3& at, imn::FaceList left) {
         Tile<T> tile;
-        for (int64_t l = 0; l < SIDE * LANES; l++) tile.x[l] = p.tiles[0].offset[SIDE * i + l / LANES];
+        for (int64_t l = 0; l < SIDE * LANES; l++) tile.x[l] = p.tiles[0].offset[SIDE * at[0] + l / LANES];
         for (int l = 0; l < LANES; l++) {
-            tile.y[l] = p.tiles[1].offset[SIDE * j + l / SIDE];
-            tile.z[l] = p.tiles[2].offset[SIDE * k + l % SIDE];
+            tile.y[l] = p.tiles[1].offset[SIDE * at[1] + l / SIDE];
+            tile.z[l] = p.tiles[2].offset[SIDE * at[2] + l % SIDE];
         }
         std::fill(std::begin(tile.squared), std::end(tile.squared), std::numeric_limits<T>::max());
         std::fill(std::begin(tile.face), std::end(tile.face), 0);
+        tile.centre = {p.tiles[0].centre[at[0]], p.tiles[1].centre[at[1]], p.tiles[2].centre[at[2]]};
+        solve_tile({p.triangles.data(), p.frames.data()}, left, tile, output_of(at));
+    }
+
+    TileOutput<T> output_of(const Index3& at) const {
         const int64_t* shape = p.grid.shape;
-        int64_t rows = shape[2], slices = shape[1] * rows, first = SIDE * (i * slices + j * rows + k);
-        auto left = [&](int a, int64_t low) { return std::min(SIDE, shape[a] - SIDE * low); };
-        Vec3<double> centre = {p.tiles[0].centre[i], p.tiles[1].centre[j], p.tiles[2].centre[k]};
-        TileOutput<T> place = {p.inside + first, p.sdf + first, p.face + first, slices, rows,
-                          {left(0, i), left(1, j), left(2, k)}};
-        solve_tile(p.triangles.data(), p.frames.data(), list.get(), kept, centre, tile, place);
+        int64_t rows = shape[2];
+        int64_t slices = shape[1] * rows;
+        int64_t first = SIDE * (at[0] * slices + at[1] * rows + at[2]);
+        TileOutput<T> output = {p.output.inside + first, p.output.sdf + first, p.output.face + first, slices, rows, {}};
+        for (int a = 0; a < 3; a++) output.count[a] = std::min(SIDE, shape[a] - SIDE * at[a]);
+        return output;
     }
 
     const Problem<T>& p;
     int64_t faces;
-    Balls<T> block, box;
+    Balls<T> block, box;  // what is left in the block and the box that the descent is in
     std::unique_ptr<T[]> squared, offsets;
     std::unique_ptr<uint8_t[]> keep;
     std::unique_ptr<int32_t[]> list;
 };
 
-// The faces' triangles and balls; radii grow by `slack`.
+// The faces' triangles and balls; radii grow by the slack, so that rounding drops no face.
 template <typename T>
-void prepare(const T* vertices, const int64_t* faces, Problem<T>& problem) {
-    int64_t count = problem.triangles.size();
-    at::parallel_for(0, count, 1024, [&](int64_t begin, int64_t end) {
+void prepare(const Mesh<T>& mesh, Problem<T>& problem) {
+    at::parallel_for(0, mesh.face_count, 1024, [&](int64_t begin, int64_t end) {
         int32_t order[3];
         for (int64_t f = begin; f < end; f++) {
-            Triangle<double> triangle = imn::face_triangle(vertices, faces + 3 * f, order);
+            Triangle<double> triangle = imn::face_triangle(mesh, f, order);
             imn::Ball<double> ball = imn::make_ball(triangle);
             problem.triangles[f] = imn::round_to<T>(triangle);
             problem.frames[f] = {triangle.foot, triangle.x, triangle.y, triangle.z};
-            problem.balls.set(f, imn::round_to<T>(ball.centre), T(ball.radius) + problem.slack, int32_t(f));
+            problem.balls.set(f, {imn::round_to<T>(ball.centre), T(ball.radius) + problem.slack}, int32_t(f));
         }
     });
-    problem.balls.pad(count);
+    problem.balls.pad(mesh.face_count);
 }
 
-// The vertices must be finite, and nothing in this file may meet or make a value that is not.
+// Threads take blocks one by one, as blocks near the surface cost more.
 template <typename T>
-void solve_item(const T* vertices, int64_t vertex_count, const int64_t* faces, int64_t face_count, const Grid& grid,
-                int8_t* inside, T* sdf, int32_t* face) {
-    T extent = imn::extent_of(vertices, faces, face_count);
-    double half[3];
-    for (int a = 0; a < 3; a++) half[a] = double(grid.shape[a] - 1) / 2;
-    imn::inside_mask(vertices, half, half, vertex_count, faces, face_count, grid.shape, inside);
-    Problem<T> problem{grid, {Tiles<T>(grid.axis[0]), Tiles<T>(grid.axis[1]), Tiles<T>(grid.axis[2])},
-                       std::vector<Triangle<T>>(face_count), std::vector<Frame>(face_count), Balls<T>(face_count),
-                       32 * std::numeric_limits<T>::epsilon() * extent, inside, sdf, face};
-    prepare(vertices, faces, problem);
-    int64_t blocks[3];
+void search(const Problem<T>& problem) {
+    Index3 blocks;
     for (int a = 0; a < 3; a++) blocks[a] = (problem.tiles[a].count + BLOCK[a] - 1) / BLOCK[a];
-    std::atomic<int64_t> next{0};  // blocks near the surface cost more, so threads take them one by one
+    std::atomic<int64_t> next{0};
     at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
         Descent<T> descent(problem);
-        for (int64_t i; (i = next++) < blocks[0] * blocks[1] * blocks[2];) {
-            const int64_t low[3] = {i / (blocks[1] * blocks[2]) * BLOCK[0], i / blocks[2] % blocks[1] * BLOCK[1],
-                                    i % blocks[2] * BLOCK[2]};
-            descent.solve_block(low);
-        }
+        for (int64_t i; (i = next++) < blocks[0] * blocks[1] * blocks[2];)
+            descent.solve_block({i / (blocks[1] * blocks[2]) * BLOCK[0], i / blocks[2] % blocks[1] * BLOCK[1],
+                                 i % blocks[2] * BLOCK[2]});
     });
+}
+
+// The signed distances to one mesh, whose vertices must be finite. `inside` is memory for the signs.
+template <typename T>
+void solve_item(const Mesh<T>& mesh, const Grid& grid, int8_t* inside, T* sdf, int32_t* face) {
+    imn::VoxelTransform to_voxels;
+    for (int a = 0; a < 3; a++) to_voxels.scale[a] = to_voxels.shift[a] = double(grid.shape[a] - 1) / 2;
+    imn::inside_mask(mesh, to_voxels, grid.shape, inside);
+    T slack = 32 * std::numeric_limits<T>::epsilon() * imn::extent_of(mesh);
+    Problem<T> problem(grid, mesh.face_count, slack, {inside, sdf, face});
+    prepare(mesh, problem);
+    search(problem);
 }
 
 std::tuple<at::Tensor, at::Tensor> mesh2sdf(const at::Tensor& vertices_, const at::Tensor& faces_,
                                             at::IntArrayRef shape) {
-    auto vertices = vertices_.contiguous(), faces = faces_.contiguous();
+    auto vertices = vertices_.contiguous();
+    auto faces = faces_.contiguous();
     imn::check_vertices(vertices);
     imn::check_faces(faces, vertices.size(1));
     imn::check_shape(shape, 2);
@@ -391,12 +249,12 @@ std::tuple<at::Tensor, at::Tensor> mesh2sdf(const at::Tensor& vertices_, const a
     auto inside = at::empty({grid.size()}, at::kChar);
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "mesh2sdf", [&] {
         for (int64_t b = 0; b < vertices.size(0); b++) {
-            if (!valid[b].item<bool>()) {
-                sdf[b].fill_(NAN), face[b].zero_();
+            if (!valid[b].item<bool>()) {  // the search may not meet what is not finite
+                sdf[b].fill_(NAN);
+                face[b].zero_();
                 continue;
             }
-            solve_item(vertices.const_data_ptr<scalar_t>() + b * vertices.size(1) * 3, vertices.size(1),
-                       faces.const_data_ptr<int64_t>(), faces.size(0), grid, inside.mutable_data_ptr<int8_t>(),
+            solve_item(imn::mesh_of<scalar_t>(vertices, faces, b), grid, inside.mutable_data_ptr<int8_t>(),
                        sdf.mutable_data_ptr<scalar_t>() + b * grid.size(),
                        face.mutable_data_ptr<int32_t>() + b * grid.size());
         }

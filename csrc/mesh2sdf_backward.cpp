@@ -10,6 +10,7 @@
 namespace {
 
 using imn::Grid;
+using imn::Mesh;
 using imn::Triangle;
 using imn::Vec3;
 
@@ -24,9 +25,9 @@ struct alignas(16 * sizeof(T)) Corners {
 };
 
 template <typename T>
-Corners<T> make_corners(const T* vertices, const int64_t* face) {
+Corners<T> make_corners(const Mesh<T>& mesh, int64_t face) {
     Corners<T> corners;
-    Triangle<double> t = imn::face_triangle(vertices, face, corners.order);
+    Triangle<double> t = imn::face_triangle(mesh, face, corners.order);
     const double fields[FIELDS] = {t.foot.x, t.foot.y, t.foot.z, t.x.x, t.x.y, t.x.z, t.y.x, t.y.y, t.y.z,
                                    t.left.width, t.right.width, t.left.y * t.left.length};
     std::copy(std::begin(fields), std::end(fields), corners.fields);
@@ -35,6 +36,23 @@ Corners<T> make_corners(const T* vertices, const int64_t* face) {
 
 template <typename T>
 using Quad __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
+
+// What the forward pass found and what came back, voxel by voxel, Z running fastest.
+template <typename T>
+struct Voxels {
+    const T *grad, *sdf;
+    const int32_t* face;
+
+    Voxels from(int64_t first) const { return {grad + first, sdf + first, face + first}; }
+};
+
+// Where a row of voxels along Z stands.
+template <typename T>
+struct Row {
+    T x, y;
+    const T* z;
+    int64_t size;
+};
 
 // LANES voxels with their triangles, then the closest points' weights and grad's pull -grad n on each.
 template <typename T>
@@ -47,7 +65,8 @@ template <typename T>
 IMN_INLINE void pull_one(Lanes<T>& a, int l, T x, T y, T rounding) {
     auto at = [&](int i) { return Vec3<T>{a.fields[i][l], a.fields[i + 1][l], a.fields[i + 2][l]}; };
     T height = a.fields[11][l], sdf = a.sdf[l];
-    const Triangle<T> t = {at(0), at(3), at(6), imn::cross(at(3), at(6)), imn::make_right_triangle(a.fields[9][l], height),
+    const Triangle<T> t = {at(0), at(3), at(6), imn::cross(at(3), at(6)),
+                           imn::make_right_triangle(a.fields[9][l], height),
                            imn::make_right_triangle(a.fields[10][l], height)};
     Vec3<T> local = imn::to_frame(t, Vec3<T>{x, y, a.z[l]});
     imn::Weights<T> beta = imn::closest_weights(t, local);
@@ -57,31 +76,37 @@ IMN_INLINE void pull_one(Lanes<T>& a, int l, T x, T y, T rounding) {
     T scale = -a.grad[l] * (on_surface ? T(1) : (sdf < T(0) ? T(-1) : T(1)) / length);
     Vec3<T> pull = scale * imn::from_frame(t, Vec3<T>{on_surface ? T(0) : r.x, on_surface ? T(0) : r.y,
                                                       on_surface ? T(1) : r.z});
-    a.weight[0][l] = T(1) - beta.b - beta.c, a.weight[1][l] = beta.b, a.weight[2][l] = beta.c;
-    a.pull[l][0] = pull.x, a.pull[l][1] = pull.y, a.pull[l][2] = pull.z, a.pull[l][3] = T(0);
+    a.weight[0][l] = T(1) - beta.b - beta.c;
+    a.weight[1][l] = beta.b;
+    a.weight[2][l] = beta.c;
+    a.pull[l][0] = pull.x;
+    a.pull[l][1] = pull.y;
+    a.pull[l][2] = pull.z;
+    a.pull[l][3] = T(0);
 }
 
 // Adds a row of voxels' shares to the sums (V, 4).
 template <typename T>
-IMN_INLINE void add_row(const Corners<T>* corners, const T* grad, const T* sdf, const int32_t* face, T x, T y,
-                        const T* z, int64_t size, T rounding, T* sums) {
+IMN_INLINE void add_row(const Corners<T>* corners, Voxels<T> voxels, Row<T> row, T rounding, T* sums) {
     Lanes<T> a;
-    for (int64_t first = 0; first < size; first += LANES) {
-        int count = int(std::min<int64_t>(LANES, size - first));
+    for (int64_t first = 0; first < row.size; first += LANES) {
+        int count = int(std::min<int64_t>(LANES, row.size - first));
         int any = 0;
 #pragma omp simd reduction(| : any)
-        for (int l = 0; l < count; l++) any |= grad[first + l] != T(0);
+        for (int l = 0; l < count; l++) any |= voxels.grad[first + l] != T(0);
         if (!any) continue;
         for (int l = 0; l < LANES; l++) {  // lanes beyond the row repeat its last voxel
             int64_t voxel = first + std::min(l, count - 1);
-            const Corners<T>& c = corners[face[voxel]];
+            const Corners<T>& c = corners[voxels.face[voxel]];
             for (int i = 0; i < FIELDS; i++) a.fields[i][l] = c.fields[i];
-            a.z[l] = z[voxel], a.sdf[l] = sdf[voxel], a.grad[l] = grad[voxel];
+            a.z[l] = row.z[voxel];
+            a.sdf[l] = voxels.sdf[voxel];
+            a.grad[l] = voxels.grad[voxel];
         }
 #pragma omp simd
-        for (int l = 0; l < LANES; l++) pull_one(a, l, x, y, rounding);
+        for (int l = 0; l < LANES; l++) pull_one(a, l, row.x, row.y, rounding);
         for (int l = 0; l < count; l++) {
-            const int32_t* order = corners[face[first + l]].order;
+            const int32_t* order = corners[voxels.face[first + l]].order;
             Quad<T> pull = *reinterpret_cast<const Quad<T>*>(a.pull[l]);
             for (int k = 0; k < 3; k++)
                 *reinterpret_cast<Quad<T>*>(sums + 4 * int64_t(order[k])) += a.weight[k][l] * pull;
@@ -90,9 +115,8 @@ IMN_INLINE void add_row(const Corners<T>* corners, const T* grad, const T* sdf, 
 }
 
 #define IMN_INSTANTIATE(T)                                                                                             \
-    IMN_CLONES void add(const Corners<T>* corners, const T* grad, const T* sdf, const int32_t* face, T x, T y,         \
-                        const T* z, int64_t size, T rounding, T* sums) {                                               \
-        add_row(corners, grad, sdf, face, x, y, z, size, rounding, sums);                                              \
+    IMN_CLONES void add(const Corners<T>* corners, Voxels<T> voxels, const Row<T>& row, T rounding, T* sums) {         \
+        add_row(corners, voxels, row, rounding, sums);                                                                 \
     }
 IMN_INSTANTIATE(float)
 IMN_INSTANTIATE(double)
@@ -103,24 +127,40 @@ int64_t chunk_count(const Grid& grid, int64_t vertex_count) {
 }
 
 template <typename T>
-void differentiate_item(const T* grad, const T* vertices, int64_t vertex_count, const at::Tensor& faces, const T* sdf,
-                        const int32_t* face, const Grid& grid, T* result) {
-    std::vector<Corners<T>> corners(faces.size(0));
-    at::parallel_for(0, faces.size(0), 1024, [&](int64_t begin, int64_t end) {
-        for (int64_t f = begin; f < end; f++)
-            corners[f] = make_corners(vertices, faces.const_data_ptr<int64_t>() + 3 * f);
+std::vector<Corners<T>> corners_of(const Mesh<T>& mesh) {
+    std::vector<Corners<T>> corners(mesh.face_count);
+    at::parallel_for(0, mesh.face_count, 1024, [&](int64_t begin, int64_t end) {
+        for (int64_t f = begin; f < end; f++) corners[f] = make_corners(mesh, f);
     });
-    T rounding = 8 * std::numeric_limits<T>::epsilon() *
-                 imn::extent_of(vertices, faces.const_data_ptr<int64_t>(), faces.size(0));
-    int64_t chunks = chunk_count(grid, vertex_count), rows = grid.shape[0] * grid.shape[1], size = grid.shape[2];
-    std::vector<T> sums(chunks * 4 * vertex_count), z(grid.axis[2].begin(), grid.axis[2].end());
+    return corners;
+}
+
+// Each chunk's sums, (chunks, V, 4).
+template <typename T>
+std::vector<T> chunk_sums(const Mesh<T>& mesh, Voxels<T> voxels, const Grid& grid, int64_t chunks) {
+    std::vector<Corners<T>> corners = corners_of(mesh);
+    T rounding = 8 * std::numeric_limits<T>::epsilon() * imn::extent_of(mesh);
+    int64_t rows = grid.shape[0] * grid.shape[1];
+    int64_t size = grid.shape[2];
+    std::vector<T> z(grid.axis[2].begin(), grid.axis[2].end());
+    std::vector<T> sums(chunks * 4 * mesh.vertex_count);
     at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
         for (int64_t chunk = begin; chunk < end; chunk++)
-            for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; row++)
-                add(corners.data(), grad + row * size, sdf + row * size, face + row * size,
-                    T(grid.axis[0][row / grid.shape[1]]), T(grid.axis[1][row % grid.shape[1]]), z.data(), size,
-                    rounding, sums.data() + chunk * 4 * vertex_count);
+            for (int64_t i = rows * chunk / chunks; i < rows * (chunk + 1) / chunks; i++) {
+                T x = T(grid.axis[0][i / grid.shape[1]]), y = T(grid.axis[1][i % grid.shape[1]]);
+                Row<T> row = {x, y, z.data(), size};
+                add(corners.data(), voxels.from(i * size), row, rounding, sums.data() + chunk * 4 * mesh.vertex_count);
+            }
     });
+    return sums;
+}
+
+// result (V, 3) = the chunks' sums, added in order.
+template <typename T>
+void differentiate_item(const Mesh<T>& mesh, Voxels<T> voxels, const Grid& grid, T* result) {
+    int64_t vertex_count = mesh.vertex_count;
+    int64_t chunks = chunk_count(grid, vertex_count);
+    std::vector<T> sums = chunk_sums(mesh, voxels, grid, chunks);
     at::parallel_for(0, vertex_count, 1024, [&](int64_t begin, int64_t end) {
         for (int64_t v = begin; v < end; v++)
             for (int i = 0; i < 3; i++) {
@@ -153,18 +193,20 @@ void check(const at::Tensor& grad, const at::Tensor& vertices, const at::Tensor&
 
 at::Tensor mesh2sdf_backward(const at::Tensor& grad_, const at::Tensor& vertices_, const at::Tensor& faces_,
                              const at::Tensor& sdf_, const at::Tensor& face_) {
-    auto grad = grad_.contiguous(), vertices = vertices_.contiguous(), faces = faces_.contiguous();
-    auto sdf = sdf_.contiguous(), face = face_.contiguous();
+    auto grad = grad_.contiguous();
+    auto vertices = vertices_.contiguous();
+    auto faces = faces_.contiguous();
+    auto sdf = sdf_.contiguous();
+    auto face = face_.contiguous();
     check(grad, vertices, faces, sdf, face);
     if (sdf.numel() == 0) return at::zeros(vertices.sizes(), vertices.options());
     auto result = at::empty(vertices.sizes(), vertices.options());
     Grid grid(sdf.sizes().slice(1));
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "mesh2sdf_backward", [&] {
+        Voxels<scalar_t> voxels = {grad.const_data_ptr<scalar_t>(), sdf.const_data_ptr<scalar_t>(),
+                                   face.const_data_ptr<int32_t>()};
         for (int64_t b = 0; b < vertices.size(0); b++)
-            differentiate_item(grad.const_data_ptr<scalar_t>() + b * grid.size(),
-                               vertices.const_data_ptr<scalar_t>() + b * vertices.size(1) * 3, vertices.size(1), faces,
-                               sdf.const_data_ptr<scalar_t>() + b * grid.size(),
-                               face.const_data_ptr<int32_t>() + b * grid.size(), grid,
+            differentiate_item(imn::mesh_of<scalar_t>(vertices, faces, b), voxels.from(b * grid.size()), grid,
                                result.mutable_data_ptr<scalar_t>() + b * vertices.size(1) * 3);
     });
     return result;

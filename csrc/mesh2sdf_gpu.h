@@ -174,7 +174,7 @@ IMN_KERNEL_INLINE void append(IMN_SHARED int* list, IMN_SHARED int* count, int c
 // A box of voxels [low, high), clipped, in normalised coordinates.
 template <typename T>
 struct Region {
-    Vec3<T> centre, extent;
+    Vec3<T> centre, half;
     bool empty;
 };
 
@@ -221,7 +221,7 @@ IMN_INLINE bool keeps(const IMN_LOCAL BallRule<T>& rule, Vec3<T> point, Ball<T> 
 template <typename T>
 IMN_KERNEL_INLINE void keep_balls(const IMN_DEVICE T* balls, Candidates from, Region<T> region, Nearest<T> best,
                                   int start, int step, IMN_SHARED int* list, IMN_SHARED int* count, int capacity) {
-    BallRule<T> rule = make_ball_rule(load_ball(balls, best.face).centre, best.squared, region.extent);
+    BallRule<T> rule = make_ball_rule(load_ball(balls, best.face).centre, best.squared, region.half);
     for (int i = start; i < from.count; i += step) {
         int face = from.face(i);
         if (keeps(rule, region.centre, load_ball(balls, face))) append(list, count, capacity, face);
@@ -271,7 +271,7 @@ IMN_KERNEL_INLINE void solve_tile(const IMN_DEVICE T* triangles, const IMN_DEVIC
         best = nearer(best, Nearest<T>{dot(offset, offset), face});
     }
     best = warp_nearest(best);
-    FaceRule<T> rule = make_face_rule(offset_from(triangles, best.face, tile.centre), best.squared, tile.extent, slack);
+    FaceRule<T> rule = make_face_rule(offset_from(triangles, best.face, tile.centre), best.squared, tile.half, slack);
     int i = x + lane / (TILE * TILE), j = y + lane / TILE % TILE, k = z + lane % TILE;  // and i + 2
     Vec3<T> point[2];
     Nearest<T> mine[2];
@@ -327,7 +327,7 @@ IMN_KERNEL_INLINE void solve_box(const IMN_DEVICE T* triangles, const IMN_DEVICE
     warp_barrier();
     int listed = shared->box_count[warp];
     FaceFilter<T> filter = {candidates(shared->box[warp], listed, BOX_FACES, block), listed <= BOX_FACES,
-                      make_ball_rule(load_ball(balls, best.face).centre, best.squared, box.extent), box.centre};
+                      make_ball_rule(load_ball(balls, best.face).centre, best.squared, box.half), box.centre};
     for (int part = 0; part < 8; part++) {
         int i = x + (part / 4) * TILE, j = y + (part / 2 % 2) * TILE, k = z + (part % 2) * TILE;
         Region<T> tile = region<T>(i, j, k, TILE, out.shape);

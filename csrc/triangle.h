@@ -37,16 +37,28 @@ IMN_INLINE T maximum(T a, T b) { return a > b ? a : b; }
 template <typename T>
 IMN_INLINE T inverse_or_zero(T x) { return x > T(1e-30) ? T(1) / x : T(0); }
 
-// A right triangle: corners (0, 0), (width, 0) and (0, height), its third side of unit direction (-x, y) and `length`.
-// Without height it is a segment, and x = 1 then, even where it is a point.
+// A triangle lies in its own plane with its longest edge ab along x. The altitude from c stands on ab, inside it, at the
+// foot: the origin. It cuts the triangle into two right triangles that share their height:
+//
+//                    y
+//                    |
+//                    c = (0, height)
+//                   /|\_
+//      left.length / |  \_  right.length
+//                 /  |    \_
+//                /   |      \_
+//      ---------a---foot------b--------> x
+//         left.width   right.width
+//
+// Both are described as the right one is, and the left one by its mirror image: (0, 0), (width, 0) and (0, height) are
+// the corners, and the third side, from (width, 0) up to c, has direction (-x, y) and `length`, so that (y, x) points
+// out of the triangle across it. Without height it is a segment, and x = 1 then, even where it is a point.
 template <typename T>
 struct RightTriangle {
     T width, x, y, length;
 };
 
-// A triangle in its own plane, as the two halves that the altitude on its longest edge ab cuts it into:
-// a = (-left.width, 0), b = (right.width, 0), c = (0, height). The axes are orthonormal, z the face normal, and have no
-// meaning beyond x for a face without area.
+// The axes x, y and z are orthonormal, z the face normal. For a face without area they have no meaning beyond x.
 template <typename T>
 struct Triangle {
     Vec3<T> foot, x, y, z;
@@ -55,7 +67,8 @@ struct Triangle {
 
 template <typename T>
 IMN_INLINE RightTriangle<T> make_right_triangle(T width, T height) {
-    T length = square_root(width * width + height * height), inverse = inverse_or_zero(length);
+    T length = square_root(width * width + height * height);
+    T inverse = inverse_or_zero(length);
     return {width, inverse > T(0) ? width * inverse : T(1), height * inverse, length};
 }
 
@@ -71,7 +84,16 @@ IMN_INLINE int longest_edge(const IMN_LOCAL Vec3<T>* corner) {
     return squared[2] > squared[longest] ? 2 : longest;
 }
 
-// The longest edge must be ab. Slivers keep exact axes, by Gram-Schmidt; `epsilon` is that of T.
+// Some vector across a unit vector x, away from the axis that x is most along.
+template <typename T>
+IMN_INLINE Vec3<T> any_across(Vec3<T> x) {
+    T xx = x.x * x.x, yy = x.y * x.y, zz = x.z * x.z;
+    if (xx <= yy && xx <= zz) return {T(0), -x.z, x.y};
+    if (yy <= zz) return {x.z, T(0), -x.x};
+    return {-x.y, x.x, T(0)};
+}
+
+// The longest edge must be ab. `epsilon` is that of T.
 template <typename T>
 IMN_INLINE Triangle<T> make_triangle(Vec3<T> a, Vec3<T> b, Vec3<T> c, T epsilon) {
     Vec3<T> ab = b - a, ac = c - a;
@@ -80,17 +102,19 @@ IMN_INLINE Triangle<T> make_triangle(Vec3<T> a, Vec3<T> b, Vec3<T> c, T epsilon)
     if (length > T(0)) x = (T(1) / length) * ab;
     T left = minimum(maximum(dot(ac, x), T(0)), length);
     Vec3<T> across = ac - left * x;
-    across = across - dot(across, x) * x;
+    across = across - dot(across, x) * x;  // once more, so that the axes of slivers are as exact as any
     T height = square_root(dot(across, across));
-    if (!(height > epsilon * length)) {
-        T xx = x.x * x.x, yy = x.y * x.y, zz = x.z * x.z;
-        if (xx <= yy && xx <= zz) across = {T(0), -x.z, x.y};
-        else if (yy <= zz) across = {x.z, T(0), -x.x};
-        else across = {-x.y, x.x, T(0)};
+    if (!(height > epsilon * length)) {  // no area: any axis across will do
+        across = any_across(x);
         height = T(0);
     }
     Vec3<T> y = (T(1) / square_root(dot(across, across))) * across;
-    return {a + left * x, x, y, cross(x, y), make_right_triangle(left, height), make_right_triangle(length - left, height)};
+    return {a + left * x,
+            x,
+            y,
+            cross(x, y),
+            make_right_triangle(left, height),
+            make_right_triangle(length - left, height)};
 }
 
 // A point in the triangle's frame.
@@ -100,37 +124,48 @@ IMN_INLINE Vec3<T> to_frame(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
     return {dot(t.x, r), dot(t.y, r), dot(t.z, r)};
 }
 
-// A point p of the triangle's frame against the half on its side of the altitude. As ab is the longest edge, points
-// below it see nothing else, and points above see only their half's third side: `along` it, `off` its ends by how much,
-// and `beyond` it outwards. Inside, off and beyond are 0. So |p - q|^2 = off^2 + beyond^2 + below^2 + p.z^2.
+// Where a point p of the triangle's frame stands, seen from the right triangle on its side of the altitude. As ab is the
+// longest edge, points below it see nothing else, and points above it see only the third side of their right triangle:
+//
+//           |  beyond   p      p stands `along` the third side, from its lower end, and
+//           |\_ _ - - ^        - `past_end`: as far before its lower end (< 0) or past its upper end (> 0),
+//           |  \_   /          - `beyond`: as far from its line outwards, 0 inside,
+//           |    \_            - `below`: as far below ab, < 0 there and 0 above.
+//      foot +------\------
+//
+// So for the closest point q |p - q|^2 = past_end^2 + beyond^2 + below^2 + p.z^2.
 template <typename T>
 struct SidePosition {
     bool left;
-    T x, y, along, past_end, beyond, below;  // x, y: the side's direction
+    T x, y;  // the third side's direction, as in RightTriangle
+    T along, past_end, beyond, below;
 };
 
 template <typename T>
 IMN_INLINE SidePosition<T> measure(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
     bool left = p.x < T(0);
-    T x = left ? t.left.x : t.right.x, y = left ? t.left.y : t.right.y;
-    T length = left ? t.left.length : t.right.length, above = maximum(p.y, T(0));
+    T x = left ? t.left.x : t.right.x;
+    T y = left ? t.left.y : t.right.y;
+    T length = left ? t.left.length : t.right.length;
+    T above = maximum(p.y, T(0));
     T out = magnitude(p.x) - (left ? t.left.width : t.right.width);
-    T raw = above * y - out * x, along = minimum(maximum(raw, T(0)), length);
-    return {left, x, y, along, raw - along, maximum(above * x + out * y, T(0)), p.y - above};
+    T unbounded = above * y - out * x;  // along the side's line
+    T along = minimum(maximum(unbounded, T(0)), length);
+    return {left, x, y, along, unbounded - along, maximum(above * x + out * y, T(0)), p.y - above};
 }
 
 template <typename T>
 IMN_INLINE T squared_distance(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
-    SidePosition<T> o = measure(t, p);
-    return o.past_end * o.past_end + o.beyond * o.beyond + o.below * o.below + p.z * p.z;
+    SidePosition<T> at = measure(t, p);
+    return at.past_end * at.past_end + at.beyond * at.beyond + at.below * at.below + p.z * p.z;
 }
 
-// The way from the closest point to p, in the triangle's frame.
+// The offset from the closest point to p, in the triangle's frame.
 template <typename T>
 IMN_INLINE Vec3<T> residual(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
-    SidePosition<T> o = measure(t, p);
-    T x = o.beyond * o.y - o.past_end * o.x;
-    return {o.left ? -x : x, o.beyond * o.x + o.past_end * o.y + o.below, p.z};
+    SidePosition<T> at = measure(t, p);
+    T x = at.beyond * at.y - at.past_end * at.x;
+    return {at.left ? -x : x, at.beyond * at.x + at.past_end * at.y + at.below, p.z};
 }
 
 // A vector of the triangle's frame in space.
@@ -145,11 +180,11 @@ struct Weights {
 
 template <typename T>
 IMN_INLINE Weights<T> closest_weights(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
-    SidePosition<T> o = measure(t, p);
-    bool on_side = o.beyond > T(0) || !(o.y > T(0));
-    T x = on_side ? (o.left ? t.left.width : t.right.width) - o.along * o.x : magnitude(p.x);
-    T c = (on_side ? o.along * o.y : p.y - o.below) * inverse_or_zero(t.left.y * t.left.length);
-    T b = ((o.left ? -x : x) + (T(1) - c) * t.left.width) * inverse_or_zero(t.left.width + t.right.width);
+    SidePosition<T> at = measure(t, p);
+    bool on_side = at.beyond > T(0) || !(at.y > T(0));
+    T x = on_side ? (at.left ? t.left.width : t.right.width) - at.along * at.x : magnitude(p.x);
+    T c = (on_side ? at.along * at.y : p.y - at.below) * inverse_or_zero(t.left.y * t.left.length);
+    T b = ((at.left ? -x : x) + (T(1) - c) * t.left.width) * inverse_or_zero(t.left.width + t.right.width);
     return {b, c};
 }
 
