@@ -111,25 +111,38 @@ IMN_INLINE void measure_offsets(const Triangle<T>* triangles, FaceList list, con
     }
 }
 
+// What each tile's faces are judged by.
+template <typename T>
+struct LaneRules {
+    ClosestOffsets<T> best;
+    alignas(64) T near[LANES], far[LANES];
+    Vec3<T> half;
+};
+
+template <typename T>
+IMN_INLINE bool keeps(const LaneRules<T>& rules, const T* offset, int l) {
+    Vec3<T> nearest = {rules.best.x[l], rules.best.y[l], rules.best.z[l]};
+    FaceRule<T> rule = {nearest, rules.half, rules.near[l], rules.far[l]};
+    return rule.keeps(Vec3<T>{offset[l], offset[LANES + l], offset[2 * LANES + l]}, offset[3 * LANES + l]);
+}
+
 template <typename T>
 IMN_INLINE void judge_tiles(const Triangle<T>* triangles, FaceList list, const BoxTiles<T>& tiles,
                             TileVerdicts<T> verdicts) {
-    ClosestOffsets<T> best;
-    measure_offsets(triangles, list, tiles, verdicts.offsets, best);
-    alignas(64) T near[LANES], far[LANES];
+    LaneRules<T> rules;
+    rules.half = tiles.half;
+    measure_offsets(triangles, list, tiles, verdicts.offsets, rules.best);
     for (int l = 0; l < LANES; l++) {
-        Vec3<T> nearest = {best.x[l], best.y[l], best.z[l]};
-        FaceRule<T> rule = make_face_rule(nearest, best.squared[l], tiles.half, tiles.slack);
-        near[l] = rule.near;
-        far[l] = rule.far;
+        Vec3<T> nearest = {rules.best.x[l], rules.best.y[l], rules.best.z[l]};
+        FaceRule<T> rule = make_face_rule(nearest, rules.best.squared[l], tiles.half, tiles.slack);
+        rules.near[l] = rule.near;
+        rules.far[l] = rule.far;
     }
     for (int64_t k = 0; k < list.count; k++) {
         const T* offset = verdicts.offsets + 4 * LANES * k;
         uint8_t* keep = verdicts.keep + LANES * k;
 #pragma omp simd
-        for (int l = 0; l < LANES; l++)
-            keep[l] = FaceRule<T>{{best.x[l], best.y[l], best.z[l]}, tiles.half, near[l], far[l]}.keeps(
-                Vec3<T>{offset[l], offset[LANES + l], offset[2 * LANES + l]}, offset[3 * LANES + l]);
+        for (int l = 0; l < LANES; l++) keep[l] = keeps(rules, offset, l);
     }
 }
 
