@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml requirements.txt $(wildcard csrc/*)
+KERNELS := $(wildcard csrc/* benchmarks/*.cu tests/gpu_shim/*.h)
 
 .PHONY: demo test install clean
 
@@ -18,6 +19,7 @@ $(VENV)/installed: $(SOURCES)
 test: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(KERNELS)
 	$(RUN) -m pytest -q
 
 demo: install

@@ -8,8 +8,8 @@ using imn::Integer;
 using imn::Shape;
 using imn::Vec3;
 
-__global__ void __launch_bounds__(imn::GROUP) brute_force(const float* triangles, float* distance, Integer face_count,
-                                                          Integer x, Integer y, Integer z) {
+__global__ void __launch_bounds__(imn::GROUP)
+    brute_force(const float* triangles, float* distance, Integer face_count, Integer x, Integer y, Integer z) {
     Integer voxel = Integer(blockIdx.x) * imn::GROUP + threadIdx.x;
     if (voxel >= x * y * z) return;
     Vec3<float> point = {imn::coordinate<float>(2 * int(voxel / (y * z)), int(x)),

@@ -29,7 +29,9 @@ struct Thread {
 
 #if defined(__METAL_VERSION__)
 template <typename T>
-IMN_INLINE T not_a_number() { return as_type<T>(0x7fc00000); }
+IMN_INLINE T not_a_number() {
+    return as_type<T>(0x7fc00000);
+}
 IMN_INLINE void group_barrier() { metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup); }
 IMN_INLINE void warp_barrier() { metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup); }
 IMN_INLINE float warp_minimum(float x) { return metal::simd_min(x); }
@@ -50,7 +52,9 @@ IMN_INLINE void add_to(device float* sum, float x) {
 }
 #else
 template <typename T>
-__device__ __forceinline__ T not_a_number() { return T(NAN); }
+__device__ __forceinline__ T not_a_number() {
+    return T(NAN);
+}
 __device__ __forceinline__ void group_barrier() { __syncthreads(); }
 __device__ __forceinline__ void warp_barrier() { __syncwarp(); }
 template <typename T>
@@ -69,7 +73,9 @@ __device__ __forceinline__ T warp_sum(T x) {
 __device__ __forceinline__ float bits_to_float(unsigned bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ int take_next(int* counter) { return atomicAdd(counter, 1); }
 template <typename T>
-__device__ __forceinline__ void add_to(T* sum, T x) { atomicAdd(sum, x); }
+__device__ __forceinline__ void add_to(T* sum, T x) {
+    atomicAdd(sum, x);
+}
 #endif
 
 }  // namespace imn

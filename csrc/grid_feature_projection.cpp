@@ -113,8 +113,7 @@ void splat_slices(Out* volume, at::IntArrayRef shape, const std::vector<Corners<
     int64_t count = batch > 0 ? corners.size() / batch : 0, plane = shape[1] * shape[2], size = plane * channels;
     const CornerOffsets offsets(shape, plane, shape[2], 1);
     std::vector<std::vector<int64_t>> beginning(batch * shape[0]);  // vertices by the slice where their cell begins
-    for (int64_t v = 0; v < batch * count; v++)
-        beginning[v / count * shape[0] + corners[v].voxel / plane].push_back(v);
+    for (int64_t v = 0; v < batch * count; v++) beginning[v / count * shape[0] + corners[v].voxel / plane].push_back(v);
     at::parallel_for(0, batch * shape[0], 1, [&](int64_t begin, int64_t end) {
         Part<T, Out> part(size);
         for (int64_t task = begin; task < end; task++) {
@@ -159,8 +158,7 @@ at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features, at::In
             scalar_t* out = volume.mutable_data_ptr<scalar_t>();
             if (channels_last)
                 splat_slices<T, scalar_t>(out, shape, corners, values.const_data_ptr<T>(), batch, channels);
-            else
-                splat_planes<T, scalar_t>(out, shape, corners, values.const_data_ptr<T>(), batch, channels);
+            else splat_planes<T, scalar_t>(out, shape, corners, values.const_data_ptr<T>(), batch, channels);
         });
     });
     return volume;
@@ -178,8 +176,8 @@ struct Reading {
 
 // Channels last: vertex by vertex, all channels of a corner side by side.
 template <typename T, typename V>
-void read_rows(const V* volume, const Corners<T>* corners, const CornerOffsets& offsets, int64_t count, int64_t channels,
-               int64_t step, Reading<T> reading) {
+void read_rows(const V* volume, const Corners<T>* corners, const CornerOffsets& offsets, int64_t count,
+               int64_t channels, int64_t step, Reading<T> reading) {
     for (int64_t v = 0; v < count; v++) {
         const V* row[8];
         for (int k = 0; k < 8; k++) row[k] = volume + corners[v].voxel * step + offsets.to[k];
@@ -231,8 +229,8 @@ template <typename T>
 void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Reading<T> reading) {
     int64_t batch = volume.size(0), channels = volume.size(1), count = batch > 0 ? corners.size() / batch : 0;
     auto strides = volume.strides(), shape = volume.sizes().slice(2);
-    bool rows = strides[1] == 1 && strides[3] == volume.size(4) * strides[4] &&
-                strides[2] == volume.size(3) * strides[3];
+    bool rows =
+        strides[1] == 1 && strides[3] == volume.size(4) * strides[4] && strides[2] == volume.size(3) * strides[3];
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "read", [&] {
         const scalar_t* values = volume.const_data_ptr<scalar_t>();
         auto part = [&](int64_t v, int64_t channel, T* products) {
@@ -254,8 +252,8 @@ void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Read
         at::parallel_for(0, batch * groups, 1, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++) {
                 int64_t b = task / groups, first = task % groups * GROUP;
-                read_planes(values + b * strides[0] + first * strides[1], strides, shape,
-                            corners.data() + b * count, count, std::min(GROUP, channels - first),
+                read_planes(values + b * strides[0] + first * strides[1], strides, shape, corners.data() + b * count,
+                            count, std::min(GROUP, channels - first),
                             part(b * count, first, products.empty() ? nullptr : products.data() + task * count * 8));
             }
         });
@@ -273,10 +271,10 @@ int64_t check_volumes(at::TensorList volumes, const at::Tensor& vertices) {
     imn::check_vertices(vertices);
     int64_t channels = 0;
     for (const auto& volume : volumes) {
-        TORCH_CHECK_VALUE(volume.dim() == 5 && volume.size(0) == vertices.size(0) &&
-                              imn::is_shape(volume.sizes().slice(2), 1),
-                          "volume: wanted shape (", vertices.size(0), ", C, X, Y, Z) of axes from 1 to ", imn::LARGEST,
-                          ", found ", volume.sizes());
+        TORCH_CHECK_VALUE(
+            volume.dim() == 5 && volume.size(0) == vertices.size(0) && imn::is_shape(volume.sizes().slice(2), 1),
+            "volume: wanted shape (", vertices.size(0), ", C, X, Y, Z) of axes from 1 to ", imn::LARGEST, ", found ",
+            volume.sizes());
         channels += volume.size(1);
     }
     return channels;

@@ -10,13 +10,17 @@ namespace imn {
 typedef unsigned short Bfloat16;  // its bits
 
 template <typename T>
-IMN_KERNEL_INLINE T value_of(T x) { return x; }
+IMN_KERNEL_INLINE T value_of(T x) {
+    return x;
+}
 template <typename T>
-IMN_KERNEL_INLINE T value_of(Bfloat16 x) { return T(bits_to_float(unsigned(x) << 16)); }
+IMN_KERNEL_INLINE T value_of(Bfloat16 x) {
+    return T(bits_to_float(unsigned(x) << 16));
+}
 
 struct Layout {
-    Integer channels, x, y, z;                                 // sizes
-    Integer step_b, step_channel, step_x, step_y, step_z;      // strides
+    Integer channels, x, y, z;                             // sizes
+    Integer step_b, step_channel, step_x, step_y, step_z;  // strides
 };
 
 template <typename T>
@@ -49,8 +53,8 @@ IMN_KERNEL_INLINE void gather_channel(const IMN_DEVICE V* volume, const IMN_DEVI
     volume += v / count * layout.step_b + channel * layout.step_channel;
     T sum = 0;
     for (int corner = 0; corner < 8; corner++)
-        sum += cell.weight(corner) *
-               value_of<T>(volume[cell.offset(corner, layout.step_x, layout.step_y, layout.step_z)]);
+        sum +=
+            cell.weight(corner) * value_of<T>(volume[cell.offset(corner, layout.step_x, layout.step_y, layout.step_z)]);
     result[v * row + first + channel] = sum;
 }
 
@@ -70,8 +74,7 @@ IMN_KERNEL_INLINE void differentiate_vertex(const IMN_DEVICE V* volume, const IM
         Integer offset = cell.offset(corner, layout.step_x, layout.step_y, layout.step_z);
         T sum = 0;
         for (Integer channel = lane; channel < layout.channels; channel += WARP)
-            sum += features[v * row + first + channel] *
-                   value_of<T>(volume[channel * layout.step_channel + offset]);
+            sum += features[v * row + first + channel] * value_of<T>(volume[channel * layout.step_channel + offset]);
         products[corner] = warp_sum(sum);
     }
     if (lane < 3) result[3 * v + lane] += cell.slope_along(lane, products);

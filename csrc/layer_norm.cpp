@@ -56,12 +56,12 @@ IMN_INLINE void backward_rows(const T* x, const T* grad, T* result, int64_t rows
     }
 }
 
-#define IMN_INSTANTIATE(T)                                                                                             \
-    IMN_CLONES void forward(const T* x, T* y, int64_t rows, int64_t size, T slope) {                                   \
-        forward_rows(x, y, rows, size, slope);                                                                         \
-    }                                                                                                                  \
-    IMN_CLONES void backward(const T* x, const T* grad, T* result, int64_t rows, int64_t size, T slope) {              \
-        backward_rows(x, grad, result, rows, size, slope);                                                             \
+#define IMN_INSTANTIATE(T)                                                                                \
+    IMN_CLONES void forward(const T* x, T* y, int64_t rows, int64_t size, T slope) {                      \
+        forward_rows(x, y, rows, size, slope);                                                            \
+    }                                                                                                     \
+    IMN_CLONES void backward(const T* x, const T* grad, T* result, int64_t rows, int64_t size, T slope) { \
+        backward_rows(x, grad, result, rows, size, slope);                                                \
     }
 IMN_INSTANTIATE(float)
 IMN_INSTANTIATE(double)

@@ -1,5 +1,6 @@
 // The exact signed distance on the CPU. To compare every voxel with every face would take 1.3 10^9 tests for a mesh of
-// 5120 faces in a grid of 64^3. So boxes of voxels that get smaller and smaller leave fewer and fewer faces in question:
+// 5120 faces in a grid of 64^3. So boxes of voxels that get smaller and smaller leave fewer and fewer faces in
+// question:
 //
 //     all faces             5120     of the mesh
 //         |  BallRule: a face's ball is too far from the block, beside the ball nearest to its centre
@@ -16,12 +17,12 @@
 //     a voxel                  1     and the distance to it
 //
 // The counts are means for the displaced sphere of benchmarks/signed_distance.py (mesh b); they make 0.3 and 0.3 10^6
-// tests of balls, 2.4 10^6 of faces for tiles, and 25 10^6 of voxels. Each rule drops a face only where another is closer
-// throughout the box, so the result is the same as with all tests: culling.h says why. A ball is quick to test, but
-// leaves more faces than the offset to the face itself. The sign is found apart, in winding.h.
+// tests of balls, 2.4 10^6 of faces for tiles, and 25 10^6 of voxels. Each rule drops a face only where another is
+// closer throughout the box, so the result is the same as with all tests: culling.h says why. A ball is quick to test,
+// but leaves more faces than the offset to the face itself. The sign is found apart, in winding.h.
 //
-// A block is what one thread takes at a time. A box holds 16 tiles, one for each lane of a vector. The descent is in this
-// file, the loops of its steps are in mesh2sdf_search.cpp.
+// A block is what one thread takes at a time. A box holds 16 tiles, one for each lane of a vector. The descent is in
+// this file, the loops of its steps are in mesh2sdf_search.cpp.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -132,8 +133,7 @@ private:
         T* centre[3] = {tiles.x, tiles.y, tiles.z};
         for (int l = 0; l < LANES; l++) {
             Index3 tile = tile_of(l, low);
-            for (int a = 0; a < 3; a++)
-                centre[a][l] = T(p.tiles[a].centre[std::min(tile[a], p.tiles[a].count - 1)]);
+            for (int a = 0; a < 3; a++) centre[a][l] = T(p.tiles[a].centre[std::min(tile[a], p.tiles[a].count - 1)]);
         }
         tiles.half = {p.tiles[0].half, p.tiles[1].half, p.tiles[2].half};
         tiles.slack = p.slack;

@@ -1,4 +1,5 @@
-// mesh2sdf and voxelize on Metal; the package inlines the headers before it compiles this file.
+// mesh2sdf and voxelize on Metal; the package inlines the headers before it compiles this file. Scalars come one by
+// one, as torch can hand over no struct; here they are packed into what the kernels share.
 #include <metal_stdlib>
 
 #include "mesh2sdf_gpu.h"
@@ -12,19 +13,20 @@ kernel void prepare_float(const device float* vertices, const device Integer* fa
                           device float* triangles, device float* balls, device int* first, constant Integer& batch,
                           constant Integer& vertex_count, constant Integer& face_count,
                           uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
-    imn::prepare(vertices, faces, slack, triangles, balls, first, batch, vertex_count, face_count,
-                 Thread{Integer(group), int(index)});
+    imn::prepare(imn::Meshes<float>{vertices, faces, batch, vertex_count, face_count}, slack,
+                 imn::PreparedOutput<float>{triangles, balls, first}, Thread{Integer(group), int(index)});
 }
 
 [[max_total_threads_per_threadgroup(256)]]
 kernel void cross_faces_float(const device float* vertices, const device Integer* faces, const device float* reach,
-                              device int* changes,
-                              constant Integer& batch, constant Integer& vertex_count, constant Integer& face_count,
-                              constant Integer& x, constant Integer& y, constant Integer& z,
-                              constant Integer& normalised, uint group [[threadgroup_position_in_grid]],
+                              device int* changes, constant Integer& batch, constant Integer& vertex_count,
+                              constant Integer& face_count, constant Integer& x, constant Integer& y,
+                              constant Integer& z, constant Integer& normalised,
+                              uint group [[threadgroup_position_in_grid]],
                               uint index [[thread_position_in_threadgroup]]) {
-    imn::cross_face(vertices, faces, reach, changes, batch, vertex_count, face_count, Shape{int(x), int(y), int(z)},
-                    normalised != 0, Thread{Integer(group), int(index)});
+    imn::cross_face(imn::Meshes<float>{vertices, faces, batch, vertex_count, face_count}, reach, changes,
+                    imn::WindingGrid{Shape{int(x), int(y), int(z)}, normalised != 0},
+                    Thread{Integer(group), int(index)});
 }
 
 [[max_total_threads_per_threadgroup(256)]]
@@ -39,8 +41,9 @@ kernel void solve_float(const device float* triangles, const device float* balls
                         constant Integer& x, constant Integer& y, constant Integer& z,
                         uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
     IMN_SHARED_VARIABLE(imn::Shared<float>, shared);
-    imn::solve_block(triangles, balls, slack, valid, sdf, face, face_count, Shape{int(x), int(y), int(z)},
-                     Thread{Integer(group), int(index)}, &shared);
+    imn::solve_block(imn::Faces<float>{triangles, balls, face_count}, slack, valid,
+                     imn::Output<float>{sdf, face, Shape{int(x), int(y), int(z)}}, Thread{Integer(group), int(index)},
+                     &shared);
 }
 
 [[max_total_threads_per_threadgroup(256)]]
@@ -50,6 +53,7 @@ kernel void differentiate_float(const device float* grad, const device float* tr
                                 constant Integer& vertex_count, constant Integer& face_count, constant Integer& x,
                                 constant Integer& y, constant Integer& z, uint group [[threadgroup_position_in_grid]],
                                 uint index [[thread_position_in_threadgroup]]) {
-    imn::differentiate_run(grad, triangles, faces, first, slack, sdf, face, result, batch, vertex_count, face_count,
-                           Shape{int(x), int(y), int(z)}, Thread{Integer(group), int(index)});
+    imn::differentiate_run(imn::GradientInput<float>{grad, triangles, faces, first, slack, sdf, face, batch,
+                                                     vertex_count, face_count, Shape{int(x), int(y), int(z)}},
+                           result, Thread{Integer(group), int(index)});
 }

@@ -28,8 +28,8 @@ template <typename T>
 Corners<T> make_corners(const Mesh<T>& mesh, int64_t face) {
     Corners<T> corners;
     Triangle<double> t = imn::face_triangle(mesh, face, corners.order);
-    const double fields[FIELDS] = {t.foot.x, t.foot.y, t.foot.z, t.x.x, t.x.y, t.x.z, t.y.x, t.y.y, t.y.z,
-                                   t.left.width, t.right.width, t.left.y * t.left.length};
+    const double fields[FIELDS] = {t.foot.x, t.foot.y, t.foot.z, t.x.x,        t.x.y,         t.x.z,
+                                   t.y.x,    t.y.y,    t.y.z,    t.left.width, t.right.width, t.left.y * t.left.length};
     std::copy(std::begin(fields), std::end(fields), corners.fields);
     return corners;
 }
@@ -65,7 +65,10 @@ template <typename T>
 IMN_INLINE void pull_one(Lanes<T>& a, int l, T x, T y, T rounding) {
     auto at = [&](int i) { return Vec3<T>{a.fields[i][l], a.fields[i + 1][l], a.fields[i + 2][l]}; };
     T height = a.fields[11][l], sdf = a.sdf[l];
-    const Triangle<T> t = {at(0), at(3), at(6), imn::cross(at(3), at(6)),
+    const Triangle<T> t = {at(0),
+                           at(3),
+                           at(6),
+                           imn::cross(at(3), at(6)),
                            imn::make_right_triangle(a.fields[9][l], height),
                            imn::make_right_triangle(a.fields[10][l], height)};
     Vec3<T> local = imn::to_frame(t, Vec3<T>{x, y, a.z[l]});
@@ -74,8 +77,8 @@ IMN_INLINE void pull_one(Lanes<T>& a, int l, T x, T y, T rounding) {
     T length = imn::square_root(imn::dot(r, r));  // |sdf|, but for the rounding that would not cancel
     bool on_surface = (imn::magnitude(sdf) <= rounding) | (length == T(0));
     T scale = -a.grad[l] * (on_surface ? T(1) : (sdf < T(0) ? T(-1) : T(1)) / length);
-    Vec3<T> pull = scale * imn::from_frame(t, Vec3<T>{on_surface ? T(0) : r.x, on_surface ? T(0) : r.y,
-                                                      on_surface ? T(1) : r.z});
+    Vec3<T> pull =
+        scale * imn::from_frame(t, Vec3<T>{on_surface ? T(0) : r.x, on_surface ? T(0) : r.y, on_surface ? T(1) : r.z});
     a.weight[0][l] = T(1) - beta.b - beta.c;
     a.weight[1][l] = beta.b;
     a.weight[2][l] = beta.c;
@@ -114,9 +117,9 @@ IMN_INLINE void add_row(const Corners<T>* corners, Voxels<T> voxels, Row<T> row,
     }
 }
 
-#define IMN_INSTANTIATE(T)                                                                                             \
-    IMN_CLONES void add(const Corners<T>* corners, Voxels<T> voxels, const Row<T>& row, T rounding, T* sums) {         \
-        add_row(corners, voxels, row, rounding, sums);                                                                 \
+#define IMN_INSTANTIATE(T)                                                                                     \
+    IMN_CLONES void add(const Corners<T>* corners, Voxels<T> voxels, const Row<T>& row, T rounding, T* sums) { \
+        add_row(corners, voxels, row, rounding, sums);                                                         \
     }
 IMN_INSTANTIATE(float)
 IMN_INSTANTIATE(double)

@@ -1,10 +1,10 @@
 // The hot loops of the exact search. They stand in a file of their own because they are compiled as if no number were
-// infinite, NaN or -0, which makes minima and maxima one instruction each. So nothing in this file may meet or make such
-// a number: the caller keeps meshes that are not finite away. A pragma says so, and not a compiler's flag, as setuptools
-// gives all files of an extension the same flags, and splat and gather must pass NaN on.
+// infinite, NaN or -0, which makes minima and maxima one instruction each. So nothing in this file may meet or make
+// such a number: the caller keeps meshes that are not finite away. A pragma says so, and not a compiler's flag, as
+// setuptools gives all files of an extension the same flags, and splat and gather must pass NaN on.
 //
-// A trap: a struct with a name inside a loop under `omp simd` keeps GCC 12 from vectorising it, and costs a factor of 6.
-// So structs in there are temporaries, or stand in functions that are inlined.
+// A trap: a struct with a name inside a loop under `omp simd` keeps GCC 12 from vectorising it, and costs a factor
+// of 6. So structs in there are temporaries, or stand in functions that are inlined.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("finite-math-only", "no-signed-zeros")
 #endif
@@ -173,9 +173,9 @@ IMN_INLINE void compare(const FaceTable<T>& table, FaceList list, Tile<T>& tile)
             int32_t* face = tile.face + i * LANES;
 #pragma omp simd
             for (int l = 0; l < LANES; l++) {
-                T d = squared_distance(t, Vec3<T>{origin_x + (x[l] + step[l] * t.x.x),
-                                                  origin_y + (y[l] + step[l] * t.y.x),
-                                                  origin_z + (z[l] + step[l] * t.z.x)});
+                T d = squared_distance(t,
+                                       Vec3<T>{origin_x + (x[l] + step[l] * t.x.x), origin_y + (y[l] + step[l] * t.y.x),
+                                               origin_z + (z[l] + step[l] * t.z.x)});
                 bool better = d < squared[l];
                 squared[l] = better ? d : squared[l];
                 face[l] = better ? index : face[l];
@@ -214,18 +214,17 @@ IMN_INLINE void write(Tile<T>& tile, const TileOutput<T>& output) {
 
 }  // namespace
 
-#define IMN_INSTANTIATE(T)                                                                                   \
-    IMN_CLONES int64_t cull_balls(const Balls<T>& balls, const Box<T>& box, T* squared, int32_t* list) {     \
-        return list_balls(balls, box, squared, list);                                                        \
-    }                                                                                                        \
-    IMN_CLONES void cull_tiles(const Triangle<T>* triangles, FaceList list, const BoxTiles<T>& tiles,        \
-                               TileVerdicts<T> verdicts) {                                                   \
-        judge_tiles(triangles, list, tiles, verdicts);                                                       \
-    }                                                                                                        \
-    IMN_CLONES void solve_tile(const FaceTable<T>& table, FaceList list, Tile<T>& tile,                      \
-                               const TileOutput<T>& output) {                                                \
-        compare(table, list, tile);                                                                          \
-        write(tile, output);                                                                                 \
+#define IMN_INSTANTIATE(T)                                                                                             \
+    IMN_CLONES int64_t cull_balls(const Balls<T>& balls, const Box<T>& box, T* squared, int32_t* list) {               \
+        return list_balls(balls, box, squared, list);                                                                  \
+    }                                                                                                                  \
+    IMN_CLONES void cull_tiles(const Triangle<T>* triangles, FaceList list, const BoxTiles<T>& tiles,                  \
+                               TileVerdicts<T> verdicts) {                                                             \
+        judge_tiles(triangles, list, tiles, verdicts);                                                                 \
+    }                                                                                                                  \
+    IMN_CLONES void solve_tile(const FaceTable<T>& table, FaceList list, Tile<T>& tile, const TileOutput<T>& output) { \
+        compare(table, list, tile);                                                                                    \
+        write(tile, output);                                                                                           \
     }
 IMN_INSTANTIATE(float)
 IMN_INSTANTIATE(double)

@@ -117,13 +117,13 @@ struct TileOutput {
 };
 
 // Each step stands twice, for float and for double.
-#define IMN_DECLARE(T)                                                                                                 \
-    /* Lists the balls, by their place, whose face can be the closest somewhere in the box; returns how many. */       \
-    /* `squared` is room for a number a ball. */                                                                       \
-    int64_t cull_balls(const Balls<T>& balls, const Box<T>& box, T* squared, int32_t* list);                           \
-    /* Judges the listed triangles for each tile of a box. */                                                          \
-    void cull_tiles(const Triangle<T>* triangles, FaceList list, const BoxTiles<T>& tiles, TileVerdicts<T> verdicts);  \
-    /* Compares the tile's voxels with the listed triangles, and writes signed distances and faces. */                 \
+#define IMN_DECLARE(T)                                                                                                \
+    /* Lists the balls, by their place, whose face can be the closest somewhere in the box; returns how many. */      \
+    /* `squared` is room for a number a ball. */                                                                      \
+    int64_t cull_balls(const Balls<T>& balls, const Box<T>& box, T* squared, int32_t* list);                          \
+    /* Judges the listed triangles for each tile of a box. */                                                         \
+    void cull_tiles(const Triangle<T>* triangles, FaceList list, const BoxTiles<T>& tiles, TileVerdicts<T> verdicts); \
+    /* Compares the tile's voxels with the listed triangles, and writes signed distances and faces. */                \
     void solve_tile(const FaceTable<T>& table, FaceList list, Tile<T>& tile, const TileOutput<T>& output);
 IMN_DECLARE(float)
 IMN_DECLARE(double)

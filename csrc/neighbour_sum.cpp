@@ -51,12 +51,12 @@ IMN_INLINE void add_rows(const Graph<T>& graph, const Block<T>& block, int64_t f
     }
 }
 
-#define IMN_INSTANTIATE(T)                                                                                             \
-    IMN_CLONES void add(const Graph<T>& graph, const Block<T>& block) {                                                \
-        if (block.width == WIDTH<T>) return add_rows<T, Vector<T>, 3>(graph, block, 0);                                \
-        int64_t first = 0;                                                                                             \
-        for (; first + LANES<T> <= block.width; first += LANES<T>) add_rows<T, Vector<T>, 1>(graph, block, first);     \
-        for (; first < block.width; first++) add_rows<T, T, 1>(graph, block, first);                                   \
+#define IMN_INSTANTIATE(T)                                                                                         \
+    IMN_CLONES void add(const Graph<T>& graph, const Block<T>& block) {                                            \
+        if (block.width == WIDTH<T>) return add_rows<T, Vector<T>, 3>(graph, block, 0);                            \
+        int64_t first = 0;                                                                                         \
+        for (; first + LANES<T> <= block.width; first += LANES<T>) add_rows<T, Vector<T>, 1>(graph, block, first); \
+        for (; first < block.width; first++) add_rows<T, T, 1>(graph, block, first);                               \
     }
 IMN_INSTANTIATE(float)
 IMN_INSTANTIATE(double)

@@ -11,16 +11,24 @@ struct Vec3 {
 };
 
 template <typename T>
-IMN_INLINE Vec3<T> operator+(Vec3<T> a, Vec3<T> b) { return {a.x + b.x, a.y + b.y, a.z + b.z}; }
+IMN_INLINE Vec3<T> operator+(Vec3<T> a, Vec3<T> b) {
+    return {a.x + b.x, a.y + b.y, a.z + b.z};
+}
 
 template <typename T>
-IMN_INLINE Vec3<T> operator-(Vec3<T> a, Vec3<T> b) { return {a.x - b.x, a.y - b.y, a.z - b.z}; }
+IMN_INLINE Vec3<T> operator-(Vec3<T> a, Vec3<T> b) {
+    return {a.x - b.x, a.y - b.y, a.z - b.z};
+}
 
 template <typename T>
-IMN_INLINE Vec3<T> operator*(T s, Vec3<T> a) { return {s * a.x, s * a.y, s * a.z}; }
+IMN_INLINE Vec3<T> operator*(T s, Vec3<T> a) {
+    return {s * a.x, s * a.y, s * a.z};
+}
 
 template <typename T>
-IMN_INLINE T dot(Vec3<T> a, Vec3<T> b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
+IMN_INLINE T dot(Vec3<T> a, Vec3<T> b) {
+    return a.x * b.x + a.y * b.y + a.z * b.z;
+}
 
 template <typename T>
 IMN_INLINE Vec3<T> cross(Vec3<T> a, Vec3<T> b) {
@@ -28,17 +36,23 @@ IMN_INLINE Vec3<T> cross(Vec3<T> a, Vec3<T> b) {
 }
 
 template <typename T>
-IMN_INLINE T minimum(T a, T b) { return a < b ? a : b; }
+IMN_INLINE T minimum(T a, T b) {
+    return a < b ? a : b;
+}
 
 template <typename T>
-IMN_INLINE T maximum(T a, T b) { return a > b ? a : b; }
+IMN_INLINE T maximum(T a, T b) {
+    return a > b ? a : b;
+}
 
 // 0 for a length below any that a mesh in the unit cube means, so that nothing overflows in float either.
 template <typename T>
-IMN_INLINE T inverse_or_zero(T x) { return x > T(1e-30) ? T(1) / x : T(0); }
+IMN_INLINE T inverse_or_zero(T x) {
+    return x > T(1e-30) ? T(1) / x : T(0);
+}
 
-// A triangle lies in its own plane with its longest edge ab along x. The altitude from c stands on ab, inside it, at the
-// foot: the origin. It cuts the triangle into two right triangles that share their height:
+// A triangle lies in its own plane with its longest edge ab along x. The altitude from c stands on ab, inside it, at
+// the foot: the origin. It cuts the triangle into two right triangles that share their height:
 //
 //                    y
 //                    |
@@ -109,12 +123,8 @@ IMN_INLINE Triangle<T> make_triangle(Vec3<T> a, Vec3<T> b, Vec3<T> c, T epsilon)
         height = T(0);
     }
     Vec3<T> y = (T(1) / square_root(dot(across, across))) * across;
-    return {a + left * x,
-            x,
-            y,
-            cross(x, y),
-            make_right_triangle(left, height),
-            make_right_triangle(length - left, height)};
+    return {
+        a + left * x, x, y, cross(x, y), make_right_triangle(left, height), make_right_triangle(length - left, height)};
 }
 
 // A point in the triangle's frame.
@@ -124,8 +134,9 @@ IMN_INLINE Vec3<T> to_frame(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
     return {dot(t.x, r), dot(t.y, r), dot(t.z, r)};
 }
 
-// Where a point p of the triangle's frame stands, seen from the right triangle on its side of the altitude. As ab is the
-// longest edge, points below it see nothing else, and points above it see only the third side of their right triangle:
+// Where a point p of the triangle's frame stands, seen from the right triangle on its side of the altitude. As ab is
+// the longest edge, points below it see nothing else, and points above it see only the third side of their right
+// triangle:
 //
 //           |  beyond   p      p stands `along` the third side, from its lower end, and
 //           |\_ _ - - ^        - `past_end`: as far before its lower end (< 0) or past its upper end (> 0),
@@ -170,7 +181,9 @@ IMN_INLINE Vec3<T> residual(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
 
 // A vector of the triangle's frame in space.
 template <typename T>
-IMN_INLINE Vec3<T> from_frame(const IMN_LOCAL Triangle<T>& t, Vec3<T> r) { return r.x * t.x + r.y * t.y + r.z * t.z; }
+IMN_INLINE Vec3<T> from_frame(const IMN_LOCAL Triangle<T>& t, Vec3<T> r) {
+    return r.x * t.x + r.y * t.y + r.z * t.z;
+}
 
 // The closest point's barycentric weights of b and c.
 template <typename T>

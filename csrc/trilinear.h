@@ -7,7 +7,7 @@ namespace imn {
 
 template <typename T>
 struct Axis {
-    int low, step;  // the cell's lower voxel and the step to its upper one, 0 on an axis of one voxel
+    int low, step;      // the cell's lower voxel and the step to its upper one, 0 on an axis of one voxel
     T fraction, slope;  // position in the cell, and its derivative by the coordinate (0 outside the cube)
 };
 

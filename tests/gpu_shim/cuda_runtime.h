@@ -52,7 +52,7 @@ int launch_on_host(void (*kernel)(A...), dim3 groups, dim3 threads, void** argum
 }
 
 // The kernel's type is lost in a const void*, so the macro of csrc/launch.h is replaced as a whole.
-#define IMN_EXPORT(name, kernel, threads)                                                    \
-    extern "C" int imn_##name(void** arguments, int64_t groups, void*) {                     \
-        return launch_on_host(&kernel, dim3(unsigned(groups)), dim3(threads), arguments);    \
+#define IMN_EXPORT(name, kernel, threads)                                                 \
+    extern "C" int imn_##name(void** arguments, int64_t groups, void*) {                  \
+        return launch_on_host(&kernel, dim3(unsigned(groups)), dim3(threads), arguments); \
     }

@@ -83,8 +83,7 @@ inline void run_group(int64_t group, int size, std::function<void()> body) {
             swapcontext(&s.main, &s.fibers[s.current].context);
             moved = true;
         }
-        for (int begin = 0; begin < size; begin += WARP)
-            moved |= release(begin, std::min(begin + WARP, size), AT_WARP);
+        for (int begin = 0; begin < size; begin += WARP) moved |= release(begin, std::min(begin + WARP, size), AT_WARP);
         moved |= release(0, size, AT_GROUP);
     }
     for (Fiber& fiber : s.fibers)
@@ -99,7 +98,8 @@ T collective(T value, Reduce reduce) {
     Scheduler& s = scheduler();
     s.exchange[s.current] = double(value);  // exact for float, double and int
     wait(AT_WARP);
-    T result = reduce(s.exchange + s.current / WARP * WARP, std::min<int>(WARP, s.fibers.size() - s.current / WARP * WARP));
+    T result =
+        reduce(s.exchange + s.current / WARP * WARP, std::min<int>(WARP, s.fibers.size() - s.current / WARP * WARP));
     wait(AT_WARP);
     return result;
 }
