@@ -9,6 +9,7 @@ import functools
 import math
 import re
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,39 +17,54 @@ import torch
 from implicitmeshnet.ops import reference
 from implicitmeshnet.ops._checks import check_size, check_volume
 
-GROUP, WARP, BLOCK, RUN = 256, 32, 16, 8
-"""As in csrc/: threads of every group and of a warp, voxels along a group's block, and along a thread's run."""
+# As in csrc/gpu.h and csrc/mesh2sdf_gpu.h.
+GROUP = 256
+"""Threads of every group."""
+WARP = 32
+"""Threads of a warp."""
+BLOCK = 16
+"""Voxels along the block that a group finds distances for."""
+RUN = 8
+"""Voxels along the run that a thread differentiates."""
+TRIANGLE_FIELDS = 20
+"""Numbers that stand for a triangle."""
+BALL_FIELDS = 4
+"""Numbers that stand for a ball."""
 CSRC = Path(__file__).parents[2] / "csrc"
 _SUFFIX = {torch.float32: "_float", torch.float64: "_double"}
 
 
 def metal_source(path: Path) -> str:
     """The text of a .metal file with the headers of its own folder in place, each once."""
-    seen = set()
+    seen: set[Path] = set()
 
-    def inline(path):
+    def inline(path: Path) -> str:
         if path in seen:
             return ""
         seen.add(path)
         text = path.read_text().replace("#pragma once", "")
-        return re.sub(r'^#include "(.+)"$', lambda match: inline(path.parent / match[1]), text, flags=re.MULTILINE)
+
+        def header(match: re.Match) -> str:
+            return inline(path.parent / match[1])
+
+        return re.sub(r'^#include "(.+)"$', header, text, flags=re.MULTILINE)
 
     return inline(path)
 
 
 def kernel_names(source: str) -> list[str]:
-    """The kernels that Metal source defines."""
+    """The names of the kernels that Metal source defines."""
     return re.findall(r"^kernel void (\w+)\(", source, re.MULTILINE)
 
 
-def _warn_unusable(reason):
+def _warn_unusable(reason: str) -> None:
     warnings.warn(f"implicitmeshnet: the ops run in plain PyTorch, slowly, as {reason}", stacklevel=2)
 
 
-def _check_groups(kernel, groups, most):
-    if groups > most:
+def _check_groups(kernel: str, groups: int, limit: int) -> None:
+    if groups > limit:
         raise ValueError(
-            f"{kernel}: wanted at most {most} groups of {GROUP} threads on the device, found {groups}: too"
+            f"{kernel}: wanted at most {limit} groups of {GROUP} threads on the device, found {groups}: too"
             " many voxels or vertices at once"
         )
 
@@ -59,32 +75,34 @@ class MetalKernels:
     MOST_GROUPS = (2**32 - 1) // GROUP
     """Metal counts a grid's threads in 32 bits."""
 
-    def __init__(self, name):
+    def __init__(self, name: str):
         self.path = CSRC / f"{name}.metal"
 
     @functools.cached_property
     def library(self):
-        """What torch compiled, None where it did not or where groups or warps are not those that the kernels mean."""
+        """What torch compiled; None where it did not, or where groups or warps are not those that the kernels mean."""
         try:
             source = metal_source(self.path)
             library = torch.mps.compile_shader(source)
             for name in kernel_names(source):
                 self._check_kernel(name, getattr(library, name))
-        except (OSError, RuntimeError, SyntaxError) as error:  # no csrc/ beside the package, or not Metal's taste
+        except (OSError, RuntimeError, SyntaxError) as error:  # no csrc/ beside the package, or Metal refuses it
             _warn_unusable(f"{self.path} did not compile for Metal ({error})")
             return None
         return library
 
-    def _check_kernel(self, name, kernel):
+    def _check_kernel(self, name: str, kernel) -> None:
         if kernel.max_threads_per_threadgroup < GROUP:
             raise RuntimeError(f"{name}: wanted groups of {GROUP} threads, found {kernel.max_threads_per_threadgroup}")
         if kernel.thread_execution_width != WARP:
             raise RuntimeError(f"{name}: wanted warps of {WARP} threads, found {kernel.thread_execution_width}")
 
-    def usable(self, device) -> bool:
+    def usable(self, device: torch.device) -> bool:
+        """Whether kernels run on the device."""
         return self.library is not None
 
-    def launch(self, kernel, groups, device, *arguments):
+    def launch(self, kernel: str, groups: int, device: torch.device, *arguments: torch.Tensor | int) -> None:
+        """Start `groups` groups of a kernel with these tensors and integers; ValueError for more than Metal takes."""
         _check_groups(kernel, groups, self.MOST_GROUPS)
         if groups > 0:
             getattr(self.library, kernel)(*arguments, threads=[groups * GROUP], group_size=[GROUP])
@@ -96,12 +114,12 @@ class CudaKernels:
     MOST_GROUPS = 2**31 - 1
     """CUDA's limit along a grid's first axis."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         self.library = ctypes.CDLL(str(path))
-        self._runs = {}
+        self._runs: dict[torch.device, bool] = {}
 
-    def usable(self, device) -> bool:
-        """Whether kernels start on the device, by one that does nothing; where not, one warning says why."""
+    def usable(self, device: torch.device) -> bool:
+        """Whether kernels start on the device, which one that does nothing shows; if not, one warning says why."""
         if device not in self._runs:
             try:
                 self.launch("accumulate", 1, device, 0, 0, 0)
@@ -111,21 +129,32 @@ class CudaKernels:
                 self._runs[device] = False
         return self._runs[device]
 
-    def launch(self, kernel, groups, device, *arguments):
+    def launch(self, kernel: str, groups: int, device: torch.device, *arguments: torch.Tensor | int) -> None:
+        """Start `groups` groups of a kernel with these tensors and integers on the device's current stream.
+
+        ValueError for more groups than CUDA takes, and what torch raises for CUDA's errors. Nothing waits for the
+        kernel.
+        """
         _check_groups(kernel, groups, self.MOST_GROUPS)
         if groups == 0:
             return
+        # cudaLaunchKernel wants a pointer to each argument; a tensor's is its address, so all have 64 bits.
         values = [ctypes.c_int64(a.data_ptr() if isinstance(a, torch.Tensor) else a) for a in arguments]
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        addresses = [ctypes.addressof(value) for value in values]
+        pointers = (ctypes.c_void_p * len(values))(*addresses)
+        start = getattr(self.library, f"imn_{kernel}")
         with self._current(device) as stream:
-            code = getattr(self.library, f"imn_{kernel}")(pointers, ctypes.c_int64(groups), ctypes.c_void_p(stream))
+            code = start(pointers, ctypes.c_int64(groups), ctypes.c_void_p(stream))
         if code:
             torch.cuda.check_error(code)
 
     @contextlib.contextmanager
-    def _current(self, device):
+    def _current(self, device: torch.device) -> Iterator[int]:
         with torch.cuda.device(device):
             yield torch.cuda.current_stream(device).cuda_stream
+
+
+Kernels = MetalKernels | CudaKernels
 
 
 def groups_of(count: int) -> int:
@@ -133,220 +162,205 @@ def groups_of(count: int) -> int:
     return -(-count // GROUP)
 
 
-def suffix(tensor) -> str:
+def warp_groups_of(count: int) -> int:
+    """How many groups give each of `count` pieces of work a warp."""
+    warps = GROUP // WARP
+    return -(-count // warps)
+
+
+def suffix(tensor: torch.Tensor) -> str:
     """What ends the name of a kernel for this tensor's dtype."""
     return _SUFFIX[tensor.dtype]
 
 
-def prepare(kernels, vertices, faces):
+def prepare(
+    kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each item's triangles (B, F, 20), balls (B, F, 4) and first corners (B, F), and the slack (B,) for rounding."""
-    batch, count = vertices.shape[:2]
-    slack = 32 * torch.finfo(vertices.dtype).eps * reference.extent(vertices, _in_range(faces, count))
-    triangles = vertices.new_empty(batch, len(faces), 20)
-    balls = vertices.new_empty(batch, len(faces), 4)
+    batch, count, _ = vertices.shape
+    extent = reference.extent(vertices, _in_range(faces, count))
+    slack = 32 * torch.finfo(vertices.dtype).eps * extent
+    triangles = vertices.new_empty(batch, len(faces), TRIANGLE_FIELDS)
+    balls = vertices.new_empty(batch, len(faces), BALL_FIELDS)
     first = torch.empty(batch, len(faces), dtype=torch.int32, device=vertices.device)
-    kernels.launch(
-        f"prepare{suffix(vertices)}",
-        groups_of(batch * len(faces)),
-        vertices.device,
-        vertices,
-        faces,
-        slack,
-        triangles,
-        balls,
-        first,
-        batch,
-        count,
-        len(faces),
-    )
+    meshes, sizes = (vertices, faces), (batch, count, len(faces))
+    groups = groups_of(batch * len(faces))
+    name = f"prepare{suffix(vertices)}"
+    kernels.launch(name, groups, vertices.device, *meshes, slack, triangles, balls, first, *sizes)
     return triangles, balls, first, slack
 
 
-def _in_range(faces, vertex_count):
+def _in_range(faces: torch.Tensor, vertex_count: int) -> torch.Tensor:
     """Indices that can be read without a fault, for faces that may be out of range."""
     return faces.clamp(0, vertex_count - 1)
 
 
-def _inside(kernels, vertices, faces, shape, normalised):
-    """Whether each voxel is inside: int32 (B, X, Y, Z), 0 or 1."""
-    batch, count = vertices.shape[:2]
-    used = vertices[:, _in_range(faces, count).flatten(), :2]
+def _reach(vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int], normalised: bool) -> torch.Tensor:
+    """How many voxels from the grid's first the vertices in use or the grid itself reach along X and Y: (B,)."""
+    used = vertices[:, _in_range(faces, vertices.shape[1]).flatten(), :2].abs()
     largest = max(shape[:2])
-    reach = ((used.abs() + 1) * (largest / 2) if normalised else used.abs()).amax((1, 2)).clamp(min=largest)
-    inside = torch.zeros(batch, *shape, dtype=torch.int32, device=vertices.device)
-    warps = GROUP // WARP
-    kernels.launch(
-        f"cross_faces{suffix(vertices)}",
-        -(-batch * len(faces) // warps),
-        vertices.device,
-        vertices,
-        faces,
-        reach,
-        inside,
-        batch,
-        count,
-        len(faces),
-        *shape,
-        int(normalised),
-    )
+    voxels = (used + 1) * (largest / 2) if normalised else used
+    return voxels.amax((1, 2)).clamp(min=largest)
+
+
+def _inside(
+    kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int], normalised: bool
+) -> torch.Tensor:
+    """Whether each voxel is inside: int32 (B, X, Y, Z), 0 or 1."""
+    batch, count, _ = vertices.shape
+    device = vertices.device
+    reach = _reach(vertices, faces, shape, normalised)
+    inside = torch.zeros(batch, *shape, dtype=torch.int32, device=device)
+    groups = warp_groups_of(batch * len(faces))
+    name = f"cross_faces{suffix(vertices)}"
+    sizes = (batch, count, len(faces), *shape)
+    # First the changes of the winding number along each column, then their sums in place.
+    kernels.launch(name, groups, device, vertices, faces, reach, inside, *sizes, int(normalised))
     columns = batch * shape[0] * shape[1]
-    kernels.launch("accumulate", groups_of(columns), vertices.device, inside, columns, shape[2])
+    kernels.launch("accumulate", groups_of(columns), device, inside, columns, shape[2])
     return inside
 
 
-def mesh2sdf(kernels, vertices, faces, shape):
+def _valid(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+    """Which items (B,) have a distance: faces that are all in range, and vertices within the limit."""
+    in_range = (faces == _in_range(faces, vertices.shape[1])).all()
+    return in_range & (vertices.abs() <= reference.LIMIT).flatten(1).all(1)
+
+
+def mesh2sdf(
+    kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """See `implicitmeshnet.ops.mesh2sdf`. Nothing waits for the device: faces out of range give NaN, not an error."""
-    vertices, faces = vertices.contiguous(), faces.contiguous()
+    vertices = vertices.contiguous()
+    faces = faces.contiguous()
     if 0 in (len(faces), vertices.shape[1]):
         reference.check_faces(faces, vertices.shape[1])
-    in_range = (faces == _in_range(faces, vertices.shape[1])).all()
-    valid = in_range & (vertices.abs() <= reference.LIMIT).flatten(1).all(1)
+    valid = _valid(vertices, faces).int()
     triangles, balls, _, slack = prepare(kernels, vertices, faces)
-    face = _inside(kernels, vertices, faces, shape, normalised=True)
+    face = _inside(kernels, vertices, faces, shape, normalised=True)  # the solver replaces it by the closest faces
     sdf = vertices.new_empty(face.shape)
-    blocks = len(vertices) * math.prod(-(-n // BLOCK) for n in shape)
-    kernels.launch(
-        f"solve{suffix(vertices)}",
-        blocks,
-        vertices.device,
-        triangles,
-        balls,
-        slack,
-        valid.int(),
-        sdf,
-        face,
-        len(faces),
-        *shape,
-    )
+    blocks = [-(-n // BLOCK) for n in shape]
+    groups = len(vertices) * math.prod(blocks)
+    name = f"solve{suffix(vertices)}"
+    kernels.launch(name, groups, vertices.device, triangles, balls, slack, valid, sdf, face, len(faces), *shape)
     return sdf, face
 
 
-def mesh2sdf_backward(kernels, grad, vertices, faces, sdf, face):
+def mesh2sdf_backward(
+    kernels: Kernels,
+    grad: torch.Tensor,
+    vertices: torch.Tensor,
+    faces: torch.Tensor,
+    sdf: torch.Tensor,
+    face: torch.Tensor,
+) -> torch.Tensor:
     """Sums by atomic additions, in any order; in the reference's fixed one where torch is to be deterministic."""
     if torch.are_deterministic_algorithms_enabled():
         return reference.mesh2sdf_backward(grad, vertices, faces, sdf, face)
     check_size(sdf, (len(vertices), *sdf.shape[1:]), "sdf")
     check_size(grad, sdf.shape, "grad")
     check_size(face, sdf.shape, "face")
-    grad, vertices, faces = grad.contiguous(), vertices.contiguous(), faces.contiguous()
+    vertices = vertices.contiguous()
+    faces = faces.contiguous()
     triangles, _, first, slack = prepare(kernels, vertices, faces)
-    result, shape = torch.zeros_like(vertices), sdf.shape[1:]
-    runs = len(vertices) * shape[0] * shape[1] * -(-shape[2] // RUN)
-    kernels.launch(
-        f"differentiate{suffix(vertices)}",
-        groups_of(runs),
-        vertices.device,
-        grad,
-        triangles,
-        faces,
-        first,
-        slack,
-        sdf.contiguous(),
-        face.contiguous(),
-        result,
-        *vertices.shape[:2],
-        len(faces),
-        *shape,
-    )
+    result = torch.zeros_like(vertices)
+    batch, x, y, z = sdf.shape
+    runs = batch * x * y * -(-z // RUN)
+    mesh = (triangles, faces, first, slack)
+    distances = (sdf.contiguous(), face.contiguous())
+    sizes = (batch, vertices.shape[1], len(faces), x, y, z)
+    name = f"differentiate{suffix(vertices)}"
+    kernels.launch(name, groups_of(runs), vertices.device, grad.contiguous(), *mesh, *distances, result, *sizes)
     return result
 
 
-def voxelize(kernels, vertices, faces, shape):
+def voxelize(kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """See `implicitmeshnet.ops.voxelize`."""
     reference.check_faces(faces, len(vertices))
-    return _inside(kernels, vertices.contiguous()[None], faces.contiguous(), shape, normalised=False)[0].bool()
+    batch = vertices.contiguous()[None]
+    return _inside(kernels, batch, faces.contiguous(), shape, normalised=False)[0].bool()
 
 
-def splat(kernels, vertices, features, shape, channels_last=False, dtype=None):
+def splat(
+    kernels: Kernels,
+    vertices: torch.Tensor,
+    features: torch.Tensor,
+    shape: Sequence[int],
+    channels_last: bool = False,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """Sums by atomic additions, in any order; in the reference's fixed one where torch is to be deterministic."""
-    check_size(features, (*vertices.shape[:2], features.shape[-1]), "features")
+    batch, count, _ = vertices.shape
+    check_size(features, (batch, count, features.shape[-1]), "features")
     dtype = dtype or features.dtype
     if torch.are_deterministic_algorithms_enabled():
         return reference.splat(vertices, features, shape, channels_last, dtype)
-    vertices, features = vertices.contiguous(), features.to(vertices.dtype).contiguous()
-    volume = torch.empty(
-        len(vertices),
-        features.shape[2],
-        *shape,
-        dtype=vertices.dtype,
-        device=vertices.device,
-        memory_format=reference.memory_format(channels_last),
-    ).zero_()
-    kernels.launch(
-        f"splat{suffix(vertices)}",
-        groups_of(features.numel()),
-        vertices.device,
-        vertices,
-        features,
-        volume,
-        *vertices.shape[:2],
-        *_layout(volume),
-    )
+    vertices = vertices.contiguous()
+    features = features.to(vertices.dtype).contiguous()
+    layout = reference.memory_format(channels_last)
+    size = (batch, features.shape[2], *shape)
+    volume = torch.empty(size, dtype=vertices.dtype, device=vertices.device, memory_format=layout).zero_()
+    groups = groups_of(features.numel())
+    name = f"splat{suffix(vertices)}"
+    kernels.launch(name, groups, vertices.device, vertices, features, volume, batch, count, *_layout(volume))
     return volume.to(dtype)
 
 
-def _layout(volume):
+def _layout(volume: torch.Tensor) -> tuple[int, ...]:
     """Channels, sizes and strides of a volume, as the kernels take them."""
     return *volume.shape[1:], *volume.stride()
 
 
-def _readable(volume, vertices):
-    """A volume of a dtype that a kernel reads beside vertices of theirs, and what ends the kernel's name."""
+def _readable(volume: torch.Tensor, vertices: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """The volume in a dtype that a kernel reads beside these vertices, and what ends that kernel's name."""
     if volume.dtype == torch.bfloat16 and vertices.dtype == torch.float32:
         return volume, "_bfloat16"
     return volume.to(vertices.dtype), suffix(vertices)
 
 
-def gather(kernels, volumes, vertices):
+def gather(kernels: Kernels, volumes: Sequence[torch.Tensor], vertices: torch.Tensor) -> torch.Tensor:
     """See `implicitmeshnet.ops.sample_trilinear`, of a list."""
-    vertices, row, first = vertices.contiguous(), sum(volume.shape[1] for volume in volumes), 0
-    result = vertices.new_empty(*vertices.shape[:2], row)
+    vertices = vertices.contiguous()
+    batch, count, _ = vertices.shape
+    row = sum(volume.shape[1] for volume in volumes)  # channels of all volumes
+    result = vertices.new_empty(batch, count, row)
+    first = 0  # where the volume's channels go in a row
     for volume in volumes:
         check_volume(volume, vertices)
-        volume, name = _readable(volume, vertices)
-        work = vertices.shape[0] * vertices.shape[1] * volume.shape[1]
-        kernels.launch(
-            f"gather{name}",
-            groups_of(work),
-            vertices.device,
-            volume,
-            vertices,
-            result,
-            *vertices.shape[:2],
-            row,
-            first,
-            *_layout(volume),
-        )
+        values, name = _readable(volume, vertices)
+        groups = groups_of(batch * count * volume.shape[1])
+        sizes = (batch, count, row, first, *_layout(values))
+        kernels.launch(f"gather{name}", groups, vertices.device, values, vertices, result, *sizes)
         first += volume.shape[1]
     return result
 
 
-def position_gradient(kernels, volumes, vertices, features):
+def position_gradient(
+    kernels: Kernels, volumes: Sequence[torch.Tensor], vertices: torch.Tensor, features: torch.Tensor
+) -> torch.Tensor:
     """The gradient (B, V, 3) of sum(gather(volumes, vertices) * features) by the vertices; features (B, V, C)."""
-    vertices, features, first = vertices.contiguous(), features.to(vertices.dtype).contiguous(), 0
-    result, row = torch.zeros_like(vertices), sum(volume.shape[1] for volume in volumes)
-    check_size(features, (*vertices.shape[:2], row), "features")
-    warps = GROUP // WARP
+    vertices = vertices.contiguous()
+    features = features.to(vertices.dtype).contiguous()
+    batch, count, _ = vertices.shape
+    row = sum(volume.shape[1] for volume in volumes)
+    check_size(features, (batch, count, row), "features")
+    result = torch.zeros_like(vertices)
+    groups = warp_groups_of(batch * count)
+    first = 0
     for volume in volumes:
         check_volume(volume, vertices)
-        volume, name = _readable(volume, vertices)
-        kernels.launch(
-            f"position_gradient{name}",
-            -(-vertices.shape[0] * vertices.shape[1] // warps),
-            vertices.device,
-            volume,
-            vertices,
-            features,
-            result,
-            *vertices.shape[:2],
-            row,
-            first,
-            *_layout(volume),
-        )
+        values, name = _readable(volume, vertices)
+        name = f"position_gradient{name}"
+        sizes = (batch, count, row, first, *_layout(values))
+        kernels.launch(name, groups, vertices.device, values, vertices, features, result, *sizes)
         first += volume.shape[1]
     return result
 
 
-def splat_backward(kernels, grad, vertices, features):
+def splat_backward(
+    kernels: Kernels, grad: torch.Tensor, vertices: torch.Tensor, features: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients by vertices and features of sum(splat(vertices, features) * grad)."""
-    return position_gradient(kernels, [grad], vertices, features), gather(kernels, [grad], vertices).to(features.dtype)
+    by_position = position_gradient(kernels, [grad], vertices, features)
+    by_features = gather(kernels, [grad], vertices)
+    return by_position, by_features.to(features.dtype)

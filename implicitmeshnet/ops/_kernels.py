@@ -2,7 +2,9 @@
 
 import functools
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -10,7 +12,7 @@ from torch.autograd import forward_ad
 from implicitmeshnet.ops._gpu import CudaKernels, MetalKernels
 
 
-def _tensors(args):
+def _tensors(args: Iterable) -> Iterator[torch.Tensor]:
     """The tensors among an op's arguments, those in lists included."""
     for arg in args:
         if isinstance(arg, torch.Tensor):
@@ -19,10 +21,10 @@ def _tensors(args):
             yield from _tensors(arg)
 
 
-def _refusing_tangents(name, kernel):
-    """The kernel, but for arguments with a forward-mode tangent, which torch would drop without a word."""
+def _refusing_tangents(name: str, kernel: Callable) -> Callable:
+    """The kernel, which now refuses arguments with a forward-mode tangent; torch would drop it without a word."""
 
-    def has_tangent(tensor):
+    def has_tangent(tensor: torch.Tensor) -> bool:
         return forward_ad.unpack_dual(tensor).tangent is not None
 
     @functools.wraps(kernel)
@@ -38,9 +40,9 @@ def _refusing_tangents(name, kernel):
 
 
 class _Library(torch.library.Library):
-    """Ops whose derivatives are those of reverse mode alone."""
+    """Ops that have derivatives in reverse mode only."""
 
-    def impl(self, op_name, fn, dispatch_key="", **options):
+    def impl(self, op_name, fn, dispatch_key="", **options) -> None:
         if dispatch_key == "Autograd":
             fn = _refusing_tangents(op_name, fn)
         super().impl(op_name, fn, dispatch_key, **options)
@@ -49,8 +51,8 @@ class _Library(torch.library.Library):
 library = _Library("implicitmeshnet", "DEF")
 
 
-def _load(pattern, load):
-    """What `load` makes of the package's library of that name, or None, and why it is None."""
+def _load(pattern: str, load: Callable[[Path], Any]) -> tuple[Any, str]:
+    """What `load` makes of the package's library of that name, or None; and why the library did not load, if so."""
     for path in sorted(Path(__file__).parents[1].glob(pattern)):
         try:
             return load(path), ""
@@ -59,7 +61,12 @@ def _load(pattern, load):
     return None, ""
 
 
-_compiled, _failure = _load("_C*.so", lambda path: torch.ops.load_library(str(path)) or True)
+def _load_operators(path: Path) -> bool:
+    torch.ops.load_library(str(path))  # registers its kernels
+    return True
+
+
+_compiled, _failure = _load("_C*.so", _load_operators)
 cuda_kernels, _cuda_failure = _load("_cuda*.so", CudaKernels) if torch.version.cuda else (None, "")
 _has_metal = hasattr(torch._C, "_mps_compileShader")
 
@@ -70,8 +77,9 @@ def compiled() -> bool:
 
 
 @functools.cache
-def _warn_uncompiled(device):
-    failure, compiler = (_failure, "a C++ compiler (g++)") if device == "cpu" else (_cuda_failure, "nvcc")
+def _warn_uncompiled(device: str) -> None:
+    failure = _failure if device == "cpu" else _cuda_failure
+    compiler = "a C++ compiler (g++)" if device == "cpu" else "nvcc"
     warnings.warn(
         f"implicitmeshnet: the ops run in plain PyTorch, slowly, as no compiled library for {device} was found"
         f"{failure}; install {compiler} and run `pip install --no-build-isolation -e .`",
@@ -79,12 +87,13 @@ def _warn_uncompiled(device):
     )
 
 
-def _or_reference(gpu, kernels, reference):
+def _or_reference(gpu: Callable, kernels: CudaKernels | MetalKernels, reference: Callable) -> Callable:
     """`gpu` over the kernels; the reference, with one warning, on a device that does not run them."""
 
     @functools.wraps(reference)
     def op(*args, **kwargs):
-        if kernels.usable(next(_tensors(args)).device):
+        device = next(_tensors(args)).device
+        if kernels.usable(device):
             return gpu(kernels, *args, **kwargs)
         return reference(*args, **kwargs)
 
@@ -94,18 +103,19 @@ def _or_reference(gpu, kernels, reference):
 _metal_kernels = functools.cache(MetalKernels)
 
 
-def define(schema: str, reference, fake, gpu=None, source: str = ""):
+def define(schema: str, reference: Callable, fake: Callable, gpu: Callable | None = None, source: str = ""):
     """Define an op with its reference as the default kernel, and its fake kernel; returns the op.
 
     gpu(kernels, *args) runs the op with `CudaKernels`, or with the `MetalKernels` of csrc/SOURCE.metal; without it
     GPUs run the reference, and no warning says so.
     """
     name = schema.partition("(")[0]
-    faster = {"cpu", "cuda"} if gpu else {"cpu"}
+    faster = {"cpu", "cuda"} if gpu else {"cpu"}  # devices that a compiled kernel would serve
 
     @functools.wraps(reference)
     def default(*args, **kwargs):
-        for device in faster & {tensor.device.type for tensor in _tensors(args)}:
+        devices = {tensor.device.type for tensor in _tensors(args)}
+        for device in faster & devices:
             _warn_uncompiled(device)
         return reference(*args, **kwargs)
 
@@ -119,18 +129,25 @@ def define(schema: str, reference, fake, gpu=None, source: str = ""):
     return getattr(torch.ops.implicitmeshnet, name)
 
 
-def differentiate(function, inputs, grads):
-    """The gradients by each input, None for one that needs none, of function's outputs (a tuple) times grads, summed.
+def differentiate(
+    function: Callable[..., tuple[torch.Tensor, ...]], inputs: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """The gradients by each input of the sum of function's outputs times grads; None for an input that needs none.
 
-    As torch finds them, for the derivatives beyond an op's first: slow, but right to any order.
+    Torch finds them by differentiating the function itself. That serves derivatives beyond an op's first: it is slow,
+    but right to any order.
     """
     with torch.enable_grad():
-        inputs = [each.view_as(each) for each in inputs]  # so that none is reached through another made from it
-        total = sum((output * grad).sum() for output, grad in zip(function(*inputs), grads, strict=True))
-    wanted = [each for each in inputs if each.requires_grad]
-    found = iter(torch.autograd.grad(total, wanted, create_graph=torch.is_grad_enabled(), allow_unused=True))
-    return [next(found) if each.requires_grad else None for each in inputs]
+        # Views, so that an input that was made from another one is not differentiated through.
+        views = [each.view_as(each) for each in inputs]
+        outputs = function(*views)
+        total = sum((output * grad).sum() for output, grad in zip(outputs, grads, strict=True))
+    wanted = [each for each in views if each.requires_grad]
+    again = torch.is_grad_enabled()
+    found = iter(torch.autograd.grad(total, wanted, create_graph=again, allow_unused=True))
+    return [next(found) if each.requires_grad else None for each in views]
 
 
-def register_autograd(name: str, backward, setup_context):
+def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:
+    """Register an op's backward pass, and what saves for it."""
     torch.library.register_autograd(f"implicitmeshnet::{name}", backward, setup_context=setup_context, lib=library)

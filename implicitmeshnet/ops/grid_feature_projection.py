@@ -1,5 +1,7 @@
 """Vertex features <-> voxel volume by trilinear weights: schemas, fake kernels, autograd and public functions."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import nn
 
@@ -8,8 +10,15 @@ from implicitmeshnet.ops._checks import as_shape, check_batched_points, check_de
 from implicitmeshnet.ops._kernels import define, differentiate, register_autograd
 
 
-def _fake_splat(vertices, features, shape, channels_last=False, dtype=None):
-    size, layout = [features.shape[0], features.shape[2], *shape], reference.memory_format(channels_last)
+def _fake_splat(
+    vertices: torch.Tensor,
+    features: torch.Tensor,
+    shape: Sequence[int],
+    channels_last: bool = False,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    size = [features.shape[0], features.shape[2], *shape]
+    layout = reference.memory_format(channels_last)
     return torch.empty(size, dtype=dtype or features.dtype, device=features.device, memory_format=layout)
 
 
@@ -18,7 +27,8 @@ def _fake_splat_backward(grad, vertices, features):
 
 
 def _fake_gather(volumes, vertices):
-    return vertices.new_empty(*vertices.shape[:2], sum(volume.shape[1] for volume in volumes))
+    channels = sum(volume.shape[1] for volume in volumes)
+    return vertices.new_empty(*vertices.shape[:2], channels)
 
 
 def _fake_position_gradient(volumes, vertices, features):
@@ -62,7 +72,8 @@ def _setup_splat(ctx, inputs, output):
 def _differentiate_splat(ctx, grad):
     vertices, features = ctx.saved_tensors
     if not ctx.needs_input_grad[0]:
-        return None, _gather([grad], vertices).to(features.dtype), None, None, None
+        by_features = _gather([grad], vertices).to(features.dtype)
+        return None, by_features, None, None, None
     return *_splat_backward(grad, vertices, features), None, None, None
 
 
@@ -73,15 +84,21 @@ def _setup_gather(ctx, inputs, output):
 
 def _differentiate_gather(ctx, grad):
     *volumes, vertices = ctx.saved_tensors
-    parts = grad.split([volume.shape[1] for volume in volumes], -1)
-    volume_grads = [
-        _splat(vertices, part, volume.shape[2:], _is_channels_last(volume), volume.dtype) if needed else None
-        for volume, part, needed in zip(volumes, parts, ctx.needs_input_grad[0], strict=True)
-    ]
-    return volume_grads, _position_gradient(volumes, vertices, grad) if ctx.needs_input_grad[1] else None
+    of_volumes, of_vertices = ctx.needs_input_grad
+    channels = [volume.shape[1] for volume in volumes]
+    volume_grads: list[torch.Tensor | None] = []
+    for volume, part, needed in zip(volumes, grad.split(channels, -1), of_volumes, strict=True):
+        volume_grads.append(_splat_like(volume, vertices, part) if needed else None)
+    vertex_grad = _position_gradient(volumes, vertices, grad) if of_vertices else None
+    return volume_grads, vertex_grad
 
 
-def _is_channels_last(volume):
+def _splat_like(volume: torch.Tensor, vertices: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Splat into the shape, dtype and memory format of a volume."""
+    return _splat(vertices, features, volume.shape[2:], _is_channels_last(volume), volume.dtype)
+
+
+def _is_channels_last(volume: torch.Tensor) -> bool:
     return volume.is_contiguous(memory_format=torch.channels_last_3d) and not volume.is_contiguous()
 
 
@@ -113,7 +130,9 @@ register_autograd("gather", _differentiate_gather, _setup_gather)
 register_autograd("position_gradient", _differentiate_position_gradient, _setup_position_gradient)
 
 
-def splat_trilinear(vertices: torch.Tensor, features: torch.Tensor, shape, channels_last=False) -> torch.Tensor:
+def splat_trilinear(
+    vertices: torch.Tensor, features: torch.Tensor, shape: int | Iterable[int], channels_last: bool = False
+) -> torch.Tensor:
     """Spread each vertex's features over the eight voxels around it, by trilinear weights; the adjoint of sampling.
 
     vertices (B, V, 3) float32 or float64 in normalised coordinates, features (B, V, C) of any floating dtype, shape an
@@ -136,7 +155,7 @@ def splat_trilinear(vertices: torch.Tensor, features: torch.Tensor, shape, chann
     return _splat(vertices, features, as_shape(shape, 1), channels_last)
 
 
-def sample_trilinear(volume, vertices: torch.Tensor) -> torch.Tensor:
+def sample_trilinear(volume: torch.Tensor | Sequence[torch.Tensor], vertices: torch.Tensor) -> torch.Tensor:
     """Trilinear interpolation of one or more volumes at vertices; the adjoint of `splat_trilinear`.
 
     volume (B, C, X, Y, Z) of any floating dtype and memory format (channels_last_3d is read without a copy), or a list
@@ -164,14 +183,15 @@ class GridFeatureProjectionTrilinear(nn.Module):
 
     sample = staticmethod(sample_trilinear)
 
-    def __init__(self, volume_size, channels_last=False):
+    def __init__(self, volume_size: int | Iterable[int], channels_last: bool = False):
         super().__init__()
         self.volume_size = tuple(as_shape(volume_size, 1, "volume_size"))
         self.channels_last = channels_last
 
-    def forward(self, vertices, features=None):
+    def forward(self, vertices: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        """The volume, see `splat_trilinear`."""
         features = vertices if features is None else features
         return splat_trilinear(vertices, features, self.volume_size, self.channels_last)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"volume_size={self.volume_size}"

@@ -6,15 +6,22 @@ from implicitmeshnet.ops import reference
 from implicitmeshnet.ops._checks import HALF, check_floating
 from implicitmeshnet.ops._kernels import define, differentiate, register_autograd
 
+
+def _fake(features: torch.Tensor, slope: float) -> torch.Tensor:
+    return torch.empty_like(features)
+
+
+def _fake_backward(grad: torch.Tensor, features: torch.Tensor, slope: float) -> torch.Tensor:
+    return torch.empty_like(features)
+
+
 _forward = define(
-    "layer_norm_leaky_relu(Tensor features, float slope) -> Tensor",
-    reference.layer_norm_leaky_relu,
-    lambda features, slope: torch.empty_like(features),
+    "layer_norm_leaky_relu(Tensor features, float slope) -> Tensor", reference.layer_norm_leaky_relu, _fake
 )
 _backward = define(
     "layer_norm_leaky_relu_backward(Tensor grad, Tensor features, float slope) -> Tensor",
     reference.layer_norm_leaky_relu_backward,
-    lambda grad, features, slope: torch.empty_like(features),
+    _fake_backward,
 )
 
 

@@ -1,5 +1,7 @@
 """Mesh -> signed distance volume: schema, fake kernel, autograd and public function."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import nn
 
@@ -8,7 +10,7 @@ from implicitmeshnet.ops._checks import as_faces, as_shape, check_points
 from implicitmeshnet.ops._kernels import define, register_autograd
 
 
-def _fake(vertices, faces, shape):
+def _fake(vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     sdf = vertices.new_empty([vertices.shape[0], *shape])
     return sdf, torch.empty_like(sdf, dtype=torch.int32)
 
@@ -44,15 +46,17 @@ def _second_derivative(ctx, *_):
     raise NotImplementedError("mesh2sdf: wanted a first derivative, found a second one, which it does not have")
 
 
-def _backward(ctx, grad, _):
-    return _mesh2sdf_backward(grad, *ctx.saved_tensors) if grad is not None else None, None, None
+def _backward(ctx, grad: torch.Tensor | None, _):
+    if grad is None:  # only the faces were used
+        return None, None, None
+    return _mesh2sdf_backward(grad, *ctx.saved_tensors), None, None
 
 
 register_autograd("mesh2sdf", _backward, _setup_context)
 register_autograd("mesh2sdf_backward", _second_derivative, lambda ctx, inputs, output: None)
 
 
-def mesh2sdf(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor:
+def mesh2sdf(vertices: torch.Tensor, faces: torch.Tensor, shape: int | Iterable[int]) -> torch.Tensor:
     """The exact signed distance from every voxel centre to a triangle mesh, negative inside.
 
     vertices (B, V, 3) or (V, 3) float32 or float64 in normalised coordinates (the grid is the cube [-1, 1]^3, see
@@ -83,12 +87,13 @@ def mesh2sdf(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor
 class Mesh2SDF(nn.Module):
     """`mesh2sdf` at a fixed grid: (vertices, faces) -> sdf. volume_size is an int or three, each at least 2."""
 
-    def __init__(self, volume_size):
+    def __init__(self, volume_size: int | Iterable[int]):
         super().__init__()
         self.volume_size = tuple(as_shape(volume_size, 2, "volume_size"))
 
-    def forward(self, vertices, faces):
+    def forward(self, vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+        """Signed distances (B, X, Y, Z) or (X, Y, Z), see `mesh2sdf`."""
         return mesh2sdf(vertices, faces, self.volume_size)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"volume_size={self.volume_size}"

@@ -7,12 +7,14 @@ from implicitmeshnet.ops._checks import HALF, check_device, check_floating, chec
 from implicitmeshnet.ops._kernels import define, register_autograd
 
 
-def _fake(features, index, weight, own):
-    return features.new_empty(*features.shape[:-1], features.shape[-1] // (2 if own else 1))
+def _fake(features: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, own: bool) -> torch.Tensor:
+    *rest, channels = features.shape
+    return features.new_empty(*rest, channels // 2 if own else channels)
 
 
-def _fake_backward(grad, index, weight, own):
-    return grad.new_empty(*grad.shape[:-1], grad.shape[-1] * (2 if own else 1))
+def _fake_backward(grad: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, own: bool) -> torch.Tensor:
+    *rest, channels = grad.shape
+    return grad.new_empty(*rest, channels * 2 if own else channels)
 
 
 _neighbour_sum = define(
@@ -42,7 +44,7 @@ register_autograd("neighbour_sum", _differentiate, _setup)
 register_autograd("neighbour_sum_backward", _differentiate_backward, _setup)
 
 
-def neighbour_sum(features: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, own: bool = False):
+def neighbour_sum(features: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, own: bool = False) -> torch.Tensor:
     """y[v] = sum over d of weight[v, d] x[index[v, d]] over one graph, for features (..., V, C) -> (..., V, C).
 
     index (V, D) int64 and weight (V, D), weight 0 where a vertex has fewer neighbours than D. The operator must be
@@ -63,7 +65,7 @@ def neighbour_sum(features: torch.Tensor, index: torch.Tensor, weight: torch.Ten
     return _neighbour_sum(features, index, weight, own)
 
 
-def _check_graph(index, weight):
+def _check_graph(index: torch.Tensor, weight: torch.Tensor) -> None:
     check_tensor(index, "index")
     check_floating(weight, "weight")
     check_device(weight, index, "weight", "the index")

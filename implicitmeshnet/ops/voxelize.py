@@ -1,5 +1,7 @@
 """Which voxels lie inside a triangle mesh: schema, fake kernel and public function."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 
 from implicitmeshnet.ops import _gpu, reference
@@ -7,7 +9,7 @@ from implicitmeshnet.ops._checks import as_faces, as_shape, check_points
 from implicitmeshnet.ops._kernels import define
 
 
-def _fake(vertices, faces, shape):
+def _fake(vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return vertices.new_empty(shape, dtype=torch.bool)
 
 
@@ -20,7 +22,7 @@ _voxelize = define(
 )
 
 
-def voxelize(vertices: torch.Tensor, faces: torch.Tensor, shape) -> torch.Tensor:
+def voxelize(vertices: torch.Tensor, faces: torch.Tensor, shape: int | Iterable[int]) -> torch.Tensor:
     """Which voxel centres lie inside a mesh.
 
     vertices (V, 3) float32 or float64 in voxel coordinates (centre of voxel i at i), faces (F, 3) integers, shape an
