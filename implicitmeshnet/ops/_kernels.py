@@ -141,7 +141,8 @@ def differentiate(
         # Views, so that an input that was made from another one is not differentiated through.
         views = [each.view_as(each) for each in inputs]
         outputs = function(*views)
-        total = sum((output * grad).sum() for output, grad in zip(outputs, grads, strict=True))
+        products = [(output * grad).sum() for output, grad in zip(outputs, grads, strict=True)]
+        total = torch.stack(products).sum()
     wanted = [each for each in views if each.requires_grad]
     again = torch.is_grad_enabled()
     found = iter(torch.autograd.grad(total, wanted, create_graph=again, allow_unused=True))

@@ -155,7 +155,9 @@ def splat_trilinear(
     return _splat(vertices, features, as_shape(shape, 1), channels_last)
 
 
-def sample_trilinear(volume: torch.Tensor | Sequence[torch.Tensor], vertices: torch.Tensor) -> torch.Tensor:
+def sample_trilinear(
+    volume: torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...], vertices: torch.Tensor
+) -> torch.Tensor:
     """Trilinear interpolation of one or more volumes at vertices; the adjoint of `splat_trilinear`.
 
     volume (B, C, X, Y, Z) of any floating dtype and memory format (channels_last_3d is read without a copy), or a list
@@ -166,7 +168,7 @@ def sample_trilinear(volume: torch.Tensor | Sequence[torch.Tensor], vertices: to
     in `splat_trilinear`.
     """
     check_batched_points(vertices)
-    volumes = list(volume) if isinstance(volume, list | tuple) else [volume]
+    volumes: list[torch.Tensor] = list(volume) if isinstance(volume, list | tuple) else [volume]
     for each in volumes:
         check_floating(each, "volume")
         check_device(each, vertices, "volume")

@@ -97,11 +97,10 @@ def closest(
 
 def _to_frame(frame: Frame, points: torch.Tensor) -> list[torch.Tensor]:
     """The coordinates x, y and z of points (..., 3) in frames that broadcast."""
-    offset = (points - frame.origin).unbind(-1)
+    dx, dy, dz = (points - frame.origin).unbind(-1)
     coordinates = []
-    for row in range(3):
-        axis = frame.axes[..., row, :]
-        coordinates.append(sum(offset[i] * axis[..., i] for i in range(3)))
+    for axis in frame.axes.unbind(-2):
+        coordinates.append(dx * axis[..., 0] + dy * axis[..., 1] + dz * axis[..., 2])
     return coordinates
 
 
@@ -170,8 +169,8 @@ def _nearest_face(
 
 def nearest(frame: Frame, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Distances (N,) and indices (N,) of the faces nearest to points (N, 3)."""
-    _, _, residual = closest(frame, points[:, None])
-    squared, index = sum(r * r for r in residual).min(1)
+    _, _, (x, y, z) = closest(frame, points[:, None])
+    squared, index = (x * x + y * y + z * z).min(1)
     return squared.sqrt(), index
 
 
