@@ -22,7 +22,7 @@ struct Corners {
     T weight[8];
 };
 
-// The way from the first of eight voxels to each, given the step along each axis, in whatever unit. It is the same for
+// The step from the first of eight voxels to each, given the step along each axis, in whatever unit. It is the same for
 // all vertices: an axis of one voxel has no second one in any cell, every other axis has one in all cells.
 struct CornerOffsets {
     int64_t to[8];
@@ -87,19 +87,29 @@ struct Part {
     }
 };
 
+// What is splatted: features (B, C, V) or (B, V, C), and the voxels around each vertex (B, V).
+template <typename T>
+struct Features {
+    const T* values;
+    const Corners<T>* corners;
+    int64_t batch, count, channels;
+};
+
 // Channels first: a task is a channel of an item, zeroed and filled while it lies in the cache; features (B, C, V).
 template <typename T, typename Out>
-void splat_planes(Out* volume, at::IntArrayRef shape, const std::vector<Corners<T>>& corners, const T* features,
-                  int64_t batch, int64_t channels) {
-    int64_t count = batch > 0 ? corners.size() / batch : 0, voxels = shape[0] * shape[1] * shape[2];
+void splat_planes(Out* volume, at::IntArrayRef shape, const Features<T>& features) {
+    const T* values = features.values;
+    const Corners<T>* corners = features.corners;
+    int64_t batch = features.batch, count = features.count, channels = features.channels;
+    int64_t voxels = shape[0] * shape[1] * shape[2];
     const CornerOffsets offsets(shape, shape[1] * shape[2], shape[2], 1);
     const bool paired = shape[2] > 1;
     at::parallel_for(0, batch * channels, 1, [&](int64_t begin, int64_t end) {
         Part<T, Out> part(voxels);
         for (int64_t task = begin; task < end; task++) {
             T* plane = part.zeroed(volume + task * voxels);
-            const Corners<T>* at = corners.data() + task / channels * count;
-            for (int64_t v = 0; v < count; v++) add_corners(plane, at[v], offsets, features[task * count + v], paired);
+            const Corners<T>* at = corners + task / channels * count;
+            for (int64_t v = 0; v < count; v++) add_corners(plane, at[v], offsets, values[task * count + v], paired);
             part.finish(volume + task * voxels);
         }
     });
@@ -108,9 +118,12 @@ void splat_planes(Out* volume, at::IntArrayRef shape, const std::vector<Corners<
 // Channels last: a task is a slice along X, filled by the vertices whose cell begins there or one before, in order of
 // X and index; features (B, V, C).
 template <typename T, typename Out>
-void splat_slices(Out* volume, at::IntArrayRef shape, const std::vector<Corners<T>>& corners, const T* features,
-                  int64_t batch, int64_t channels) {
-    int64_t count = batch > 0 ? corners.size() / batch : 0, plane = shape[1] * shape[2], size = plane * channels;
+void splat_slices(Out* volume, at::IntArrayRef shape, const Features<T>& features) {
+    const T* values = features.values;
+    const Corners<T>* corners = features.corners;
+    int64_t batch = features.batch, count = features.count, channels = features.channels;
+    int64_t plane = shape[1] * shape[2];
+    int64_t size = plane * channels;
     const CornerOffsets offsets(shape, plane, shape[2], 1);
     std::vector<std::vector<int64_t>> beginning(batch * shape[0]);  // vertices by the slice where their cell begins
     for (int64_t v = 0; v < batch * count; v++) beginning[v / count * shape[0] + corners[v].voxel / plane].push_back(v);
@@ -123,7 +136,7 @@ void splat_slices(Out* volume, at::IntArrayRef shape, const std::vector<Corners<
                 for (int64_t v : beginning[task - before])
                     for (int64_t k = 4 * before; k < 4 * before + 4; k++) {
                         T* row = slice + (corners[v].voxel + offsets.to[k] - first) * channels;
-                        const T* from = features + v * channels;
+                        const T* from = values + v * channels;
                         T weight = corners[v].weight[k];
 #pragma omp simd
                         for (int64_t c = 0; c < channels; c++) row[c] += weight * from[c];
@@ -142,7 +155,8 @@ void check_features(const at::Tensor& features, const at::Tensor& vertices) {
 
 at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features, at::IntArrayRef shape, bool channels_last,
                  std::optional<at::ScalarType> dtype) {
-    auto vertices = vertices_.contiguous(), values = features.to(vertices.scalar_type());
+    auto vertices = vertices_.contiguous();
+    auto values = features.to(vertices.scalar_type());
     check_features(values, vertices);
     imn::check_shape(shape, 1);
     auto format = channels_last ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::Contiguous;
@@ -154,11 +168,11 @@ at::Tensor splat(const at::Tensor& vertices_, const at::Tensor& features, at::In
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "splat", [&] {
         using T = scalar_t;
         auto corners = corners_of(locate<T>(vertices, shape), shape);
+        Features<T> from = {values.const_data_ptr<T>(), corners.data(), batch, features.size(1), channels};
         AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "splat", [&] {
             scalar_t* out = volume.mutable_data_ptr<scalar_t>();
-            if (channels_last)
-                splat_slices<T, scalar_t>(out, shape, corners, values.const_data_ptr<T>(), batch, channels);
-            else splat_planes<T, scalar_t>(out, shape, corners, values.const_data_ptr<T>(), batch, channels);
+            if (channels_last) splat_slices<T, scalar_t>(out, shape, from);
+            else splat_planes<T, scalar_t>(out, shape, from);
         });
     });
     return volume;
@@ -174,13 +188,22 @@ struct Reading {
     T* products = nullptr;
 };
 
+// Some channels of one item of a volume: where they start, and the strides (B, C, X, Y, Z) and sizes (X, Y, Z).
+template <typename V>
+struct Source {
+    const V* values;
+    int64_t channels;
+    at::IntArrayRef strides, shape;
+};
+
 // Channels last: vertex by vertex, all channels of a corner side by side.
 template <typename T, typename V>
-void read_rows(const V* volume, const Corners<T>* corners, const CornerOffsets& offsets, int64_t count,
-               int64_t channels, int64_t step, Reading<T> reading) {
+void read_rows(const Source<V>& volume, const Corners<T>* corners, const CornerOffsets& offsets, int64_t count,
+               Reading<T> reading) {
+    int64_t channels = volume.channels, step = volume.strides[4];
     for (int64_t v = 0; v < count; v++) {
         const V* row[8];
-        for (int k = 0; k < 8; k++) row[k] = volume + corners[v].voxel * step + offsets.to[k];
+        for (int k = 0; k < 8; k++) row[k] = volume.values + corners[v].voxel * step + offsets.to[k];
         if (reading.values) {
             T* out = reading.values + v * reading.values_stride;
             const T* w = corners[v].weight;
@@ -201,14 +224,16 @@ void read_rows(const V* volume, const Corners<T>* corners, const CornerOffsets& 
 
 // Other layouts: channel by channel, so that what is read lies close together.
 template <typename T, typename V>
-void read_planes(const V* volume, at::IntArrayRef strides, at::IntArrayRef shape, const Corners<T>* corners,
-                 int64_t count, int64_t channels, Reading<T> reading) {
+void read_planes(const Source<V>& source, const Corners<T>* corners, int64_t count, Reading<T> reading) {
+    const V* volume = source.values;
+    at::IntArrayRef strides = source.strides, shape = source.shape;
+    int64_t channels = source.channels;
     const CornerOffsets offsets(shape, strides[2], strides[3], strides[4]);
-    std::vector<int64_t> offset(count);
+    std::vector<int64_t> offset(count);  // of the vertices' first voxels
     for (int64_t v = 0; v < count; v++) {
         int64_t voxel = corners[v].voxel;
-        offset[v] = voxel / (shape[1] * shape[2]) * strides[2] + voxel / shape[2] % shape[1] * strides[3] +
-                    voxel % shape[2] * strides[4];
+        int64_t x = voxel / (shape[1] * shape[2]), y = voxel / shape[2] % shape[1], z = voxel % shape[2];
+        offset[v] = x * strides[2] + y * strides[3] + z * strides[4];
     }
     if (reading.products) std::fill_n(reading.products, 8 * count, T(0));
     for (int64_t c = 0; c < channels; c++)
@@ -227,8 +252,10 @@ void read_planes(const V* volume, at::IntArrayRef strides, at::IntArrayRef shape
 // and channel. Threads own vertices (channels last) or groups of channels, whose products are added in order.
 template <typename T>
 void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Reading<T> reading) {
-    int64_t batch = volume.size(0), channels = volume.size(1), count = batch > 0 ? corners.size() / batch : 0;
-    auto strides = volume.strides(), shape = volume.sizes().slice(2);
+    int64_t batch = volume.size(0), channels = volume.size(1);
+    int64_t count = batch > 0 ? corners.size() / batch : 0;
+    auto strides = volume.strides();
+    auto shape = volume.sizes().slice(2);
     bool rows =
         strides[1] == 1 && strides[3] == volume.size(4) * strides[4] && strides[2] == volume.size(3) * strides[3];
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, volume.scalar_type(), "read", [&] {
@@ -242,8 +269,8 @@ void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Read
             const CornerOffsets offsets(shape, strides[2], strides[3], strides[4]);
             at::parallel_for(0, batch * count, 64, [&](int64_t begin, int64_t end) {
                 for (int64_t v = begin; v < end; v++)
-                    read_rows(values + v / count * strides[0], &corners[v], offsets, 1, channels, strides[4],
-                              part(v, 0, reading.products ? reading.products + 8 * v : nullptr));
+                    read_rows(Source<scalar_t>{values + v / count * strides[0], channels, strides, shape}, &corners[v],
+                              offsets, 1, part(v, 0, reading.products ? reading.products + 8 * v : nullptr));
             });
             return;
         }
@@ -251,9 +278,11 @@ void read(const at::Tensor& volume, const std::vector<Corners<T>>& corners, Read
         std::vector<T> products(reading.products ? batch * groups * count * 8 : 0);
         at::parallel_for(0, batch * groups, 1, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++) {
-                int64_t b = task / groups, first = task % groups * GROUP;
-                read_planes(values + b * strides[0] + first * strides[1], strides, shape, corners.data() + b * count,
-                            count, std::min(GROUP, channels - first),
+                int64_t b = task / groups;
+                int64_t first = task % groups * GROUP;
+                Source<scalar_t> source = {values + b * strides[0] + first * strides[1],
+                                           std::min(GROUP, channels - first), strides, shape};
+                read_planes(source, corners.data() + b * count, count,
                             part(b * count, first, products.empty() ? nullptr : products.data() + task * count * 8));
             }
         });
@@ -282,13 +311,15 @@ int64_t check_volumes(at::TensorList volumes, const at::Tensor& vertices) {
 
 at::Tensor gather(at::TensorList volumes, const at::Tensor& vertices_) {
     auto vertices = vertices_.contiguous();
-    int64_t channels = check_volumes(volumes, vertices), first = 0;
+    int64_t channels = check_volumes(volumes, vertices);
+    int64_t first = 0;
     auto result = at::empty({vertices.size(0), vertices.size(1), channels}, vertices.options());
     AT_DISPATCH_FLOATING_TYPES(vertices.scalar_type(), "gather", [&] {
         for (const auto& volume : volumes) {
             auto shape = volume.sizes().slice(2);
             Reading<scalar_t> reading;
-            reading.values = result.mutable_data_ptr<scalar_t>() + first, reading.values_stride = channels;
+            reading.values = result.mutable_data_ptr<scalar_t>() + first;
+            reading.values_stride = channels;
             read(volume, corners_of(locate<scalar_t>(vertices, shape), shape), reading);
             first += volume.size(1);
         }
@@ -311,7 +342,8 @@ void read_gradient(const at::Tensor& volume, const at::Tensor& vertices, const T
 }
 
 at::Tensor position_gradient(at::TensorList volumes, const at::Tensor& vertices_, const at::Tensor& features_) {
-    auto vertices = vertices_.contiguous(), features = features_.contiguous();
+    auto vertices = vertices_.contiguous();
+    auto features = features_.contiguous();
     imn::check_sizes(features, {vertices.size(0), vertices.size(1), check_volumes(volumes, vertices)}, "features");
     auto result = at::zeros(vertices.sizes(), vertices.options());
     int64_t first = 0;
@@ -327,7 +359,8 @@ at::Tensor position_gradient(at::TensorList volumes, const at::Tensor& vertices_
 
 std::tuple<at::Tensor, at::Tensor> splat_backward(const at::Tensor& grad, const at::Tensor& vertices_,
                                                   const at::Tensor& features_) {
-    auto vertices = vertices_.contiguous(), features = features_.to(vertices.scalar_type()).contiguous();
+    auto vertices = vertices_.contiguous();
+    auto features = features_.to(vertices.scalar_type()).contiguous();
     imn::check_sizes(features, {vertices.size(0), vertices.size(1), check_volumes(grad, vertices)}, "features");
     auto positions = at::zeros(vertices.sizes(), vertices.options());
     auto values = at::empty(features.sizes(), features.options());

@@ -14,7 +14,7 @@ template <typename T>
 __global__ void __launch_bounds__(imn::GROUP)
     splat(const T* vertices, const T* features, T* volume, Integer batch, Integer count, Integer channels, Integer x,
           Integer y, Integer z, Integer step_b, Integer step_channel, Integer step_x, Integer step_y, Integer step_z) {
-    imn::splat_channel(vertices, features, volume, batch, count,
+    imn::splat_channel(imn::Vertices<T>{vertices, batch, count}, features, volume,
                        Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z}, here());
 }
 
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(imn::GROUP)
     gather(const V* volume, const T* vertices, T* result, Integer batch, Integer count, Integer row, Integer first,
            Integer channels, Integer x, Integer y, Integer z, Integer step_b, Integer step_channel, Integer step_x,
            Integer step_y, Integer step_z) {
-    imn::gather_channel(volume, vertices, result, batch, count, row, first,
+    imn::gather_channel(volume, imn::Vertices<T>{vertices, batch, count}, result, imn::Row{row, first},
                         Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z}, here());
 }
 
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(imn::GROUP)
     position_gradient(const V* volume, const T* vertices, const T* features, T* result, Integer batch, Integer count,
                       Integer row, Integer first, Integer channels, Integer x, Integer y, Integer z, Integer step_b,
                       Integer step_channel, Integer step_x, Integer step_y, Integer step_z) {
-    imn::differentiate_vertex(volume, vertices, features, result, batch, count, row, first,
+    imn::differentiate_vertex(volume, imn::Vertices<T>{vertices, batch, count}, features, result, imn::Row{row, first},
                               Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z}, here());
 }
 

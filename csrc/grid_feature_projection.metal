@@ -15,7 +15,7 @@ kernel void splat_float(const device float* vertices, const device float* featur
                         constant Integer& step_channel, constant Integer& step_x, constant Integer& step_y,
                         constant Integer& step_z, uint group [[threadgroup_position_in_grid]],
                         uint index [[thread_position_in_threadgroup]]) {
-    imn::splat_channel(vertices, features, volume, batch, count,
+    imn::splat_channel(imn::Vertices<float>{vertices, batch, count}, features, volume,
                        Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z},
                        Thread{Integer(group), int(index)});
 }
@@ -27,7 +27,7 @@ kernel void gather_float(const device float* volume, const device float* vertice
                          constant Integer& z, constant Integer& step_b, constant Integer& step_channel,
                          constant Integer& step_x, constant Integer& step_y, constant Integer& step_z,
                          uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
-    imn::gather_channel(volume, vertices, result, batch, count, row, first,
+    imn::gather_channel(volume, imn::Vertices<float>{vertices, batch, count}, result, imn::Row{row, first},
                         Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z},
                         Thread{Integer(group), int(index)});
 }
@@ -41,9 +41,9 @@ kernel void position_gradient_float(const device float* volume, const device flo
                                     constant Integer& step_x, constant Integer& step_y, constant Integer& step_z,
                                     uint group [[threadgroup_position_in_grid]],
                                     uint index [[thread_position_in_threadgroup]]) {
-    imn::differentiate_vertex(volume, vertices, features, result, batch, count, row, first,
-                              Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z},
-                              Thread{Integer(group), int(index)});
+    imn::differentiate_vertex(
+        volume, imn::Vertices<float>{vertices, batch, count}, features, result, imn::Row{row, first},
+        Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z}, Thread{Integer(group), int(index)});
 }
 
 [[max_total_threads_per_threadgroup(256)]]
@@ -54,7 +54,7 @@ kernel void gather_bfloat16(const device Bfloat16* volume, const device float* v
                             constant Integer& step_channel, constant Integer& step_x, constant Integer& step_y,
                             constant Integer& step_z, uint group [[threadgroup_position_in_grid]],
                             uint index [[thread_position_in_threadgroup]]) {
-    imn::gather_channel(volume, vertices, result, batch, count, row, first,
+    imn::gather_channel(volume, imn::Vertices<float>{vertices, batch, count}, result, imn::Row{row, first},
                         Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z},
                         Thread{Integer(group), int(index)});
 }
@@ -68,7 +68,7 @@ kernel void position_gradient_bfloat16(const device Bfloat16* volume, const devi
                                        constant Integer& step_x, constant Integer& step_y, constant Integer& step_z,
                                        uint group [[threadgroup_position_in_grid]],
                                        uint index [[thread_position_in_threadgroup]]) {
-    imn::differentiate_vertex(volume, vertices, features, result, batch, count, row, first,
-                              Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z},
-                              Thread{Integer(group), int(index)});
+    imn::differentiate_vertex(
+        volume, imn::Vertices<float>{vertices, batch, count}, features, result, imn::Row{row, first},
+        Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z}, Thread{Integer(group), int(index)});
 }
