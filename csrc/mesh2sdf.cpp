@@ -1,28 +1,31 @@
-// The exact signed distance on the CPU. To compare every voxel with every face would take 1.3 10^9 tests for a mesh of
-// 5120 faces in a grid of 64^3. So boxes of voxels that get smaller and smaller leave fewer and fewer faces in
-// question:
+// The exact signed distance on the CPU. To compare every voxel with every face would take 1.3 billion tests for a mesh
+// of 5120 faces in a grid of 64^3. Instead the search descends through smaller and smaller boxes of voxels, and each
+// step leaves fewer faces in question:
 //
-//     all faces             5120     of the mesh
-//         |  BallRule: a face's ball is too far from the block, beside the ball nearest to its centre
+//                          faces   boxes
+//     the whole grid        5120       1
+//         |  BallRule: drops a face whose ball is too far from the block, compared with the ball nearest to its centre
 //         v
-//     a block of 16^3       1243     64 of them
-//         |  BallRule again, for the box and the block's faces
+//     a block of 16^3       1243      64
+//         |  BallRule again, for the box, among the block's faces
 //         v
-//     a box of 8 x 8 x 16    590     256 of them
-//         |  FaceRule: a face is too far from the tile, beside the face closest to its centre
+//     a box of 8 x 8 x 16    590     256
+//         |  FaceRule: drops a face that is too far from the tile, compared with the face closest to its centre
 //         v
-//     a tile of 4^3           93     4096 of them
-//         |  squared_distance: every voxel with every face that is left
+//     a tile of 4^3           93    4096
+//         |  squared_distance: compares every voxel of the tile with every face that is left
 //         v
-//     a voxel                  1     and the distance to it
+//     a voxel                  1   64^3
 //
-// The counts are means for the displaced sphere of benchmarks/signed_distance.py (mesh b); they make 0.3 and 0.3 10^6
-// tests of balls, 2.4 10^6 of faces for tiles, and 25 10^6 of voxels. Each rule drops a face only where another is
-// closer throughout the box, so the result is the same as with all tests: culling.h says why. A ball is quick to test,
-// but leaves more faces than the offset to the face itself. The sign is found apart, in winding.h.
+// The counts were measured: faces that are left for a box, in the mean, for the displaced sphere of
+// benchmarks/signed_distance.py (mesh b). They make 0.3 million tests of balls for the blocks and as many for the
+// boxes, 2.4 million tests of faces for the tiles and 25 million for the voxels. Each rule drops a face only where
+// another one is closer throughout the box, so the result is the same as with all tests; culling.h says why. A ball is
+// quick to test, but its rule leaves more faces than that of the face itself. The sign is found separately, in
+// winding.h.
 //
-// A block is what one thread takes at a time. A box holds 16 tiles, one for each lane of a vector. The descent is in
-// this file, the loops of its steps are in mesh2sdf_search.cpp.
+// A thread takes one block at a time. A box holds 16 tiles, one for each lane of a vector. The descent is in this file,
+// the loops of its steps are in mesh2sdf_search.cpp.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>

@@ -116,7 +116,7 @@ struct TileOutput {
     int64_t slices, rows, count[3];
 };
 
-// Each step stands twice, for float and for double.
+// Each step exists twice, for float and for double.
 #define IMN_DECLARE(T)                                                                                                \
     /* Lists the balls, by their place, whose face can be the closest somewhere in the box; returns how many. */      \
     /* `squared` is room for a number a ball. */                                                                      \

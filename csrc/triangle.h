@@ -138,11 +138,13 @@ IMN_INLINE Vec3<T> to_frame(const IMN_LOCAL Triangle<T>& t, Vec3<T> p) {
 // the longest edge, points below it see nothing else, and points above it see only the third side of their right
 // triangle:
 //
-//           |  beyond   p      p stands `along` the third side, from its lower end, and
-//           |\_ _ - - ^        - `past_end`: as far before its lower end (< 0) or past its upper end (> 0),
-//           |  \_   /          - `beyond`: as far from its line outwards, 0 inside,
-//           |    \_            - `below`: as far below ab, < 0 there and 0 above.
-//      foot +------\------
+//      c
+//      |\_         p
+//      |  \_     _/
+//      |    \_ _/        beyond    how far p is from the side's line, outwards; 0 inside
+//      |      \          along     where on the side that is, from its lower end; within its length
+//      |       \_        past_end  how far before its lower end (< 0) or past its upper end (> 0) p is
+//      foot------b       below     how far p is below ab (< 0); 0 above
 //
 // So for the closest point q |p - q|^2 = past_end^2 + beyond^2 + below^2 + p.z^2.
 template <typename T>
