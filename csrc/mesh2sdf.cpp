@@ -155,12 +155,15 @@ private:
 
     // Lists the box's faces that are kept in one of its tiles.
     imn::FaceList faces_of(int lane) {
+        const int32_t* from = box.face.get();
+        const uint8_t* kept_here = keep.get() + lane;
+        int32_t* to = list.get();
         int64_t kept = 0;
-        for (int64_t k = 0; k < box.count; k++) {
-            list[kept] = box.face[k];  // the next writes over it unless it is kept
-            kept += keep[LANES * k + lane];
+        for (int64_t k = 0, count = box.count; k < count; k++) {
+            to[kept] = from[k];  // the next writes over it unless it is kept
+            kept += kept_here[LANES * k];
         }
-        return {list.get(), kept};
+        return {to, kept};
     }
 
     // Solves one tile with the faces that are left.
