@@ -22,7 +22,6 @@ from implicitmeshnet.surfaces.figures import (
     Structure,
     case_preview,
     colours,
-    training_overview,
 )
 from implicitmeshnet.surfaces.render import render
 
@@ -223,20 +222,6 @@ def test_render_covers_the_disc_of_a_sphere():
     assert picture.min() >= 0
     assert picture.max() <= 1
     assert (picture[90:110, 90:110, 3] == 1).all()  # no cracks
-
-
-def test_training_overview(tmp_path):
-    history = [{"epoch": e + 1, "total": 2 / (e + 1), "occupancy": 1 / (e + 1), "seconds": 3.0} for e in range(6)]
-    history[2]["dice"] = {"LV": 0.8, "LA": 0.7}
-    history[5]["dice"] = {"LV": 0.75, "LA": float("nan")}
-    figure = training_overview(tmp_path / "overview.png", history)
-    losses, scores = figure.axes
-    assert [line.get_label() for line in losses.lines] == ["total", "occupancy"]
-    assert list(losses.lines[0].get_ydata()) == [record["total"] for record in history]
-    assert [line.get_label() for line in scores.lines] == ["LV, best 0.800", "LA, best 0.700"]
-    assert list(scores.lines[0].get_xdata()) == [3, 6]
-    assert imread(tmp_path / "overview.png").shape[:2] == (450, 1200)
-    training_overview(tmp_path / "overview.png", history[:1])
 
 
 def test_importing_leaves_pyplot_alone():

@@ -167,7 +167,7 @@ def read_case(case: Case) -> tuple[Volume, Volume | None]:
         for warning in labels.warnings
         if warning.replace(str(case.label), str(case.image)) not in image.warnings
     ]
-    return image, Volume(labels.data, image.grid, tuple(own))
+    return image, replace(labels, grid=image.grid, warnings=tuple(own))
 
 
 def standardise(image: Volume, config: DataConfig) -> Volume:

@@ -1,4 +1,4 @@
-"""Previews of cases and overviews of trainings: the only matplotlib user. Nothing global is touched (no pyplot)."""
+"""Previews of cases. Nothing global of matplotlib is touched (no pyplot)."""
 
 from dataclasses import dataclass
 
@@ -83,58 +83,7 @@ def case_preview(path, image, affine, structures: list[Structure], window=None) 
     for panel in axes:
         panel.set_axis_off()
     _draw_legend(figure, structures, palette)
-    return _save(figure, path)
-
-
-def training_overview(path, history: list[dict]) -> Figure:
-    """Losses and validation Dice over the epochs; PNG where path is not None.
-
-    A record of history holds `epoch`, numbers by name (each a curve, `seconds` aside) and, where the epoch ended with a
-    validation, `dice`: structure -> Dice.
-    """
-    figure = Figure(figsize=(12, 4.5), dpi=100, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    names = [name for name in history[0] if name not in ("epoch", "dice", "seconds")]
-    for name in names:
-        values = [record.get(name, np.nan) for record in history]
-        left.plot([record["epoch"] for record in history], values, label=name, lw=2.2 if name == "total" else 1.3)
-    validated = [record for record in history if "dice" in record]
-    for name, colour in colours(list(validated[0]["dice"]) if validated else []).items():
-        scores = [record["dice"][name] for record in validated]
-        right.plot(
-            [record["epoch"] for record in validated],
-            scores,
-            "o-",
-            ms=3,
-            color=colour,
-            label=f"{name}, best {np.nanmax([0, *scores]):.3f}",
-        )
-    left.set(title="training losses", xlabel="epoch", yscale="log")
-    right.set(title="validation Dice", xlabel="epoch", ylim=(0, 1.05))
-    for panel in (left, right):
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-        if panel.lines:
-            panel.legend(frameon=False, fontsize=9, loc="lower right" if panel is right else "best")
-    return _save(figure, path)
-
-
-def distance_preview(path, predicted, target) -> Figure:
-    """A predicted and a true SDF (X, Y, Z) on three central slices, zero levels drawn; PNG where path is not None."""
-    figure = Figure(figsize=(9.6, 6.6), dpi=100, layout="constrained")
-    axes, limit = figure.subplots(2, 3), float(np.abs(target).max())
-    for row, (name, volume) in enumerate((("predicted", predicted), ("true", target))):
-        for normal in range(3):
-            panel, middle = axes[row, normal], volume.shape[normal] // 2
-            image = panel.imshow(volume.take(middle, normal).T, cmap="RdBu", vmin=-limit, vmax=limit, origin="lower")
-            for field, style in ((target, "dashed"), (predicted, "solid")):
-                plane = field.take(middle, normal)
-                if plane.min() < 0 < plane.max():
-                    panel.contour(plane.T, [0], colors="black", linestyles=[style], linewidths=1)
-            panel.set_title(f"{name}, across axis {normal}", fontsize=9)
-            panel.set_axis_off()
-    figure.colorbar(image, ax=axes, shrink=0.8, label="SDF, half sides of the cube; zero levels: solid predicted")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _focus(shape, spacing_mm, structures):
@@ -246,7 +195,7 @@ def _draw_legend(figure, structures, palette):
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor="white")
 
 
-def _save(figure, path) -> Figure:
+def save_figure(figure, path) -> Figure:
     if path is not None:
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png")

@@ -1,6 +1,5 @@
 """The training losses: occupancy through the SDF, surface, Laplacian and segmentation, all against voxel labels."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from implicitmeshnet.mesh import Neighbours, neighbours, vertex_areas
 from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.ops import mesh2sdf, splat_trilinear
 from implicitmeshnet.structures import Structures
+from implicitmeshnet.training.cosine import cosine
 
 
 def structure_masks(classes: torch.Tensor, structures: Structures) -> torch.Tensor:
@@ -71,9 +71,7 @@ def laplacian_loss(vertices, around: Neighbours):
 
 def laplacian_weight(config: LossConfig, epoch: float) -> float:
     """Cosine annealing from laplacian_start to laplacian_end over laplacian_epochs, constant afterwards."""
-    progress = min(epoch / config.laplacian_epochs, 1.0)
-    span = config.laplacian_start - config.laplacian_end
-    return config.laplacian_end + span * (1 + math.cos(math.pi * progress)) / 2
+    return cosine(config.laplacian_start, config.laplacian_end, epoch / config.laplacian_epochs)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,11 +9,16 @@ from pathlib import Path
 
 import torch
 
-from implicitmeshnet.config import load_config, save_config
+from implicitmeshnet.config import Config, DrnConfig, load_config, save_config
 from implicitmeshnet.models.weights import load_checkpoint, pick_device, restore, save_checkpoint
 from implicitmeshnet.script import InputError, keep_freed_memory, locked, remove_partials, shorten
-from implicitmeshnet.surfaces.figures import training_overview
+from implicitmeshnet.training.cosine import cosine
+from implicitmeshnet.training.curves import training_overview
 from implicitmeshnet.training.events import EventFile
+from implicitmeshnet.training.history import Epoch, History, Settings
+
+Parts = dict[str, torch.nn.Module | torch.optim.AdamW]
+"""What a checkpoint holds the state of, by name."""
 
 GRADIENT_NORM = 1.0
 RUN_FILES = ("config.json", "last.pt", "best.pt", "preview.png", "overview.png")
@@ -33,12 +37,13 @@ def parse_arguments(description: str, kind):
 
 
 @contextmanager
-def claim_run_dir(config, source: Path) -> Iterator[Path]:
+def claim_run_dir(config: Config | DrnConfig, source: Path) -> Iterator[Path]:
     """The config's run folder, held against other processes, once all is checked that can be without data.
 
-    A new run must find no other's weights in it, an old one its own config, but for more epochs: so a run is
-    lengthened, its learning rate from there on along the longer cosine. `source` is the file that the config was read
-    from. A folder into which nothing was written is left as it was found.
+    A new run must find no weights of another in the folder. A run that resumes must find the config it began with; the
+    number of epochs alone may have grown, which lengthens the run, its learning rate from there on along the longer
+    cosine. `source` is the file that the config was read from. A folder into which nothing was written is left as it
+    was found.
     """
     run_dir = Path(config.training.run_dir)
     with locked(run_dir, "training.run_dir"):
@@ -54,7 +59,7 @@ def claim_run_dir(config, source: Path) -> Iterator[Path]:
         yield run_dir
 
 
-def check_config(run_dir: Path, config, unknown: Collection[str] = ()):
+def check_config(run_dir: Path, config: Config | DrnConfig, unknown: Collection[str] = ()) -> None:
     """Raise InputError where a run in progress has another config; the keys `unknown` may differ."""
     found, wanted = asdict(load_config(run_dir / "config.json", kind=type(config))), asdict(config)
     del wanted["snapshot"]
@@ -70,124 +75,92 @@ def check_config(run_dir: Path, config, unknown: Collection[str] = ()):
                 )
 
 
-def begin(run_dir: Path, config, parts: dict, validated: dict, best: Callable) -> list[dict]:
-    """Load last.pt, where there is one, into the named parts, and write config.json; the history of finished epochs.
+def begin(run_dir: Path, config: Config | DrnConfig, parts: Parts, history: History) -> None:
+    """Load last.pt, where there is one, into the named parts and the history, and write config.json.
 
-    `validated` shows what a validated epoch's record holds, with any numbers, and `best` finds the best such record of
-    a history. Raises InputError where the run that is there has another config or is not of such a training.
+    Raises InputError where the run that is there has another config or is not of such a training.
     """
-    history = []
     if (run_dir / "last.pt").exists():
         check_config(run_dir, config)
-        history = resume(run_dir, config.training, parts, validated, best)
+        resume(run_dir, config.training, parts, history)
     config.snapshot = None
     save_config(config, run_dir / "config.json")
-    return history
 
 
-def resume(run_dir: Path, settings, parts: dict, validated: dict, best: Callable) -> list[dict]:
+def resume(run_dir: Path, settings: Settings, parts: Parts, history: History) -> None:
     """`begin` for a folder that has a last.pt."""
     path = run_dir / "last.pt"
     state = load_checkpoint(path)
     try:
         if not (isinstance(state, dict) and {"history", *parts} <= set(state)):
             raise ValueError(f"wanted the entries history, {', '.join(parts)}")
-        history = state["history"]
-        check_history(history, settings, validated)
+        history.load(state["history"], settings)
         for name, part in parts.items():
             restore(part, state[name])
     except ValueError as error:
         raise InputError(
             f"{path}: wanted a checkpoint of this network's training, found another: {shorten(error)}"
         ) from error
-    weights, record = run_dir / "best.pt", best(history)
-    elsewhere = record is not None and record is not history[-1]  # than in last.pt
+    weights = run_dir / "best.pt"
+    elsewhere = history.best is not None and not history.ends_at_its_best  # than in last.pt
     if elsewhere and not weights.exists():
         raise InputError(f"{weights}: wanted the best epoch's weights beside last.pt, found no such file; put it back")
     print(f"{path}: resuming after epoch {len(history)}")
-    return history
 
 
-def check_history(history, settings, validated: dict):
-    """Raise ValueError unless these are the records of finished epochs: numbers by name, and of a validated epoch all
-    that `validated` holds."""
-    if not (isinstance(history, list) and history):
-        raise ValueError("wanted a history of epochs")
-    for epoch, record in enumerate(history, 1):
-        numeric = isinstance(record, dict) and all(
-            _is_like(value, validated.get(name, 0.0)) for name, value in record.items()
-        )
-        if not (numeric and record.get("epoch") == epoch):
-            raise ValueError(f"wanted numbers of epoch {epoch} in its history, found others")
-        due = epoch == settings.epochs or epoch % settings.validate_every == 0 or "dice" in record
-        if due and not set(validated) <= set(record):
-            raise ValueError(f"wanted {', '.join(validated)} of epoch {epoch} in its history, found them missing")
-
-
-def _is_like(found, wanted) -> bool:
-    """Whether both are numbers, or numbers by the same names."""
-    if isinstance(wanted, dict):
-        return isinstance(found, dict) and set(found) == set(wanted) and all(map(_is_number, found.values()))
-    return _is_number(found)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
-
-
-def learning_rate(settings, epoch: float) -> float:
+def learning_rate(settings: Settings, epoch: float) -> float:
     """Cosine decay from learning_rate to learning_rate_end over all epochs."""
-    span = settings.learning_rate - settings.learning_rate_end
-    return settings.learning_rate_end + span * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+    return cosine(settings.learning_rate, settings.learning_rate_end, epoch / settings.epochs)
 
 
-def take_step(loss, network, optimizer, epoch: int):
-    """One step down the loss's gradient, clipped in norm; InputError where that is not finite."""
+def seed_epoch(seed: int, number: int) -> torch.Generator:
+    """Seed all randomness of an epoch by its number, so that a run which resumes draws the same: torch's own (dropout),
+    and the generator that is returned (order, augmentation, shapes)."""
+    epoch_seed = seed * 100_003 + number - 1
+    torch.manual_seed(epoch_seed)
+    return torch.Generator().manual_seed(epoch_seed)
+
+
+def take_step(loss: torch.Tensor, network: torch.nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+    """One step down the loss's gradient, clipped in norm, in an epoch of that number.
+
+    Raises InputError where the gradient is not finite.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
     if not torch.isfinite(norm):
         rate = optimizer.param_groups[0]["lr"]
         raise InputError(
-            f"training diverged in epoch {epoch + 1}: wanted finite gradients, found {norm.item()}; a learning rate"
+            f"training diverged in epoch {number}: wanted finite gradients, found {norm.item()}; a learning rate"
             f" below {rate:g} or smaller loss weights may help"
         )
     optimizer.step()
 
 
-def mean_dice(record) -> float:
-    return sum(record["dice"].values()) / len(record["dice"])
-
-
-def best_epoch(history) -> dict | None:
-    """The record of the validated epoch with the best mean Dice, the first of equals; None where there is none."""
-    return max((row for row in history if "dice" in row), key=mean_dice, default=None)
-
-
-def end_epoch(run_dir: Path, parts: dict, history: list[dict], record: dict, events: EventFile):
-    """Append an epoch's record to the history, log it, and save last.pt: from that all else can be made again."""
-    history.append(record)
-    log(events, record)
+def end_epoch(run_dir: Path, parts: Parts, history: History, epoch: Epoch, events: EventFile) -> None:
+    """Append an epoch to the history, log it, and save last.pt: from that all else can be made again."""
+    history.append(epoch)
+    log(events, epoch)
     states = {name: part.state_dict() for name, part in parts.items()}
-    save_checkpoint(run_dir / "last.pt", states | {"history": history})
+    save_checkpoint(run_dir / "last.pt", states | {"history": history.state()})
 
 
-def publish(run_dir: Path, history: list[dict], best: Callable, keep: Callable):
+def publish(run_dir: Path, history: History, keep: Callable[[], None]) -> None:
     """What people want of the epoch in last.pt: where it was validated overview.png, where it is the best keep() it.
 
     Called after each epoch, and again by a run that resumes, as the one before may have been killed on the way here.
     """
-    if history and "dice" in history[-1]:
-        if best(history) is history[-1]:
-            keep()
+    if history.ends_at_its_best:
+        keep()
+    if history.ends_validated:
         training_overview(run_dir / "overview.png", history)
 
 
-def log(events: EventFile, record):
+def log(events: EventFile, epoch: Epoch) -> None:
     """One epoch's numbers to TensorBoard."""
-    for name, value in record.items():
-        if name == "dice":
-            for structure, score in value.items():
-                events.add_scalar(f"dice/{structure}", score, record["epoch"])
-        elif name != "epoch":
-            events.add_scalar(f"loss/{name}", value, record["epoch"])
+    for name, value in epoch.losses.items():
+        events.add_scalar(f"loss/{name}", value, epoch.number)
+    for name, value in (epoch.scores or {}).items():
+        events.add_scalar(f"validation/{name}", value, epoch.number)
+    events.add_scalar("seconds", epoch.seconds, epoch.number)
