@@ -19,7 +19,7 @@ from implicitmeshnet.mesh import icosphere, neighbours
 from implicitmeshnet.models.drn import sdf_quality
 from implicitmeshnet.models.weights import load_drn, pick_device
 from implicitmeshnet.ops import mesh2sdf
-from implicitmeshnet.phantom.case import LABELS
+from implicitmeshnet.phantom.patient import LABELS
 from implicitmeshnet.script import keep_freed_memory, run_script
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.losses import laplacian_loss, occupancy_loss, structure_masks

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from implicitmeshnet.data.dataset import find_cases
 from implicitmeshnet.data.nifti import read_image, read_labels
 from implicitmeshnet.data.volume import canonical, resample_nearest
-from implicitmeshnet.phantom.case import LABELS
+from implicitmeshnet.phantom.patient import LABELS
 from implicitmeshnet.script import run_script
 
 STEP_MM = 1.5

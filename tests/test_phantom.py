@@ -11,17 +11,14 @@ from scipy import ndimage
 from implicitmeshnet.data.nifti import read_image, read_labels
 from implicitmeshnet.phantom.anatomy import CENTRE, CHEST_CENTRE, table
 from implicitmeshnet.phantom.case import (
-    LABELS,
     MAX_MATRIX,
-    PHASES,
     WARP_STEP_MM,
-    Parameters,
-    _blocks,
-    _upsample,
+    _tiles,
     create_case,
     draw_grid,
     render,
 )
+from implicitmeshnet.phantom.patient import LABELS, PHASES, Patient
 from implicitmeshnet.phantom.solids import ellipsoid, half_space, intersection, tube, union
 from implicitmeshnet.phantom.warp import integrate, jacobian_determinant, velocity_field
 
@@ -40,12 +37,12 @@ VOLUMES_ML = {
 
 @pytest.fixture(scope="module", params=range(1, 7))
 def case(request):
-    """(parameters, image, label) of a case on a coarse axis-aligned grid."""
+    """(patient, image, label) of a case on a coarse axis-aligned grid."""
     rng = np.random.default_rng([3, request.param])
-    parameters = Parameters.draw(rng)
+    patient = Patient.draw(rng)
     affine = np.diag([SPACING_MM] * 3 + [1.0])
     affine[:3, 3] = CENTRE - 100
-    return parameters, *render(parameters, (81, 81, 81), affine, np.zeros(3), rng)
+    return patient, *render(patient, (81, 81, 81), affine, np.zeros(3), rng)
 
 
 def test_label_values_are_exact_and_volumes_plausible(case):
@@ -99,10 +96,10 @@ def test_arrangement_is_a_hearts(case):
 
 
 def test_densities_are_those_drawn(case):
-    parameters, image, label = case
-    for name, hu in parameters.blood_hu.items():
+    patient, image, label = case
+    for name, hu in patient.blood_hu.items():
         core = ndimage.binary_erosion(label == LABELS[name])
-        spread = 0.08 + (parameters.mixing if name in ("RV", "RA") else 0)
+        spread = 0.08 + (patient.mixing if name in ("RV", "RA") else 0)
         assert abs(np.median(image[core]) - hu) < 20 + spread * hu, name
     assert image.min() < -900
     assert image.max() > 350  # bone, if not blood
@@ -111,18 +108,18 @@ def test_densities_are_those_drawn(case):
 def test_the_phase_decides_which_heart_is_bright():
     for number, (name, ranges) in enumerate(PHASES.items()):
         for seed in range(5):
-            parameters = Parameters.draw(np.random.default_rng(seed))
-            parameters.phase = number + 0.5
-            assert parameters.phase_name == name
+            patient = Patient.draw(np.random.default_rng(seed))
+            patient.phase = number + 0.5
+            assert patient.phase_name == name
             for tissue, (low, high) in ranges.items():
-                assert low <= getattr(parameters, f"{tissue}_hu") <= high
+                assert low <= getattr(patient, f"{tissue}_hu") <= high
     assert PHASES["arterial"]["right"][1] < PHASES["arterial"]["left"][0]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_warp_is_a_diffeomorphism_of_some_millimetres(seed):
-    p = Parameters.draw(np.random.default_rng(seed))
-    velocity = velocity_field(p.warp_noise, p.warp_sd_mm, p.warp_smoothing_mm, WARP_STEP_MM)
+    patient = Patient.draw(np.random.default_rng(seed))
+    velocity = velocity_field(patient.warp_noise, patient.warp_sd_mm, patient.warp_smoothing_mm, WARP_STEP_MM)
     displacement, back = (integrate(sign * velocity, WARP_STEP_MM) for sign in (1, -1))
     assert jacobian_determinant(displacement, WARP_STEP_MM).min() > 0.1
     assert 2 < displacement.std() < 4.5
@@ -139,12 +136,12 @@ def test_a_uniform_velocity_is_a_shift():
 
 def test_grid_is_the_same_anatomy_in_every_orientation():
     """A flipped, permuted volume holds the same labels at the same world positions."""
-    parameters = Parameters.draw(np.random.default_rng(0))
+    patient = Patient.draw(np.random.default_rng(0))
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = CENTRE - 84
     turned = affine @ np.array([[0, 0, -1, 42], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
-    _, label = render(parameters, (43, 43, 43), affine, np.zeros(3), np.random.default_rng(1))
-    _, other = render(parameters, (43, 43, 43), turned, np.zeros(3), np.random.default_rng(1))
+    _, label = render(patient, (43, 43, 43), affine, np.zeros(3), np.random.default_rng(1))
+    _, other = render(patient, (43, 43, 43), turned, np.zeros(3), np.random.default_rng(1))
     assert np.mean(label != other.transpose(2, 0, 1)[::-1]) < 1e-4
 
 
@@ -233,12 +230,12 @@ def test_every_view_of_a_case_is_of_the_same_patient():
 
 
 def test_the_table_lies_under_the_back_and_only_wide_views_reach_it():
-    p = Parameters.draw(np.random.default_rng(0))
+    patient = Patient.draw(np.random.default_rng(0))
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = [-180, -204, -10]
-    image, _ = render(p, (97, 70, 6), affine, np.zeros(3), np.random.default_rng(0))
+    image, _ = render(patient, (97, 70, 6), affine, np.zeros(3), np.random.default_rng(0))
     points = np.tensordot(affine[:3, :3], np.indices(image.shape), 1) + affine[:3, 3].reshape(3, 1, 1, 1)
-    height = -table(points.astype(np.float32), p)  # mm above the table's upper surface
+    height = -table(points.astype(np.float32), patient)  # mm above the table's upper surface
     assert np.median(image[(height < -6) & (height > -28)]) == pytest.approx(-850, abs=30)  # foam
     assert np.median(image[height < -44]) == pytest.approx(-1000, abs=30)
     middle = image.shape[0] // 2
@@ -277,8 +274,8 @@ def test_upsampling_keeps_a_linear_field():
     fine = np.stack(np.meshgrid(*(np.linspace(0, 1, n) for n in (99, 7, 6)), indexing="ij"))
     for values, wanted in zip(coarse, fine, strict=True):
         result = np.empty((99, 7, 6))
-        for block, window, weights in _blocks(result.shape, values.shape):
-            result[block] = _upsample(values[window], weights)
+        for tile in _tiles(result.shape, values.shape):
+            result[tile.voxels] = tile.upsample(values)
         np.testing.assert_allclose(result, wanted, atol=1e-6)
 
 

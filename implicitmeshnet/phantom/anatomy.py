@@ -1,13 +1,15 @@
 """The phantom's anatomy as signed distances: negative inside, mm, at points (3, ...) of one patient frame (mm RAS).
 
-Arrangement and shapes are modelled by hand; docs/phantom.md holds the resulting sizes against published adult ranges.
-`p` is phantom.Parameters.
-Labelled structures cannot overlap: where b is carved from a, a >= -b, and linear interpolation keeps that.
+The arrangement and the shapes are modelled by hand; docs/phantom.md compares the resulting sizes with published adult
+ranges. A "field" is an array (...) of such distances, one for each point.
+Labelled structures cannot overlap: where b is carved from a, a >= -b holds at every point of the lattice, so it also
+holds for whatever is interpolated linearly between them.
 """
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from implicitmeshnet.phantom.patient import Patient
 from implicitmeshnet.phantom.solids import ellipsoid, half_space, intersection, tube, union
 
 CENTRE = np.array([-6.0, 5.0, 2.0])  # of the heart, in the patient frame; the heart turns about it
@@ -19,6 +21,16 @@ LV_AXES = np.stack([APEX, SEPTUM, INFERIOR], axis=1)
 AORTIC_VALVE = BASE + 13 * np.array([0.147, 0.773, 0.617])
 PULMONARY_VALVE = np.array([-16, 41, 35])
 LEFT_ATRIUM = np.array([6, -37, 15])
+ARCH = (  # the aorta's path beyond its ascending part: over the heart and down along the spine
+    [11, 1, 80],
+    [2, -14, 89],
+    [-10, -36, 90],
+    [-17, -58, 78],
+    [-16, -70, 55],
+    [-13, -71, 0],
+    [-6, -70, -100],
+    [4, -70, -160],
+)
 PULMONARY_VEINS = (
     [[24, -42, 20], [46, -50, 27], [72, -52, 40]],
     [[24, -46, 8], [46, -57, 2], [70, -64, -8]],
@@ -33,261 +45,289 @@ SUPRA_AORTIC = (
 SPINE_X = 12.0  # the chest's plane of symmetry
 TABLE_RADIUS_MM = 360.0
 CHEST_CENTRE = np.array([SPINE_X, -24.0, 22.0])  # of a view of the whole chest, in the patient frame
+Fields = dict[str, np.ndarray]
+"""Fields of one shape by the name of what they describe."""
 
 
-def heart(points, p):
-    """The seven labelled structures and the unlabelled blood vessels: two dicts of fields at points (3, ...)."""
-    lv, cup = _left_ventricle(points, p)
+def heart(points: np.ndarray, patient: Patient) -> tuple[Fields, Fields]:
+    """The seven labelled structures and the unlabelled blood vessels: two dicts of fields at points (3, ...).
+
+    The vessels are "left" and "right", by the heart whose blood they hold, and the "papillary" muscles.
+    """
+    lv, cup = _left_ventricle(points, patient)
     left = union(lv, cup)
-    ao = _carve(_ascending_aorta(points, p), (left, 0))
-    pa = _carve(_pulmonary_artery(points, p), (ao, 2))
-    la = _carve(_left_atrium(points, p), (left, 0), (ao, 2.5), (pa, 2.5))
-    ra = _carve(_right_atrium(points, p), (left, 1), (ao, 2.5), (pa, 2.5), (la, 2.5))
-    rv = _carve(_right_ventricle(points, p), (left, 0), (ao, 2.5), (pa, 0), (la, 2.5), (ra, 0))
-    chambers = {"LV": lv, "RV": rv, "LA": la, "RA": ra, "Myo": intersection(cup, -lv), "AO": ao, "PA": pa}
-    return chambers, _vessels(points, chambers, cup, p)
+    # Each structure leaves room for those before it; a gap in mm is the wall between two that are not connected.
+    ao = _carve(_ascending_aorta(points, patient), (left, 0))
+    pa = _carve(_pulmonary_artery(points, patient), (ao, 2))
+    la = _carve(_left_atrium(points, patient), (left, 0), (ao, 2.5), (pa, 2.5))
+    ra = _carve(_right_atrium(points, patient), (left, 1), (ao, 2.5), (pa, 2.5), (la, 2.5))
+    rv = _carve(_right_ventricle(points, patient), (left, 0), (ao, 2.5), (pa, 0), (la, 2.5), (ra, 0))
+    myocardium = intersection(cup, -lv)
+    chambers = {"LV": lv, "RV": rv, "LA": la, "RA": ra, "Myo": myocardium, "AO": ao, "PA": pa}
+    vessels = {"right": _right_vessels(points), "papillary": _papillary_muscles(points, patient)}
+    vessels["left"] = _left_vessels(points, chambers, cup, patient)
+    return chambers, vessels
 
 
-def _left_ventricle(points, p):
-    """The cavity, and the solid that it and its wall fill: two ellipsoids cut at the base."""
-    base = half_space(points, BASE, -APEX)
-    middle = BASE + 18 * APEX
-    cavity = ellipsoid(points, middle, [p.lv_length, p.lv_radius, p.lv_radius], LV_AXES)
-    outer = p.lv_radius + p.wall
-    cup = ellipsoid(points, middle, [p.lv_length + 0.8 * p.wall, outer, outer], LV_AXES)
-    return intersection(cavity, base, blend_mm=3), intersection(cup, base + 1, blend_mm=3)
-
-
-def _ascending_aorta(points, p):
-    path = [AORTIC_VALVE + 8 * APEX, AORTIC_VALVE, [5, 4, 28], [13, 9, 48], [14, 8, 66], [11, 1, 80]]
-    return tube(points, path, p.aorta_radius + np.array([-2, 0, 1.5, 0, -0.5, -1]))
-
-
-def _pulmonary_artery(points, p):
-    """The trunk from the valve's plane, crossing in front of the aorta, and its two branches."""
-    r = p.pa_radius
-    tree = union(
-        tube(
-            points,
-            [PULMONARY_VALVE - [0, 2, 10], [-16, 34, 49], [-14, 16, 62], [-10, 0, 66]],
-            [r, 1.05 * r, r, 0.9 * r],
-        ),
-        tube(points, [[-10, 2, 65], [-28, -14, 69], [-46, -28, 64]], [0.8 * r, 9, 7.5]),
-        tube(points, [[-11, 2, 65], [0, -15, 62], [20, -22, 58], [42, -24, 53]], [0.8 * r, 9.5, 9, 8]),
-        blend_mm=6,
-    )
-    return intersection(tree, half_space(points, PULMONARY_VALVE, [0, 0.17, -0.985]), blend_mm=2)
-
-
-def _left_atrium(points, p):
-    """Body, funnel to the mitral valve, appendage and stubs of four pulmonary veins."""
-    return union(
-        ellipsoid(points, LEFT_ATRIUM, [31, 20, 25] * p.la),
-        tube(points, [LEFT_ATRIUM, BASE - 8 * SEPTUM + 3 * INFERIOR], [17, 19]),
-        tube(points, [[-14, -28, 24], [-30, -18, 31], [-36, -6, 31]], [9, 8.5, 7]),
-        *(
-            tube(points, _stub(path, stub), [radius + 1, radius])
-            for path, radius, stub in zip(PULMONARY_VEINS, p.vein_radius, p.stub, strict=True)
-        ),
-        blend_mm=8,
-    )
-
-
-def _right_atrium(points, p):
-    """Body, appendage in front of the aorta, and stubs of the two venae cavae."""
-    return union(
-        ellipsoid(points, [44, 1, -3], [23, 27, 31] * p.ra),
-        tube(points, [[40, 2, 10], [34, 20, 20], [26, 27, 22]], [11, 10, 8]),
-        tube(points, [[41, -6, 10], [38, -6, 32]], [10, 9]),
-        tube(points, [[40, -8, -15], [37, -14, -36]], [13, 11.5]),
-        blend_mm=8,
-    )
-
-
-def _right_ventricle(points, p):
-    """Body, inlet from the tricuspid valve and outflow tract; carving makes it a crescent around the septum."""
-    return union(
-        ellipsoid(points, [-13, 39, -16], [45, 24, 33] * p.rv, LV_AXES),
-        tube(points, [[-5, 30, -18], [22, 15, -9]], [20, 20]),
-        tube(points, [[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]], [20, 16, p.pa_radius]),
-        blend_mm=10,
-    )
-
-
-def _stub(path, length):
-    """The first part of a vein's path, to `length` mm beyond the atrium's surface, which lies 8 mm from its start."""
-    start, step = np.array(path[0]), np.subtract(path[1], path[0])
-    return [start, start + (8 + length) * step / np.linalg.norm(step)]
-
-
-def _vessels(points, chambers, cup, p):
-    """Blood without a label: the arch and descending aorta, veins, arteries; and the papillary muscles."""
-    descending = 0.8 * p.aorta_radius
-    arch = union(
-        tube(
-            points,
-            [
-                [11, 1, 80],
-                [2, -14, 89],
-                [-10, -36, 90],
-                [-17, -58, 78],
-                [-16, -70, 55],
-                [-13, -71, 0],
-                [-6, -70, -100],
-                [4, -70, -160],
-            ],
-            [p.aorta_radius - 1, *descending * np.array([1.08, 1.06, 1.04, 1, 1, 0.95, 0.9])],
-        ),
-        *(tube(points, path, [6, 5, 4]) for path in SUPRA_AORTIC),
-        blend_mm=3,
-    )
-    pulmonary = [
-        tube(points, path, [radius, radius, 3]) for path, radius in zip(PULMONARY_VEINS, p.vein_radius, strict=True)
-    ]
-    grooves = [
-        _groove(cup - 3, chambers["RV"] - 4, 1.6),
-        _groove(cup - 4, chambers["LA"] - 4, 1.5),
-        _groove(chambers["RA"] - 4, chambers["RV"] - 4, 1.7),
-    ]
-    left = union(arch, *pulmonary, *grooves)
-    right = union(
-        tube(points, [[38, -6, 30], [37, -4, 60], [32, 2, 100], [36, 0, 190]], [9, 8.5, 9, 5]),
-        tube(points, [[32, 2, 98], [8, 16, 112], [-18, 10, 132], [-34, -2, 190]], [7, 6, 6, 5]),
-        tube(points, [[37, -14, -34], [34, -19, -55], [28, -22, -95], [26, -40, -160]], [11.5, 11, 11, 11]),
-        tube(points, [[40, -24, 53], [60, -32, 44], [84, -36, 24]], [8, 6, 3]),
-        tube(points, [[-45, -28, 64], [-60, -38, 55], [-76, -46, 30]], [7.5, 6, 3]),
-    )
-    sides = (0.8 * INFERIOR + 0.2 * SEPTUM, -0.5 * INFERIOR - 0.75 * SEPTUM)
-    muscles = union(
-        *(
-            tube(
-                points,
-                [BASE + 30 * APEX + 0.6 * p.lv_radius * side, BASE + 60 * APEX + 0.85 * p.lv_radius * side],
-                [3, 5],
-            )
-            for side in sides
-        )
-    )
-    return {"left": left, "right": right, "papillary": muscles}
-
-
-def _groove(first, second, radius):
-    """A thread along the curve where both fields vanish: how the coronary arteries run."""
-    return np.sqrt(first**2 + second**2) - np.float32(radius)
-
-
-def thorax(points, chambers, vessels, p):
-    """Fields of the surroundings at points (3, ...), in the patient frame."""
-    cage, skin = _torso(points, p)
-    bone, vertebra = _skeleton(points, cage, p)
-    muscle = _muscles(points, cage, vertebra)
-    right = ellipsoid(points, [72, -10, -113 + p.diaphragm], [105, 95, 84])
-    left = ellipsoid(points, [-72, -20, -123 + p.diaphragm], [90, 90, 80])
-    diaphragm = union(right, left, blend_mm=15)
-    spleen = intersection(ellipsoid(points, [-82, -72, -92 + p.diaphragm], [34, 34, 50]), cage + 6)
-    sac = union(*chambers.values(), blend_mm=24) - p.fat
-    sac = union(sac, vessels["left"] - 2, vessels["right"] - 2)
-    middle = union(
-        ellipsoid(points, [8, -72, 0], [24, 26, np.inf]),
-        ellipsoid(points, [6, 60, 20], [12, 26, np.inf]),
-        ellipsoid(points, [8, -24, 165], [34, 36, 80]),
-    )
-    mediastinum = union(sac, middle, diaphragm - 3, blend_mm=14)
-    lung = intersection(cage + 9, -mediastinum, blend_mm=4)
-    return {
-        "skin": skin,
-        "muscle": muscle,
-        "bone": bone,
-        "lung": lung,
-        "trachea": _trachea(points),
-        "liver": intersection(right, cage + 6),
-        "stomach": intersection(left, cage + 6),
-        "spleen": spleen,
-        "diaphragm": intersection(diaphragm, cage + 6),
-    }
-
-
-def _torso(points, p):
-    """The rib cage's surface and the skin: elliptic cylinders that close to domes above the heart."""
-    width, depth = p.chest
-    above = points.copy()
-    np.maximum(points[2] - 20, 0, out=above[2])
-    cage = ellipsoid(above, [SPINE_X, -20, 0], [142 * width, 92 * depth, 150])
-    skin = ellipsoid(above, [SPINE_X, -22, 0], [156 * width + p.skin_depth, 94 * depth + p.skin_depth, 260])
-    return cage, skin
-
-
-def _skeleton(points, cage, p):
-    """All bone, and the column of vertebral bodies and discs."""
-    _, y, z = points
-    back = -20 - 73 * p.chest[1]
-    ribs = 4 * (np.sqrt(((cage + 4) / 4) ** 2 + (((z + 0.5 * y + p.rib_phase) % 30 - 15) / 6.5) ** 2) - 1)
-    column = ellipsoid(points, [SPINE_X, back, 0], [18, 15, np.inf])
-    disc = np.abs((z + p.rib_phase) % 27 - 13.5)
-    arch = np.abs(ellipsoid(points, [SPINE_X, back - 24, 0], [14, 12, np.inf])) - 4
-    process = ellipsoid(points, [SPINE_X, back - 40, 0], [4, 14, np.inf]) + np.maximum(disc - 8, 0)
-    sternum = ellipsoid(
-        points, [SPINE_X, -20 + 88 * p.chest[1], 30], [17, 6, 95], Rotation.from_euler("x", 9, degrees=True).as_matrix()
-    )
-    clavicles = [
-        tube(
-            points,
-            [[SPINE_X + 18 * side, 46, 142], [SPINE_X + 75 * side, 30, 158], [SPINE_X + 125 * side, -15, 165]],
-            [8, 6, 6],
-        )
-        for side in (-1, 1)
-    ]
-    blades = [
-        ellipsoid(
-            points,
-            [SPINE_X + 108 * side * p.chest[0], -20 - 78 * p.chest[1], 105],
-            [42, 5, 75],
-            Rotation.from_euler("z", 42 * side, degrees=True).as_matrix(),
-        )
-        for side in (-1, 1)
-    ]
-    bodies = intersection(column, disc - 11.5, blend_mm=3)
-    return union(intersection(ribs, y - 50), sternum, arch, process, bodies, *clavicles, *blades), column
-
-
-def _muscles(points, cage, vertebra):
-    """Intercostal, back and chest muscles, cartilage of the ribs in front, and the oesophagus."""
-    _, y, z = points
-    wall = intersection(cage - 2, -cage - 10)
-    flank = intersection(cage - 5 - 9 * np.clip((20 - y) / 60, 0, 1), 1 - cage, -z - 90, blend_mm=3)
-    back = [ellipsoid(points, [SPINE_X + 30 * side, -118, 0], [22, 16, np.inf]) for side in (-1, 1)]
-    breast = [
-        ellipsoid(
-            points,
-            [SPINE_X + 63 * side, 62, 60],
-            [60, 14, 60],
-            Rotation.from_euler("z", -33 * side, degrees=True).as_matrix(),
-        )
-        for side in (-1, 1)
-    ]
-    oesophagus = tube(points, [[6, -50, 190], [2, -56, 60], [2, -60, -20], [-14, -50, -100]], [6, 6, 7, 8])
-    return union(wall, flank, vertebra, *back, *breast, oesophagus)
-
-
-def _trachea(points):
-    """Windpipe and main bronchi: the air in them."""
-    return union(
-        tube(points, [[12, -28, 190], [10, -34, 110], [8, -42, 76]], [8, 8, 8]),
-        tube(points, [[8, -42, 76], [-20, -42, 56], [-42, -46, 46]], [7, 6, 5]),
-        tube(points, [[8, -42, 76], [34, -44, 60], [52, -46, 48]], [7, 6.5, 5]),
-        blend_mm=4,
-    )
-
-
-def table(points, p):
-    """The surface (mm, negative above) that the back is pressed on: a shallow trough along the patient, not warped."""
-    x, y, _ = points
-    top = -22 - (94 * p.chest[1] + p.skin_depth) + p.pressed
-    return np.hypot(x - np.float32(SPINE_X), y - np.float32(top + TABLE_RADIUS_MM)) - np.float32(TABLE_RADIUS_MM)
-
-
-def _carve(solid, *others):
+def _carve(solid: np.ndarray, *others: tuple[np.ndarray, float]) -> np.ndarray:
     """What is left of a solid when each (other, gap in mm) and the gap around it are taken away."""
     for other, gap_mm in others:
         solid = intersection(solid, gap_mm - other, blend_mm=1.5)
     return solid
+
+
+def _left_ventricle(points: np.ndarray, patient: Patient) -> tuple[np.ndarray, np.ndarray]:
+    """The cavity, and the solid that it and its wall fill: two ellipsoids cut at the base."""
+    base = half_space(points, BASE, -APEX)
+    middle = BASE + 18 * APEX
+    radius = patient.lv_radius
+    cavity = ellipsoid(points, middle, [patient.lv_length, radius, radius], LV_AXES)
+    # The wall is thinner at the apex than at the sides.
+    outer_radius = radius + patient.wall_thickness
+    outer_length = patient.lv_length + 0.8 * patient.wall_thickness
+    cup = ellipsoid(points, middle, [outer_length, outer_radius, outer_radius], LV_AXES)
+    return intersection(cavity, base, blend_mm=3), intersection(cup, base + 1, blend_mm=3)
+
+
+def _ascending_aorta(points: np.ndarray, patient: Patient) -> np.ndarray:
+    path = [AORTIC_VALVE + 8 * APEX, AORTIC_VALVE, [5, 4, 28], [13, 9, 48], [14, 8, 66], [11, 1, 80]]
+    return tube(points, path, patient.aorta_radius + np.array([-2, 0, 1.5, 0, -0.5, -1]))
+
+
+def _pulmonary_artery(points: np.ndarray, patient: Patient) -> np.ndarray:
+    """The trunk from the valve's plane, crossing in front of the aorta, and its two branches."""
+    radius = patient.pa_radius
+    path = [PULMONARY_VALVE - [0, 2, 10], [-16, 34, 49], [-14, 16, 62], [-10, 0, 66]]
+    trunk = tube(points, path, [radius, 1.05 * radius, radius, 0.9 * radius])
+    to_left = tube(points, [[-10, 2, 65], [-28, -14, 69], [-46, -28, 64]], [0.8 * radius, 9, 7.5])
+    path = [[-11, 2, 65], [0, -15, 62], [20, -22, 58], [42, -24, 53]]
+    to_right = tube(points, path, [0.8 * radius, 9.5, 9, 8])
+    tree = union(trunk, to_left, to_right, blend_mm=6)
+    beyond_valve = half_space(points, PULMONARY_VALVE, [0, 0.17, -0.985])
+    return intersection(tree, beyond_valve, blend_mm=2)
+
+
+def _left_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
+    """Body, funnel to the mitral valve, appendage and stubs of four pulmonary veins."""
+    body = ellipsoid(points, LEFT_ATRIUM, [31, 20, 25] * patient.la_scale)
+    mitral_valve = BASE - 8 * SEPTUM + 3 * INFERIOR
+    funnel = tube(points, [LEFT_ATRIUM, mitral_valve], [17, 19])
+    appendage = tube(points, [[-14, -28, 24], [-30, -18, 31], [-36, -6, 31]], [9, 8.5, 7])
+    stubs = []
+    for path, radius, length in zip(PULMONARY_VEINS, patient.vein_radius, patient.stub_length, strict=True):
+        stubs.append(tube(points, _stub(path, length), [radius + 1, radius]))
+    return union(body, funnel, appendage, *stubs, blend_mm=8)
+
+
+def _stub(path: list[list[int]], length: float) -> list[np.ndarray]:
+    """The first part of a vein's path, to `length` mm beyond the atrium's surface, which lies 8 mm from its start."""
+    start = np.array(path[0])
+    step = np.subtract(path[1], path[0])
+    return [start, start + (8 + length) * step / np.linalg.norm(step)]
+
+
+def _right_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
+    """Body, appendage in front of the aorta, and stubs of the two venae cavae."""
+    body = ellipsoid(points, [44, 1, -3], [23, 27, 31] * patient.ra_scale)
+    appendage = tube(points, [[40, 2, 10], [34, 20, 20], [26, 27, 22]], [11, 10, 8])
+    upper = tube(points, [[41, -6, 10], [38, -6, 32]], [10, 9])
+    lower = tube(points, [[40, -8, -15], [37, -14, -36]], [13, 11.5])
+    return union(body, appendage, upper, lower, blend_mm=8)
+
+
+def _right_ventricle(points: np.ndarray, patient: Patient) -> np.ndarray:
+    """Body, inlet from the tricuspid valve and outflow tract; carving makes it a crescent around the septum."""
+    body = ellipsoid(points, [-13, 39, -16], [45, 24, 33] * patient.rv_scale, LV_AXES)
+    inlet = tube(points, [[-5, 30, -18], [22, 15, -9]], [20, 20])
+    path = [[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]]
+    outflow = tube(points, path, [20, 16, patient.pa_radius])
+    return union(body, inlet, outflow, blend_mm=10)
+
+
+def _left_vessels(points: np.ndarray, chambers: Fields, cup: np.ndarray, patient: Patient) -> np.ndarray:
+    """The aorta beyond its ascending part with its branches, the pulmonary veins, and the coronary arteries."""
+    veins = _pulmonary_veins(points, patient)
+    coronaries = _coronaries(chambers, cup)
+    return union(_aortic_arch(points, patient), *veins, *coronaries)
+
+
+def _aortic_arch(points: np.ndarray, patient: Patient) -> np.ndarray:
+    """The arch, its three branches and the descending aorta, which tapers downwards."""
+    descending = 0.8 * patient.aorta_radius * np.array([1.08, 1.06, 1.04, 1, 1, 0.95, 0.9])
+    aorta = tube(points, ARCH, [patient.aorta_radius - 1, *descending])
+    branches = [tube(points, path, [6, 5, 4]) for path in SUPRA_AORTIC]
+    return union(aorta, *branches, blend_mm=3)
+
+
+def _pulmonary_veins(points: np.ndarray, patient: Patient) -> list[np.ndarray]:
+    veins = []
+    for path, radius in zip(PULMONARY_VEINS, patient.vein_radius, strict=True):
+        veins.append(tube(points, path, [radius, radius, 3]))
+    return veins
+
+
+def _coronaries(chambers: Fields, cup: np.ndarray) -> list[np.ndarray]:
+    """Coronary arteries: threads in the grooves between the left ventricle's solid `cup`, the RV and the atria."""
+    between_ventricles = _thread(cup - 3, chambers["RV"] - 4, 1.6)
+    left = _thread(cup - 4, chambers["LA"] - 4, 1.5)
+    right = _thread(chambers["RA"] - 4, chambers["RV"] - 4, 1.7)
+    return [between_ventricles, left, right]
+
+
+def _thread(first: np.ndarray, second: np.ndarray, radius: float) -> np.ndarray:
+    """A thread of a radius in mm along the curve where both fields vanish."""
+    return np.sqrt(first**2 + second**2) - np.float32(radius)
+
+
+def _right_vessels(points: np.ndarray) -> np.ndarray:
+    """The venae cavae, the vein from the left arm, and the pulmonary arteries within the lungs."""
+    upper_cava = tube(points, [[38, -6, 30], [37, -4, 60], [32, 2, 100], [36, 0, 190]], [9, 8.5, 9, 5])
+    left_arm = tube(points, [[32, 2, 98], [8, 16, 112], [-18, 10, 132], [-34, -2, 190]], [7, 6, 6, 5])
+    path = [[37, -14, -34], [34, -19, -55], [28, -22, -95], [26, -40, -160]]
+    lower_cava = tube(points, path, [11.5, 11, 11, 11])
+    right_lung = tube(points, [[40, -24, 53], [60, -32, 44], [84, -36, 24]], [8, 6, 3])
+    left_lung = tube(points, [[-45, -28, 64], [-60, -38, 55], [-76, -46, 30]], [7.5, 6, 3])
+    return union(upper_cava, left_arm, lower_cava, right_lung, left_lung)
+
+
+def _papillary_muscles(points: np.ndarray, patient: Patient) -> np.ndarray:
+    muscles = []
+    for side in (0.8 * INFERIOR + 0.2 * SEPTUM, -0.5 * INFERIOR - 0.75 * SEPTUM):
+        tip = BASE + 30 * APEX + 0.6 * patient.lv_radius * side
+        root = BASE + 60 * APEX + 0.85 * patient.lv_radius * side
+        muscles.append(tube(points, [tip, root], [3, 5]))
+    return union(*muscles)
+
+
+def thorax(points: np.ndarray, chambers: Fields, vessels: Fields, patient: Patient) -> Fields:
+    """Fields of the heart's surroundings at points (3, ...) of the patient frame, by the name of the organ."""
+    cage, skin = _torso(points, patient)
+    bone, vertebrae = _skeleton(points, cage, patient)
+    height = patient.diaphragm_height
+    right = ellipsoid(points, [72, -10, -113 + height], [105, 95, 84])
+    left = ellipsoid(points, [-72, -20, -123 + height], [90, 90, 80])
+    spleen = ellipsoid(points, [-82, -72, -92 + height], [34, 34, 50])
+    diaphragm = union(right, left, blend_mm=15)
+    organs = {"skin": skin, "bone": bone, "trachea": _trachea(points)}
+    organs["muscle"] = _muscles(points, cage, vertebrae)
+    # The lungs fill the cage but for the heart in its fat, what lies before and behind it, and the belly below.
+    middle = _mediastinum(points, chambers, vessels, patient)
+    spared = union(*middle, diaphragm - 3, blend_mm=14)
+    organs["lung"] = intersection(cage + 9, -spared, blend_mm=4)
+    # The belly's organs fill the domes under the diaphragm and stay within the ribs.
+    for name, solid in (("liver", right), ("stomach", left), ("spleen", spleen), ("diaphragm", diaphragm)):
+        organs[name] = intersection(solid, cage + 6)
+    return organs
+
+
+def _mediastinum(
+    points: np.ndarray, chambers: Fields, vessels: Fields, patient: Patient
+) -> tuple[np.ndarray, np.ndarray]:
+    """What lies between the lungs: the heart and its vessels in their fat, and the tissue behind, before and above."""
+    sac = union(*chambers.values(), blend_mm=24) - patient.fat_thickness
+    sac = union(sac, vessels["left"] - 2, vessels["right"] - 2)
+    behind = ellipsoid(points, [8, -72, 0], [24, 26, np.inf])
+    before = ellipsoid(points, [6, 60, 20], [12, 26, np.inf])
+    above = ellipsoid(points, [8, -24, 165], [34, 36, 80])
+    return sac, union(behind, before, above)
+
+
+def _torso(points: np.ndarray, patient: Patient) -> tuple[np.ndarray, np.ndarray]:
+    """The rib cage's surface and the skin: elliptic cylinders that close to domes above the heart."""
+    width, depth = patient.chest_scale
+    # Below 20 mm the height counts as 0, so the lower half of each ellipsoid becomes a cylinder.
+    above = points.copy()
+    np.maximum(points[2] - 20, 0, out=above[2])
+    cage = ellipsoid(above, [SPINE_X, -20, 0], [142 * width, 92 * depth, 150])
+    half_width = 156 * width + patient.skin_depth
+    half_depth = 94 * depth + patient.skin_depth
+    skin = ellipsoid(above, [SPINE_X, -22, 0], [half_width, half_depth, 260])
+    return cage, skin
+
+
+def _skeleton(points: np.ndarray, cage: np.ndarray, patient: Patient) -> tuple[np.ndarray, np.ndarray]:
+    """All bone, and the column of vertebral bodies and discs."""
+    front = -20 + 88 * patient.chest_scale[1]
+    tilt = Rotation.from_euler("x", 9, degrees=True).as_matrix()
+    sternum = ellipsoid(points, [SPINE_X, front, 30], [17, 6, 95], tilt)
+    column, spine = _spine(points, patient)
+    ribs = _ribs(points, cage, patient)
+    clavicles = [_clavicle(points, side) for side in (-1, 1)]
+    blades = [_shoulder_blade(points, side, patient) for side in (-1, 1)]
+    return union(ribs, sternum, *spine, *clavicles, *blades), column
+
+
+def _ribs(points: np.ndarray, cage: np.ndarray, patient: Patient) -> np.ndarray:
+    """Flat rings around the cage every 30 mm that slope down to the front, where cartilage takes their place."""
+    _, y, z = points
+    depth = (cage + 4) / 4
+    height = ((z + 0.5 * y + patient.rib_shift) % 30 - 15) / 6.5
+    rings = 4 * (np.sqrt(depth**2 + height**2) - 1)
+    return intersection(rings, y - 50)
+
+
+def _spine(points: np.ndarray, patient: Patient) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The column of vertebral bodies and discs, and the bone in and behind it: arches, processes and bodies."""
+    back = -20 - 73 * patient.chest_scale[1]
+    column = ellipsoid(points, [SPINE_X, back, 0], [18, 15, np.inf])
+    # How far along the body the middle of the nearest vertebra is; they repeat every 27 mm.
+    along = np.abs((points[2] + patient.rib_shift) % 27 - 13.5)
+    arch = np.abs(ellipsoid(points, [SPINE_X, back - 24, 0], [14, 12, np.inf])) - 4
+    process = ellipsoid(points, [SPINE_X, back - 40, 0], [4, 14, np.inf])
+    process = process + np.maximum(along - 8, 0)
+    bodies = intersection(column, along - 11.5, blend_mm=3)
+    return column, [arch, process, bodies]
+
+
+def _clavicle(points: np.ndarray, side: int) -> np.ndarray:
+    """The collar bone of a side, -1 left and 1 right."""
+    inner = [SPINE_X + 18 * side, 46, 142]
+    middle = [SPINE_X + 75 * side, 30, 158]
+    outer = [SPINE_X + 125 * side, -15, 165]
+    return tube(points, [inner, middle, outer], [8, 6, 6])
+
+
+def _shoulder_blade(points: np.ndarray, side: int, patient: Patient) -> np.ndarray:
+    width, depth = patient.chest_scale
+    centre = [SPINE_X + 108 * side * width, -20 - 78 * depth, 105]
+    turn = Rotation.from_euler("z", 42 * side, degrees=True).as_matrix()
+    return ellipsoid(points, centre, [42, 5, 75], turn)
+
+
+def _muscles(points: np.ndarray, cage: np.ndarray, vertebrae: np.ndarray) -> np.ndarray:
+    """Intercostal, back and chest muscles, cartilage of the ribs in front, and the oesophagus."""
+    _, y, z = points
+    wall = intersection(cage - 2, -cage - 10)
+    thicker = 9 * np.clip((20 - y) / 60, 0, 1)  # towards the back
+    flank = intersection(cage - 5 - thicker, 1 - cage, -z - 90, blend_mm=3)
+    back = [ellipsoid(points, [SPINE_X + 30 * side, -118, 0], [22, 16, np.inf]) for side in (-1, 1)]
+    breast = [_breast_muscle(points, side) for side in (-1, 1)]
+    path = [[6, -50, 190], [2, -56, 60], [2, -60, -20], [-14, -50, -100]]
+    oesophagus = tube(points, path, [6, 6, 7, 8])
+    return union(wall, flank, vertebrae, *back, *breast, oesophagus)
+
+
+def _breast_muscle(points: np.ndarray, side: int) -> np.ndarray:
+    turn = Rotation.from_euler("z", -33 * side, degrees=True).as_matrix()
+    return ellipsoid(points, [SPINE_X + 63 * side, 62, 60], [60, 14, 60], turn)
+
+
+def _trachea(points: np.ndarray) -> np.ndarray:
+    """Windpipe and main bronchi: the air in them."""
+    windpipe = tube(points, [[12, -28, 190], [10, -34, 110], [8, -42, 76]], [8, 8, 8])
+    left = tube(points, [[8, -42, 76], [-20, -42, 56], [-42, -46, 46]], [7, 6, 5])
+    right = tube(points, [[8, -42, 76], [34, -44, 60], [52, -46, 48]], [7, 6.5, 5])
+    return union(windpipe, left, right, blend_mm=4)
+
+
+def table(points: np.ndarray, patient: Patient) -> np.ndarray:
+    """The field of the scanner's table, negative above it: a shallow trough along the patient, not warped.
+
+    The back lies on it and is pressed in by `patient.back_pressed_in`.
+    """
+    x, y, _ = points
+    back = -22 - (94 * patient.chest_scale[1] + patient.skin_depth)
+    top = back + patient.back_pressed_in
+    sideways = x - np.float32(SPINE_X)
+    upwards = y - np.float32(top + TABLE_RADIUS_MM)
+    return np.hypot(sideways, upwards) - np.float32(TABLE_RADIUS_MM)

@@ -2,12 +2,15 @@
 
 Everything is placed in one patient frame, millimetres RAS, and evaluated at the voxels' own world positions, so the
 affine of a case is right by construction. The signed distances are smooth: they are evaluated on a lattice of about
-2 mm that spans the volume and are interpolated linearly to the voxels, block by block. docs/phantom.md holds what comes
-out (volumes, diameters, densities, noise) against published ranges.
+2 mm that spans the volume, and are interpolated linearly to the voxels, tile by tile, which bounds the memory.
+docs/phantom.md compares what comes out (volumes, diameters, densities, noise) with published ranges.
 """
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,201 +18,348 @@ from scipy import ndimage
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from implicitmeshnet.phantom.anatomy import CENTRE, CHEST_CENTRE, heart, table, thorax
+from implicitmeshnet.phantom.anatomy import CENTRE, CHEST_CENTRE, Fields, heart, table, thorax
+from implicitmeshnet.phantom.patient import LABELS, Patient
 from implicitmeshnet.phantom.solids import intersection, union
 from implicitmeshnet.phantom.warp import integrate, sample, velocity_field
 
-LABELS = {"LV": 500, "RV": 600, "LA": 420, "RA": 550, "Myo": 205, "AO": 820, "PA": 850}
-RIGHT = ("RV", "RA", "PA")
-PHASES = {
-    "arterial": {"left": (300, 500), "right": (80, 200), "myocardium": (75, 125)},
-    "biphasic": {"left": (280, 460), "right": (240, 440), "myocardium": (85, 135)},
-    "venous": {"left": (150, 250), "right": (150, 250), "myocardium": (95, 140)},
-}
-"""Ranges in HU of the blood in the left and right heart and of the myocardium, by contrast phase."""
 FIELDS_OF_VIEW = ("cardiac", "chest")
 WIDE_SHARE = 0.25  # of the cardiac views, that have the chest's width and depth
 MAX_MATRIX = 512  # voxels in plane
 MAX_VOXELS = 70e6
 LATTICE_MM = 2.0
-BLOCK = 48  # voxels along each axis
+TILE = 48  # voxels along each axis
 WARP_STEP_MM = 8.0
 WARP_LOW_MM = np.array([-216.0, -216.0, -176.0])  # corner of the warp's lattice in the patient frame
-WARP_SHAPE = (57, 51, 49)
+AIR_HU = -1000
+
+Layer = tuple[np.ndarray, float | np.ndarray]
+"""What is painted over the layers before it: a field of distances in mm, and its density in HU, a number or a field."""
+Texture = Callable[[float], np.ndarray]
+"""Draws a random field of mean 0 and variance 1 on the lattice, given its correlation width in mm."""
 
 
-def _uniform(low, high, shape=None):
-    return {"range": (low, high), "shape": shape}
+def create_case(
+    seed: int, case: int, spacing_mm: float | None = None, field_of_view: str = "cardiac", shift_mm: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw case number `case` of `seed`: image (X, Y, Z) int16 in HU, label (X, Y, Z) int16, affine (4, 4).
 
-
-@dataclass
-class Parameters:
-    """One case's patient: lengths in mm, densities in HU, angles in degrees, each uniform in its range."""
-
-    scale: float = field(metadata=_uniform(0.90, 1.08))
-    rotation_deg: np.ndarray = field(metadata=_uniform(-10, 10, (3,)))
-    warp_noise: np.ndarray = field(metadata=_uniform(-1, 1, (3, *WARP_SHAPE)))
-    warp_sd_mm: float = field(metadata=_uniform(2.5, 4.0))
-    warp_smoothing_mm: float = field(metadata=_uniform(13, 20))
-    lv_radius: float = field(metadata=_uniform(20.5, 27.5))
-    lv_length: float = field(metadata=_uniform(60, 71))
-    wall: float = field(metadata=_uniform(7, 11))
-    rv: np.ndarray = field(metadata=_uniform(0.9, 1.12, (3,)))
-    la: np.ndarray = field(metadata=_uniform(0.82, 1.1, (3,)))
-    ra: np.ndarray = field(metadata=_uniform(0.85, 1.12, (3,)))
-    aorta_radius: float = field(metadata=_uniform(13, 18))
-    pa_radius: float = field(metadata=_uniform(10.5, 15))
-    vein_radius: np.ndarray = field(metadata=_uniform(5, 7, (4,)))
-    stub: np.ndarray = field(metadata=_uniform(0, 5, (4,)))
-    fat: float = field(metadata=_uniform(2, 6))
-    chest: np.ndarray = field(metadata=_uniform(0.93, 1.02, (2,)))
-    skin_depth: float = field(metadata=_uniform(12, 28))
-    pressed: float = field(metadata=_uniform(4, 10))
-    diaphragm: float = field(metadata=_uniform(-8, 6))
-    rib_phase: float = field(metadata=_uniform(0, 30))
-    phase: float = field(metadata=_uniform(0, len(PHASES)))
-    left: float = field(metadata=_uniform(0, 1))
-    right: float = field(metadata=_uniform(0, 1))
-    muscle: float = field(metadata=_uniform(0, 1))
-    chamber_hu: np.ndarray = field(metadata=_uniform(0.94, 1.06, (7,)))
-    lung_hu: float = field(metadata=_uniform(-890, -800))
-    table_hu: float = field(metadata=_uniform(-100, 100))
-    mixing: float = field(metadata=_uniform(0.02, 0.25))
-    streak_hu: float = field(metadata=_uniform(0, 12))
-    noise_hu: float = field(metadata=_uniform(15, 45))
-    noise_width_mm: float = field(metadata=_uniform(0.35, 0.8))
-    blur_mm: float = field(metadata=_uniform(0.9, 1.9))
-
-    @classmethod
-    def draw(cls, rng):
-        """Draw every parameter from a numpy Generator, in the order of the fields."""
-        return cls(**{f.name: rng.uniform(*f.metadata["range"], f.metadata["shape"]) for f in fields(cls)})
-
-    @property
-    def phase_name(self):
-        """The contrast phase, a key of PHASES."""
-        return list(PHASES)[min(int(self.phase), len(PHASES) - 1)]
-
-    @property
-    def left_hu(self):
-        return self._hu("left", self.left)
-
-    @property
-    def right_hu(self):
-        return self._hu("right", self.right)
-
-    @property
-    def myocardium_hu(self):
-        return self._hu("myocardium", self.muscle)
-
-    @property
-    def blood_hu(self):
-        """Density of the blood in each chamber, by name."""
-        base = {name: self.right_hu if name in RIGHT else self.left_hu for name in LABELS}
-        hu = {name: float(base[name] * factor) for (name, factor) in zip(LABELS, self.chamber_hu, strict=True)}
-        return hu | {"Myo": self.myocardium_hu}
-
-    def _hu(self, tissue, fraction):
-        low, high = PHASES[self.phase_name][tissue]
-        return low + fraction * (high - low)
-
-
-def draw_grid(rng, spacing_mm=None, field_of_view="cardiac", shift_mm=0.0):
-    """Draw a volume's shape (3,) and (4, 4) affine, and the world position (3,) that the patient frame's origin has.
-
-    The slices' axis is the patient's superior-inferior one; the two others share the in-plane spacing of 0.3 to 1.0 mm
-    (512 voxels at most), through plane it is 0.4 to 1.6 mm; `spacing_mm` replaces the three. Array axes are permuted
-    and flipped at random (left-handed ones too) and turned by up to 10 degrees. "cardiac" views are centred on the
-    heart, one in four with the width and depth of "chest", which is centred on the chest. `shift_mm` above 0 adds to
-    one side of each axis, over the 512 voxels if need be, until the volume's centre is that far from the heart's.
+    The three options are those of `draw_grid`. The same arguments give the same case to the bit.
     """
-    extent, centre = _draw_view(rng, field_of_view)
-    plane = rng.uniform(max(0.3, extent[:2].max() / MAX_MATRIX), 1.0)
-    through = rng.uniform(max(0.4, extent.prod() / plane**2 / MAX_VOXELS), 1.6)
-    spacing = np.array([plane, plane, through]) if spacing_mm is None else np.full(3, spacing_mm)
-    order = rng.permutation(3)
-    axes = np.eye(3)[:, order] * rng.choice([-1, 1], 3)
-    turn = rng.normal(size=3)
-    turn *= np.radians(max(0, rng.uniform(-5, 10))) / np.linalg.norm(turn)
-    axes = Rotation.from_rotvec(turn).as_matrix() @ axes
-    spacing, extent = spacing[order], extent[order]
-    origin = rng.uniform(-150, 150, 3)
-    direction = rng.normal(size=3)
-    if shift_mm:
-        step = (shift_mm * direction / np.linalg.norm(direction) + CENTRE - centre) @ axes
-        extent, centre = extent + 2 * np.abs(step), centre + axes @ step
-    shape = np.rint(extent / spacing).astype(int)
-    affine = np.eye(4)
-    affine[:3, :3] = axes * spacing
-    affine[:3, 3] = origin + centre - affine[:3, :3] @ (shape - 1) / 2
-    return tuple(int(n) for n in shape), affine, origin
-
-
-def _draw_view(rng, field_of_view):
-    """Extent (3,) and centre (3,) of a view in the patient frame, mm."""
-    chest = rng.uniform([375, 270, 260], [400, 330, 330])
-    narrow = np.append(np.full(2, rng.uniform(182, 260)), rng.uniform(140, 190))
-    jitter, wide = rng.uniform(-4.5, 4.5, 3), rng.random() < WIDE_SHARE
-    if field_of_view == "chest":
-        return chest, CHEST_CENTRE + jitter
-    return np.append(chest[:2], narrow[2]) if wide else narrow, CENTRE + jitter
-
-
-def create_case(seed, case, spacing_mm=None, field_of_view="cardiac", shift_mm=0.0):
-    """Draw case number `case` of `seed`: image (X, Y, Z) int16 in HU, label (X, Y, Z) int16, affine (4, 4)."""
     rng = np.random.default_rng([seed, case])
-    parameters = Parameters.draw(rng)
+    patient = Patient.draw(rng)
     shape, affine, origin = draw_grid(rng, spacing_mm, field_of_view, shift_mm)
-    image, label = render(parameters, shape, affine, origin, rng)
+    image, label = render(patient, shape, affine, origin, rng)
     return image, label, affine
 
 
-def render(parameters, shape, affine, origin, rng):
-    """Image and label, both (X, Y, Z) int16, of the patient that `parameters` describes, on the given grid."""
+def draw_grid(
+    rng: np.random.Generator,
+    spacing_mm: float | None = None,
+    field_of_view: str = "cardiac",
+    shift_mm: float = 0.0,
+) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """Draw a volume's shape (3,) and (4, 4) affine, and the world position (3,) that the patient frame's origin has.
+
+    The slices' axis is the patient's superior-inferior one; the two others share the in-plane spacing of 0.3 to 1.0 mm
+    (512 voxels at most), and through plane it is 0.4 to 1.6 mm; `spacing_mm` replaces all three. The array axes are
+    permuted and flipped at random (left-handed ones occur too) and turned by up to 10 degrees.
+    "cardiac" views are centred on the heart, and one in four has the width and depth of a "chest" view, which is
+    centred on the chest. A `shift_mm` above 0 adds to one side of each axis, even beyond the 512 voxels, until the
+    volume's centre is that far from the heart's.
+    """
+    extent, centre = _draw_view(rng, field_of_view)
+    spacing = _draw_spacing(rng, extent)
+    if spacing_mm is not None:  # only now, so that the draws that follow are the same
+        spacing = np.full(3, spacing_mm)
+    order = rng.permutation(3)  # array axis a runs along the patient's axis order[a]
+    axes = _draw_axes(rng, order)
+    spacing = spacing[order]
+    extent = extent[order]
+    origin = rng.uniform(-150, 150, 3)
+    direction = rng.normal(size=3)
+    if shift_mm:
+        # To move the centre by a step and lose nothing, the volume grows by twice the step towards its side.
+        wanted = shift_mm * direction / np.linalg.norm(direction) + CENTRE
+        step = (wanted - centre) @ axes
+        extent = extent + 2 * np.abs(step)
+        centre = centre + axes @ step
+    shape = np.rint(extent / spacing).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = axes * spacing
+    from_corner = affine[:3, :3] @ (shape - 1) / 2  # to the centre of the volume
+    affine[:3, 3] = origin + centre - from_corner
+    return tuple(int(n) for n in shape), affine, origin
+
+
+def _draw_view(rng: np.random.Generator, field_of_view: str) -> tuple[np.ndarray, np.ndarray]:
+    """Extent (3,) and centre (3,) of a view in the patient frame, mm."""
+    # Every kind of view is drawn whichever is wanted, so that the rest of the case does not depend on it.
+    chest = rng.uniform([375, 270, 260], [400, 330, 330])
+    side = rng.uniform(182, 260)
+    height = rng.uniform(140, 190)
+    jitter = rng.uniform(-4.5, 4.5, 3)
+    wide = rng.random() < WIDE_SHARE
+    if field_of_view == "chest":
+        return chest, CHEST_CENTRE + jitter
+    extent = np.array([chest[0], chest[1], height] if wide else [side, side, height])
+    return extent, CENTRE + jitter
+
+
+def _draw_spacing(rng: np.random.Generator, extent: np.ndarray) -> np.ndarray:
+    """Spacing (3,) in mm along the patient's axes: as fine as the limits of voxels in plane and in all allow."""
+    finest = extent[:2].max() / MAX_MATRIX
+    plane = rng.uniform(max(0.3, finest), 1.0)
+    finest = extent.prod() / plane**2 / MAX_VOXELS
+    through = rng.uniform(max(0.4, finest), 1.6)
+    return np.array([plane, plane, through])
+
+
+def _draw_axes(rng: np.random.Generator, order: np.ndarray) -> np.ndarray:
+    """Unit vectors (3, 3), a column for each array axis: the patient's axes in this order, flipped and turned."""
+    axes = np.eye(3)[:, order] * rng.choice([-1, 1], 3)
+    turn = rng.normal(size=3)
+    angle = np.radians(max(0, rng.uniform(-5, 10)))  # one volume in three is not turned
+    turn *= angle / np.linalg.norm(turn)
+    return Rotation.from_rotvec(turn).as_matrix() @ axes
+
+
+def render(
+    patient: Patient, shape: tuple[int, ...], affine: np.ndarray, origin: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and label, both (X, Y, Z) int16, of a patient on the grid of this shape and (4, 4) affine.
+
+    `origin` (3,) is the world position of the patient frame's origin; `rng` draws textures, streaks and noise.
+    """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    lattice = [
-        max(2, min(n, int(np.ceil((n - 1) * step / LATTICE_MM)) + 1)) for n, step in zip(shape, spacing, strict=True)
-    ]
-    index = np.meshgrid(*(np.linspace(0, n - 1, m) for n, m in zip(shape, lattice, strict=True)), indexing="ij")
-    points = np.tensordot(affine[:3, :3], np.stack(index), 1) + (affine[:3, 3] - origin)[:, None, None, None]
-    points = points.astype(np.float32)
-    warped = _warped(points, parameters)
-    chambers, vessels = heart(_in_heart_frame(warped, parameters), parameters)
-    body = thorax(warped, chambers, vessels, parameters) | {"table": table(points, parameters)}
-    painted = list(tissues(body, chambers, vessels, parameters, rng))
-    streaks = _streaks(points, parameters, rng)
-    noise = gaussian_filter(
-        rng.standard_normal(shape, dtype=np.float32), parameters.noise_width_mm / spacing, truncate=3
-    )
-    noise *= np.float32(parameters.noise_hu / noise.std())
-    edge_mm = max(parameters.blur_mm, spacing.mean())
+    lattice = _lattice_shape(shape, spacing)
+    points = _lattice_points(shape, lattice, affine, origin)
+    warped = _warped(points, patient)
+    chambers, vessels = heart(_in_heart_frame(warped, patient), patient)
+    body = thorax(warped, chambers, vessels, patient)
+    body["table"] = table(points, patient)
+    layers = list(tissues(body, chambers, vessels, patient, rng))
+    streaks = _streaks(points, patient, rng)
+    noise = _noise(shape, spacing, patient, rng)
+    edge_mm = max(patient.blur_mm, spacing.mean())
     label = np.zeros(shape, dtype=np.int16)
     image = np.empty(shape, dtype=np.int16)
-    for block, window, weights in _blocks(shape, lattice):
-        for name, distance in chambers.items():
-            part = distance[window]
-            if part.min() < 0:
-                label[block][_upsample(part, weights) < 0] = LABELS[name]
-        values = _paint(painted, window, weights, edge_mm) + noise[block] + _upsample(streaks[window], weights)
-        image[block] = np.rint(np.clip(values, -1024, 3071))
+    for tile in _tiles(shape, lattice):
+        _write_labels(label, chambers, tile)
+        values = _paint(layers, tile, edge_mm) + noise[tile.voxels] + tile.upsample(streaks)
+        image[tile.voxels] = np.rint(np.clip(values, -1024, 3071))  # the range of a 12-bit scanner
     for value in LABELS.values():
         _keep_largest_part(label, value)
     return image, label
 
 
-def _paint(painted, window, weights, edge_mm):
-    """Density of a block: each tissue over the earlier ones, its edge a ramp of `edge_mm`; hidden ones are skipped."""
-    seen = []
-    for distance, hu in reversed(painted):
-        part = distance[window]
-        if part.min() < edge_mm / 2:
-            seen.append((part, hu[window] if isinstance(hu, np.ndarray) else hu))
-            if part.max() < -edge_mm / 2:
-                break
-    image = np.full([len(w) for w in weights], -1000, dtype=np.float32)
-    for part, hu in reversed(seen):
-        hu = _upsample(hu, weights) if isinstance(hu, np.ndarray) else np.float32(hu)
-        share = _upsample(part, weights)
+def _lattice_shape(shape: tuple[int, ...], spacing: np.ndarray) -> list[int]:
+    """Nodes of the lattice along each axis: LATTICE_MM apart or closer, and no more of them than voxels."""
+    lattice = []
+    for count, step in zip(shape, spacing, strict=True):
+        nodes = int(np.ceil((count - 1) * step / LATTICE_MM)) + 1
+        lattice.append(max(2, min(count, nodes)))
+    return lattice
+
+
+def _lattice_points(shape: tuple[int, ...], lattice: list[int], affine: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """Positions (3, I, J, K) float32 of the lattice's nodes in the patient frame; it spans the voxels' centres."""
+    lines = [np.linspace(0, count - 1, nodes) for count, nodes in zip(shape, lattice, strict=True)]
+    index = np.stack(np.meshgrid(*lines, indexing="ij"))
+    offset = affine[:3, 3] - origin
+    points = np.tensordot(affine[:3, :3], index, 1) + offset[:, None, None, None]
+    return points.astype(np.float32)
+
+
+def _warped(points: np.ndarray, patient: Patient) -> np.ndarray:
+    """Points of the patient frame displaced by the patient's random diffeomorphism, which no grid changes."""
+    velocity = velocity_field(patient.warp_noise, patient.warp_sd_mm, patient.warp_smoothing_mm, WARP_STEP_MM)
+    displacement = integrate(velocity, WARP_STEP_MM)
+    low = WARP_LOW_MM[:, None, None, None].astype(np.float32)
+    index = (points - low) / np.float32(WARP_STEP_MM)
+    return points + sample(displacement, index)
+
+
+def _in_heart_frame(points: np.ndarray, patient: Patient) -> np.ndarray:
+    """Points where the heart of standard pose and size has them: its rotation and scale about CENTRE undone."""
+    turn = Rotation.from_rotvec(np.radians(patient.rotation_deg)).as_matrix()
+    undo = turn.T.astype(np.float32) / np.float32(patient.scale)
+    shift = (CENTRE - undo @ CENTRE).astype(np.float32)
+    return np.tensordot(undo, points, 1) + shift[:, None, None, None]
+
+
+def tissues(
+    body: Fields, chambers: Fields, vessels: Fields, patient: Patient, rng: np.random.Generator
+) -> Iterator[Layer]:
+    """The layers in painting order, the later over the earlier; `body` is what `thorax` gives and the "table"."""
+    texture = partial(_texture, rng, body["skin"].shape)
+    fibres = texture(3)
+    mixing = 1 + patient.mixing * texture(8)
+    yield from _surroundings(body, fibres, patient, texture)
+    yield from _vessels_and_heart(chambers, vessels, fibres, mixing, patient, texture)
+
+
+def _texture(rng: np.random.Generator, shape: tuple[int, ...], width_mm: float) -> np.ndarray:
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    smooth = gaussian_filter(noise, width_mm / LATTICE_MM, mode="wrap", truncate=3)
+    return smooth / smooth.std()
+
+
+def _surroundings(body: Fields, fibres: np.ndarray, patient: Patient, texture: Texture) -> Iterator[Layer]:
+    """The table, the body's wall, the lungs with their vessels, and the organs below and between them."""
+    foam = np.abs(body["table"] - 18) - 17
+    yield foam, -850
+    yield np.abs(foam) - 1.2, patient.table_hu  # the shell around it
+    skin = intersection(body["skin"], body["table"])
+    yield skin, 30
+    yield skin + 2.5, -100 + 10 * texture(4)  # fat under the skin
+    yield body["muscle"], 50 + 12 * fibres
+    yield body["bone"], 550
+    yield body["bone"] + 2, 200 + 50 * texture(2)  # marrow
+    yield body["lung"], patient.lung_hu + 25 * texture(4)
+    # Lung vessels of three sizes: the wider ones are fewer, as their fields vary more slowly.
+    for width_mm, radius_mm in ((14, 4.5), (9, 3.2), (6, 2.2)):
+        threads = _random_threads(texture(width_mm), texture(width_mm), width_mm, radius_mm)
+        yield intersection(body["lung"], threads), 200
+    yield body["diaphragm"], 45
+    yield body["stomach"] + 7, -30 + 40 * texture(10)
+    yield body["spleen"], 120 + 6 * fibres
+    yield body["liver"] + 2, 95 + 6 * fibres
+    yield body["trachea"] - 1.5, 40  # its wall, then its air
+    yield body["trachea"], -980
+
+
+def _random_threads(first: np.ndarray, second: np.ndarray, width_mm: float, radius_mm: float) -> np.ndarray:
+    """Threads along the curves where two random fields of unit variance and this correlation width both vanish."""
+    # Such a field changes by about 1 / (1.4 width) a millimetre, so this is roughly a distance.
+    return np.sqrt(first**2 + second**2) * np.float32(1.4 * width_mm) - np.float32(radius_mm)
+
+
+def _vessels_and_heart(
+    chambers: Fields,
+    vessels: Fields,
+    fibres: np.ndarray,
+    mixing: np.ndarray,
+    patient: Patient,
+    texture: Texture,
+) -> Iterator[Layer]:
+    """The walls of vessels and chambers, the blood in them, and muscle; `mixing` varies the right heart's contrast."""
+    muscle_hu = patient.myocardium_hu
+    yield _walls(chambers, vessels), muscle_hu
+    yield vessels["left"], patient.left_hu
+    yield vessels["right"], patient.right_hu * mixing
+    yield chambers["Myo"], muscle_hu + 6 * fibres
+    # Muscle stands into some chambers by this much at the most; the labels ignore it.
+    trabeculae = np.maximum(texture(2.5) - 0.3, 0)
+    for name, height_mm in (("LV", 2.5), ("RV", 3.5), ("LA", 0), ("RA", 1.5), ("AO", 0), ("PA", 0)):
+        blood_hu = patient.blood_hu[name] * (mixing if name in ("RV", "RA") else 1)
+        yield chambers[name] + height_mm * trabeculae, blood_hu
+    yield intersection(vessels["papillary"], chambers["LV"]), muscle_hu
+
+
+def _walls(chambers: Fields, vessels: Fields) -> np.ndarray:
+    """Everything within a wall's thickness of a chamber or a vessel."""
+    thick = [chambers[name] - 2.2 for name in ("LA", "RA", "RV", "Myo")]
+    thin = [chambers[name] - 1.2 for name in ("AO", "PA")]
+    return union(*thick, *thin, vessels["left"] - 1, vessels["right"] - 0.8)
+
+
+def _streaks(points: np.ndarray, patient: Patient, rng: np.random.Generator) -> np.ndarray:
+    """Mild streaks in HU at points (3, ...): axial rays from the upper vena cava that fade within 60 mm."""
+    x = points[0] - np.float32(38)
+    y = points[1] + np.float32(6)
+    angle = np.arctan2(y, x)
+    rays = np.zeros_like(angle)
+    for count in (5, 8, 13):
+        start = np.float32(rng.uniform(0, 2 * np.pi))
+        rays = rays + np.sin(count * angle + start)
+    fading = np.exp(-np.hypot(x, y) / np.float32(60))
+    return rays * np.float32(patient.streak_hu / 2) * fading
+
+
+def _noise(shape: tuple[int, ...], spacing: np.ndarray, patient: Patient, rng: np.random.Generator) -> np.ndarray:
+    """The scanner's noise in HU, (X, Y, Z) float32, correlated over `patient.noise_width_mm`."""
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    noise = gaussian_filter(noise, patient.noise_width_mm / spacing, truncate=3)
+    noise *= np.float32(patient.noise_hu / noise.std())
+    return noise
+
+
+class Piece(NamedTuple):
+    """A run of voxels on one axis of the volume."""
+
+    voxels: slice
+    nodes: slice  # of the lattice, around the voxels
+    weights: torch.Tensor  # of the nodes for linear interpolation to the voxels, (voxels, nodes)
+
+
+@dataclass
+class Tile:
+    """A block of the volume, and the piece of the lattice around it from which its values are interpolated."""
+
+    voxels: tuple[slice, ...]  # of the volume
+    nodes: tuple[slice, ...]  # of the lattice
+    weights: list[torch.Tensor]  # as in Piece, for each axis
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of voxels along each axis."""
+        return tuple(len(each) for each in self.weights)
+
+    def upsample(self, field: np.ndarray) -> np.ndarray:
+        """A field on the whole lattice, linearly interpolated to the tile's voxels: float32 of the tile's shape."""
+        first, second, third = self.weights
+        piece = np.ascontiguousarray(field[self.nodes], dtype=np.float32)
+        # Linear interpolation works axis by axis, each one a product of matrices.
+        values = second @ (torch.from_numpy(piece) @ third.T)
+        return (first @ values.flatten(1)).unflatten(1, values.shape[1:]).numpy()
+
+
+def _tiles(shape: Sequence[int], lattice: Sequence[int]) -> Iterator[Tile]:
+    """Tiles of at most TILE voxels along each axis that cover a volume whose lattice has this many nodes."""
+    axes = [_cut_axis(count, nodes) for count, nodes in zip(shape, lattice, strict=True)]
+    for pieces in product(*axes):
+        voxels = tuple(piece.voxels for piece in pieces)
+        nodes = tuple(piece.nodes for piece in pieces)
+        yield Tile(voxels, nodes, [piece.weights for piece in pieces])
+
+
+def _cut_axis(count: int, nodes: int) -> list[Piece]:
+    """An axis of `count` voxels, which the lattice's `nodes` span, in pieces of at most TILE voxels."""
+    pieces = []
+    for start in range(0, count, TILE):
+        stop = min(start + TILE, count)
+        around, weights = _linear_weights(start, stop, count, nodes)
+        pieces.append(Piece(slice(start, stop), around, weights))
+    return pieces
+
+
+def _linear_weights(start: int, stop: int, count: int, nodes: int) -> tuple[slice, torch.Tensor]:
+    """For voxels start..stop of `count`: the slice of `nodes` around them and linear weights (voxels, nodes of it)."""
+    # The first voxel lies on the first node and the last voxel on the last one.
+    position = np.arange(start, stop) * ((nodes - 1) / max(count - 1, 1))
+    low = int(position[0])
+    high = min(int(position[-1]) + 2, nodes)
+    distance = np.abs(position[:, None] - np.arange(low, high))
+    weights = np.maximum(1 - distance, 0).astype(np.float32)
+    return slice(low, high), torch.from_numpy(weights)
+
+
+def _write_labels(label: np.ndarray, chambers: Fields, tile: Tile):
+    """Set the voxels of a tile that lie inside a structure to its value."""
+    for name, distance in chambers.items():
+        # Interpolation goes nowhere below the nodes' lowest value: most structures are far away and can be skipped.
+        if distance[tile.nodes].min() < 0:
+            label[tile.voxels][tile.upsample(distance) < 0] = LABELS[name]
+
+
+def _paint(layers: list[Layer], tile: Tile, edge_mm: float) -> np.ndarray:
+    """The density of a tile in HU: each layer painted over the earlier ones, its edge a ramp of `edge_mm`."""
+    image = np.full(tile.shape, AIR_HU, dtype=np.float32)
+    for distance, density in _visible(layers, tile, edge_mm):
+        hu = tile.upsample(density) if isinstance(density, np.ndarray) else np.float32(density)
+        # The layer's share of a voxel falls from 1 to 0 over the ramp; in place, as this is where the time goes.
+        share = tile.upsample(distance)
         share *= np.float32(-1 / edge_mm)
         share += np.float32(0.5)
         np.clip(share, 0, 1, out=share)
@@ -217,115 +367,36 @@ def _paint(painted, window, weights, edge_mm):
     return image
 
 
-def tissues(body, chambers, vessels, p, rng):
-    """(distance, HU) pairs in painting order, the later over the earlier; HU a number or a field."""
-
-    def texture(width_mm):
-        values = rng.standard_normal(body["skin"].shape, dtype=np.float32)
-        values = gaussian_filter(values, width_mm / LATTICE_MM, mode="wrap", truncate=3)
-        return values / values.std()
-
-    blood = p.blood_hu
-    wall = union(
-        *(chambers[name] - 2.2 for name in ("LA", "RA", "RV", "Myo")),
-        *(chambers[name] - 1.2 for name in ("AO", "PA")),
-        vessels["left"] - 1,
-        vessels["right"] - 0.8,
-    )
-    fibres = texture(3)
-    mixing = 1 + p.mixing * texture(8)
-    skin = intersection(body["skin"], body["table"])
-    yield np.abs(body["table"] - 18) - 17, -850
-    yield np.abs(np.abs(body["table"] - 18) - 17) - 1.2, p.table_hu
-    yield skin, 30
-    yield skin + 2.5, -100 + 10 * texture(4)
-    yield body["muscle"], 50 + 12 * fibres
-    yield body["bone"], 550
-    yield body["bone"] + 2, 200 + 50 * texture(2)
-    yield body["lung"], p.lung_hu + 25 * texture(4)
-    for width_mm, radius in ((14, 4.5), (9, 3.2), (6, 2.2)):
-        yield intersection(body["lung"], _threads(texture(width_mm), texture(width_mm), width_mm, radius)), 200
-    yield body["diaphragm"], 45
-    yield body["stomach"] + 7, -30 + 40 * texture(10)
-    yield body["spleen"], 120 + 6 * fibres
-    yield body["liver"] + 2, 95 + 6 * fibres
-    yield body["trachea"] - 1.5, 40
-    yield body["trachea"], -980
-    yield wall, p.myocardium_hu
-    yield vessels["left"], p.left_hu
-    yield vessels["right"], p.right_hu * mixing
-    yield chambers["Myo"], p.myocardium_hu + 6 * fibres
-    trabeculae = np.maximum(texture(2.5) - 0.3, 0)
-    for name, height_mm in (("LV", 2.5), ("RV", 3.5), ("LA", 0), ("RA", 1.5), ("AO", 0), ("PA", 0)):
-        yield chambers[name] + height_mm * trabeculae, blood[name] * (mixing if name in ("RV", "RA") else 1)
-    yield intersection(vessels["papillary"], chambers["LV"]), p.myocardium_hu
+def _visible(layers: list[Layer], tile: Tile, edge_mm: float) -> Iterator[Layer]:
+    """The layers that show in a tile, in painting order: those that reach it and that no later one hides."""
+    seen = []
+    for distance, density in reversed(layers):
+        part = distance[tile.nodes]
+        if part.min() < edge_mm / 2:
+            seen.append((distance, density))
+            if part.max() < -edge_mm / 2:  # it fills the tile
+                break
+    return reversed(seen)
 
 
-def _threads(first, second, width_mm, radius):
-    """Threads along the curves where two random fields of unit variance and this correlation width both vanish."""
-    return np.sqrt(first**2 + second**2) * np.float32(1.4 * width_mm) - np.float32(radius)
-
-
-def _streaks(points, p, rng):
-    """Mild streaks in HU at points (3, ...): axial rays from the upper vena cava that fade within 60 mm."""
-    x, y = points[0] - np.float32(38), points[1] + np.float32(6)
-    angle = np.arctan2(y, x)
-    rays = sum(np.sin(n * angle + np.float32(rng.uniform(0, 2 * np.pi))) for n in (5, 8, 13))
-    return rays * np.float32(p.streak_hu / 2) * np.exp(-np.hypot(x, y) / np.float32(60))
-
-
-def _keep_largest_part(label, value):
+def _keep_largest_part(label: np.ndarray, value: int):
     """Set all but the largest connected part of a value to 0: carving can leave a crumb, a border can cut a vessel."""
-    mask = label == value
-    columns = mask.any(axis=2)
-    found = [np.flatnonzero(line) for line in (columns.any(axis=1), columns.any(axis=0), mask.any(axis=(0, 1)))]
-    if not found[0].size:
+    box = _bounding_box(label == value)
+    if box is None:
         return
-    box = tuple(slice(line[0], line[-1] + 1) for line in found)
-    parts, count = ndimage.label(mask[box])
+    inside = label[box]  # a view: finding parts in the box alone is much faster
+    parts, count = ndimage.label(inside == value)
     if count > 1:
-        label[box][(parts > 0) & (parts != 1 + np.argmax(np.bincount(parts.ravel())[1:]))] = 0
+        sizes = np.bincount(parts.ravel())
+        largest = 1 + np.argmax(sizes[1:])
+        inside[(parts > 0) & (parts != largest)] = 0
 
 
-def _warped(points, p):
-    """Points of the patient frame displaced by the patient's random diffeomorphism: smooth, whatever the grid."""
-    displacement = integrate(
-        velocity_field(p.warp_noise, p.warp_sd_mm, p.warp_smoothing_mm, WARP_STEP_MM), WARP_STEP_MM
-    )
-    index = (points - WARP_LOW_MM[:, None, None, None].astype(np.float32)) / np.float32(WARP_STEP_MM)
-    return points + sample(displacement, index)
-
-
-def _in_heart_frame(points, p):
-    turn = Rotation.from_rotvec(np.radians(p.rotation_deg)).as_matrix().T.astype(np.float32) / np.float32(p.scale)
-    shift = (CENTRE - turn @ CENTRE).astype(np.float32)
-    return np.tensordot(turn, points, 1) + shift[:, None, None, None]
-
-
-def _blocks(shape, lattice):
-    """Tiles of a volume: voxel slices, the lattice's slices around them, and a weight matrix per axis for _upsample."""
-    axes = [
-        [
-            (slice(start, min(start + BLOCK, count)), *_weights(start, min(start + BLOCK, count), count, nodes))
-            for start in range(0, count, BLOCK)
-        ]
-        for count, nodes in zip(shape, lattice, strict=True)
-    ]
-    for tiles in product(*axes):
-        yield tuple(zip(*tiles, strict=True))
-
-
-def _weights(start, stop, count, nodes):
-    """For voxels start..stop of `count`: the slice of `nodes` around them and linear weights (voxels, nodes of it)."""
-    position = np.arange(start, stop) * ((nodes - 1) / max(count - 1, 1))
-    low, high = int(position[0]), min(int(position[-1]) + 2, nodes)
-    distance = np.abs(position[:, None] - np.arange(low, high))
-    return slice(low, high), torch.from_numpy(np.maximum(1 - distance, 0).astype(np.float32))
-
-
-def _upsample(values, weights):
-    """Linear interpolation of a piece of the lattice: one weight matrix (voxels, nodes) per axis."""
-    first, second, third = weights
-    values = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-    values = second @ (values @ third.T)
-    return (first @ values.flatten(1)).unflatten(1, values.shape[1:]).numpy()
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """Slices of the smallest box that holds a mask (X, Y, Z); None where the mask is empty."""
+    columns = mask.any(axis=2)
+    lines = (columns.any(axis=1), columns.any(axis=0), mask.any(axis=(0, 1)))
+    found = [np.flatnonzero(line) for line in lines]
+    if not found[0].size:
+        return None
+    return tuple(slice(line[0], line[-1] + 1) for line in found)
