@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from implicitmeshnet.phantom.patient import Patient
-from implicitmeshnet.phantom.solids import ellipsoid, half_space, intersection, tube, union
+from implicitmeshnet.phantom.solids import Curve, ellipsoid, half_space, intersection, tube, union
 
 CENTRE = np.array([-6.0, 5.0, 2.0])  # of the heart, in the patient frame; the heart turns about it
 BASE = np.array([-6.0, -6.0, 8.0])  # middle of the left ventricle's base
@@ -90,15 +90,15 @@ def _left_ventricle(points: np.ndarray, patient: Patient) -> tuple[np.ndarray, n
 
 
 def _ascending_aorta(points: np.ndarray, patient: Patient) -> np.ndarray:
-    path = [AORTIC_VALVE + 8 * APEX, AORTIC_VALVE, [5, 4, 28], [13, 9, 48], [14, 8, 66], [11, 1, 80]]
+    path: Curve = [AORTIC_VALVE + 8 * APEX, AORTIC_VALVE, [5, 4, 28], [13, 9, 48], [14, 8, 66], [11, 1, 80]]
     return tube(points, path, patient.aorta_radius + np.array([-2, 0, 1.5, 0, -0.5, -1]))
 
 
 def _pulmonary_artery(points: np.ndarray, patient: Patient) -> np.ndarray:
     """The trunk from the valve's plane, crossing in front of the aorta, and its two branches."""
     radius = patient.pa_radius
-    path = [PULMONARY_VALVE - [0, 2, 10], [-16, 34, 49], [-14, 16, 62], [-10, 0, 66]]
-    trunk = tube(points, path, [radius, 1.05 * radius, radius, 0.9 * radius])
+    trunk_path: Curve = [PULMONARY_VALVE - [0, 2, 10], [-16, 34, 49], [-14, 16, 62], [-10, 0, 66]]
+    trunk = tube(points, trunk_path, [radius, 1.05 * radius, radius, 0.9 * radius])
     to_left = tube(points, [[-10, 2, 65], [-28, -14, 69], [-46, -28, 64]], [0.8 * radius, 9, 7.5])
     path = [[-11, 2, 65], [0, -15, 62], [20, -22, 58], [42, -24, 53]]
     to_right = tube(points, path, [0.8 * radius, 9.5, 9, 8])
@@ -139,7 +139,7 @@ def _right_ventricle(points: np.ndarray, patient: Patient) -> np.ndarray:
     """Body, inlet from the tricuspid valve and outflow tract; carving makes it a crescent around the septum."""
     body = ellipsoid(points, [-13, 39, -16], [45, 24, 33] * patient.rv_scale, LV_AXES)
     inlet = tube(points, [[-5, 30, -18], [22, 15, -9]], [20, 20])
-    path = [[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]]
+    path: Curve = [[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]]
     outflow = tube(points, path, [20, 16, patient.pa_radius])
     return union(body, inlet, outflow, blend_mm=10)
 

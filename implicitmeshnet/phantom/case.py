@@ -394,7 +394,7 @@ def _keep_largest_part(label: np.ndarray, value: int):
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     """Slices of the smallest box that holds a mask (X, Y, Z); None where the mask is empty."""
-    columns = mask.any(axis=2)
+    columns: np.ndarray = mask.any(axis=2)
     lines = (columns.any(axis=1), columns.any(axis=0), mask.any(axis=(0, 1)))
     found = [np.flatnonzero(line) for line in lines]
     if not found[0].size:

@@ -5,12 +5,15 @@ surface the distances are estimates, but their sign is right everywhere.
 Ellipsoid and smooth minimum after Inigo Quilez, https://iquilezles.org/articles/ellipsoids and .../smin.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import make_interp_spline
 
+Curve = Sequence[ArrayLike]
+"""Points (3,) along a curve, two or more."""
 FAR_MM = 40.0
 """Tubes are evaluated only within this distance of the box around their path; elsewhere the field has this value."""
 PIECE_MM = 4.0  # length of the straight pieces that a tube's curved path is cut into
@@ -37,7 +40,7 @@ def ellipsoid(
     return (radius + tiny * lengths.min()) / (slope + tiny) * (radius - 1)
 
 
-def tube(points: np.ndarray, path: ArrayLike, radii: ArrayLike) -> np.ndarray:
+def tube(points: np.ndarray, path: Curve, radii: ArrayLike) -> np.ndarray:
     """The field of a round tube along the cubic spline through `path` (K, 3), K >= 2; its ends are half spheres.
 
     The radii (K,) at the points of the path are interpolated by the same spline.
@@ -58,9 +61,10 @@ def tube(points: np.ndarray, path: ArrayLike, radii: ArrayLike) -> np.ndarray:
     return field
 
 
-def _sample_path(path: ArrayLike, radii: ArrayLike) -> np.ndarray:
+def _sample_path(path: Curve, radii: ArrayLike) -> np.ndarray:
     """Points of a tube's spline about PIECE_MM apart: (N, 4) float32, three coordinates and the radius."""
-    knots = np.column_stack([path, radii]).astype(np.float64)
+    centres = np.array([np.asarray(point) for point in path])
+    knots = np.column_stack([centres, radii]).astype(np.float64)
     # The spline's parameter is the length along the straight lines between the knots.
     pieces = np.linalg.norm(np.diff(knots[:, :3], axis=0), axis=1)
     length = np.r_[0, np.cumsum(pieces)]
