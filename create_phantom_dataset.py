@@ -4,8 +4,8 @@
 
     python create_phantom_dataset.py --output_dir=data/phantom/wide --cases=5 --field_of_view=chest [--shift_mm=40]
 
-Writes ct_train_1001_image.nii.gz and ct_train_1001_label.nii.gz, ...: case n has number 1000 + n. A case depends on
-the seed, its number, the field of view and the shift alone; the patient on the seed and the number.
+Writes ct_train_1001_image.nii.gz and ct_train_1001_label.nii.gz, ...: case n has number 1000 + n. The same
+seed, number, field of view and shift give the same case; the seed and the number alone decide on the patient.
 """
 
 from implicitmeshnet.script import exit_at_interrupt
@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import argparse
 import math
 import signal
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,8 +31,30 @@ from implicitmeshnet.script import InputError, core_count, make_folder, run_scri
 MAX_SHIFT_MM = 100
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    arguments = parse_arguments()
+    check_arguments(arguments)
+    output_dir = Path(arguments.output_dir)
+    numbers = range(arguments.first_case, arguments.first_case + arguments.cases)
+    if not arguments.overwrite:
+        check_absent(output_dir, numbers)
+    make_folder(output_dir, "--output_dir")
+    write = partial(write_case, output_dir, arguments.seed, arguments.field_of_view, arguments.shift_mm)
+    workers = min(arguments.workers, arguments.cases)
+    with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
+        try:
+            for _ in tqdm(pool.map(write, numbers), total=len(numbers), desc="cases"):
+                pass
+        except BaseException:
+            # Also at Ctrl-C: the cases under way are finished, and no other one is begun.
+            pool.shutdown(cancel_futures=True)
+            raise
+    print(f"{len(numbers)} cases written to {output_dir}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's arguments; their values are not checked yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output_dir", required=True, help="folder for the cases, made where missing")
     parser.add_argument("--cases", type=int, default=20, help="number of cases")
     parser.add_argument("--first_case", type=int, default=1, help="number of the first case")
@@ -40,7 +63,11 @@ def main():
     parser.add_argument("--shift_mm", type=float, default=0.0, help="distance of the heart from the volume's centre")
     parser.add_argument("--workers", type=int, default=core_count(), help="processes")
     parser.add_argument("--overwrite", action="store_true", help="replace cases that are there")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse values out of range with InputError."""
     for name, lowest in (("cases", 1), ("first_case", 1), ("seed", 0), ("workers", 1)):
         value = getattr(arguments, name)
         if value < lowest:
@@ -50,36 +77,28 @@ def main():
     if not (math.isfinite(arguments.shift_mm) and 0 <= arguments.shift_mm <= MAX_SHIFT_MM):
         raise InputError(f"--shift_mm: wanted a length of 0 to {MAX_SHIFT_MM} mm, found {arguments.shift_mm:g}")
 
-    output_dir = Path(arguments.output_dir)
-    numbers = range(arguments.first_case, arguments.first_case + arguments.cases)
-    present = [path for number in numbers for path in case_paths(output_dir, number) if path.exists()]
-    if present and not arguments.overwrite:
-        raise InputError(f"{present[0]}: exists already; --overwrite replaces it")
-    make_folder(output_dir, "--output_dir")
-    write = partial(write_case, output_dir, arguments.seed, arguments.field_of_view, arguments.shift_mm)
-    workers = min(arguments.workers, arguments.cases)
-    with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
-        try:
-            for _ in tqdm(pool.map(write, numbers), total=len(numbers), desc="cases"):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    print(f"{len(numbers)} cases written to {output_dir}")
+
+def check_absent(folder: Path, numbers: Iterable[int]) -> None:
+    """Refuse with InputError to write over a file of one of these cases."""
+    for number in numbers:
+        for path in case_paths(folder, number):
+            if path.exists():
+                raise InputError(f"{path}: exists already; --overwrite replaces it")
 
 
-def start_worker():
-    """One thread a process; Ctrl-C is ignored and the case finished, so that no image stands without its label."""
+def start_worker() -> None:
+    """Give the process one thread and let it ignore Ctrl-C, so that it finishes its case: no image lacks its label."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def case_paths(folder: Path, number: int) -> list[Path]:
-    """Image and label file of a case."""
+    """The image's and the label's file of a case."""
     return [folder / f"ct_train_{1000 + number}_{kind}.nii.gz" for kind in ("image", "label")]
 
 
-def write_case(folder: Path, seed: int, field_of_view: str, shift_mm: float, number: int):
+def write_case(folder: Path, seed: int, field_of_view: str, shift_mm: float, number: int) -> None:
+    """Draw a case and write its two files."""
     image, label, affine = create_case(seed, number, field_of_view=field_of_view, shift_mm=shift_mm)
     for path, data in zip(case_paths(folder, number), (image, label), strict=True):
         write_volume(path, data, affine)

@@ -381,22 +381,13 @@ def _visible(layers: list[Layer], tile: Tile, edge_mm: float) -> Iterator[Layer]
 
 def _keep_largest_part(label: np.ndarray, value: int):
     """Set all but the largest connected part of a value to 0: carving can leave a crumb, a border can cut a vessel."""
-    box = _bounding_box(label == value)
-    if box is None:
+    mask = label == value
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    if not boxes:
         return
-    inside = label[box]  # a view: finding parts in the box alone is much faster
+    inside = label[boxes[0]]  # a view: finding parts in the box alone is much faster
     parts, count = ndimage.label(inside == value)
     if count > 1:
         sizes = np.bincount(parts.ravel())
         largest = 1 + np.argmax(sizes[1:])
         inside[(parts > 0) & (parts != largest)] = 0
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """Slices of the smallest box that holds a mask (X, Y, Z); None where the mask is empty."""
-    columns: np.ndarray = mask.any(axis=2)
-    lines = (columns.any(axis=1), columns.any(axis=0), mask.any(axis=(0, 1)))
-    found = [np.flatnonzero(line) for line in lines]
-    if not found[0].size:
-        return None
-    return tuple(slice(line[0], line[-1] + 1) for line in found)
