@@ -54,7 +54,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line's arguments; their values are not checked yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", required=True, help="folder for the cases, made where missing")
     parser.add_argument("--cases", type=int, default=20, help="number of cases")
     parser.add_argument("--first_case", type=int, default=1, help="number of the first case")

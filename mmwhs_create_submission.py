@@ -23,7 +23,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -38,23 +41,61 @@ from implicitmeshnet.surfaces.labelmap import masks_to_labelmap
 from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances
 
 VALUES = {"LV": (500,), "Myo": (205,), "RV": (600,), "LA": (420, 421), "RA": (550,), "AO": (820,), "PA": (850,)}
-"""MM-WHS label values, the first the one to write, in the order of the scorer's columns."""
+"""The MM-WHS label values of each structure, the first the one to write; in the order of the scorer's columns."""
 COLUMNS = (*VALUES, "whole heart")
 ALL_VALUES = [value for values in VALUES.values() for value in values]
 ENDING = "_mesh_labelmap.nii.gz"
 SPACING_MM = 1.0
 SCORER = "zxhCardWhsEvaluate.exe"
-LABEL_CUT, FIELD_MISSED = 0.01, 0.05
-"""Shares outside the other's field of view, of what is predicted and of the ground truth's grid, above which a case
-gets a warning; another rounding of one field of view stays below both."""
-PREDICTED_POINTS = 100_000  # that measure the former
-FIELD_POINTS = 25  # that measure the latter, along each axis
+LABEL_CUT = 0.01
+FIELD_MISSED = 0.05
+"""A case gets a warning where a larger share than LABEL_CUT of what is predicted lies outside the ground truth's field
+of view, or more than FIELD_MISSED of the ground truth's grid outside the image's. Where both have the same field of
+view and round it differently, the shares stay below."""
+PREDICTED_POINTS = 100_000  # that the first share is measured with, at most
+FIELD_POINTS = 25  # that the second share is measured with, along each axis
 SECONDS = 1800  # that the scorer may take for a case
 KEYS_BY_WINE = ("case", "structure", "dice", "fingerprint")
 KEYS_OF_OURS = ("case", "structure", "dice", "assd_mm", "hd95_mm", "fingerprint")
+KEYS_OF_TEXT = ("case", "structure", "fingerprint")
+Row = dict[str, Any]
+"""A line of a table of scores: text under KEYS_OF_TEXT, numbers under the metrics' names."""
 
 
-def main():
+def main() -> None:
+    arguments = parse_arguments()
+    sources = input_folders(arguments)
+    cases = match_cases(sources)
+    truths = find_truths(arguments, list(cases))
+    out = Path(arguments.output_dir)
+    check_output(out, [*sources, *(path.parent for path in truths.values())], list(cases))
+    scoring = begin_scoring(arguments, out, truths, sources.values())
+
+    scored = {}
+    failures = []
+    for case, paths in tqdm(cases.items(), desc="cases"):
+        try:
+            label = merge(paths, list(sources.values()))
+            fine = write_case(out, case, label, truths[case] if scoring.by_wine else None)
+            if case in truths:
+                scored[case] = scoring.update(case, label, fine)
+        except (InputError, MemoryError) as error:
+            # Some sentences begin with the case's name already.
+            failures.append(f"{case}: {reason(error)}".replace(f"{case}: {case}", case))
+        except OSError as error:
+            failures.append(f"{case}: {error.filename or 'a file'} cannot be read or written ({error.strerror})")
+    print(f"{len(cases) - len(failures)} of {len(cases)} cases done, in {out}")
+    if truths:
+        scoring.write()  # without the rows that a failed case had before it changed
+    if scored:
+        rows = [row for each in scored.values() for row in each]
+        summarise(rows, out / f"summary_{scoring.kind}.csv")
+    if failures:
+        raise InputError(f"{len(failures)} of {len(cases)} cases failed: " + "; ".join(failures))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's arguments; how they go together is not checked yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output_dir", help="folder for the submission, made where missing")
     parser.add_argument("--input_dir", help="results of a whole-heart network")
@@ -63,136 +104,177 @@ def main():
     parser.add_argument("--encrypted_gt_dir", help=f"the challenge's folder with nii/ and {SCORER}: score through wine")
     parser.add_argument("--gt_dir", help="folder of plain <case>_label.nii.gz: score without wine")
     parser.add_argument("--rescore", action="store_true", help="score again what was scored already")
-    arguments = parser.parse_args()
-    sources = input_folders(arguments)
-    cases = match_cases(sources)
-    truths = find_truths(arguments, list(cases))
-    out = Path(arguments.output_dir)
-    check_output(out, [*sources, *(path.parent for path in truths.values())], list(cases))
-    structures = [name for name in VALUES if any(name in names for names in sources.values())]
-    kind = "plain" if arguments.gt_dir is not None else "wine"
-    table = read_scores(out / f"scores_{kind}.csv") if truths else {}
+    return parser.parse_args()
 
-    scored, failures = {}, []
-    for case, paths in tqdm(cases.items(), desc="cases"):
-        try:
-            label = merge(paths, list(sources.values()))
-            truth = truths.get(case)
-            encrypted = truth is not None and kind == "wine"
-            fine = onto_encrypted_truth(label, truth) if encrypted else resample_nearest(label, SPACING_MM)
-            write_volume(out / f"{case}_label.nii.gz", label.data, label.grid.affine, label.grid.header)
-            write_volume(out / f"{case}_label_1mm.nii.gz", fine.data, fine.grid.affine, fine.grid.header)
-            if truth is None:
-                continue
-            compared = fine if encrypted else onto_truth(label, truth)
-            key = fingerprint(compared, truth, structures)
-            if not up_to_date(table.get(case, []), key, structures):
-                table.pop(case, None)
-            if arguments.rescore or case not in table:
-                scores = (
-                    score_by_wine(out / f"{case}_label_1mm.nii.gz", truth, case, structures)
-                    if encrypted
-                    else score(compared, truth, structures)
-                )
-                table[case] = [{"case": case, **row, "fingerprint": key} for row in scores]
-                write_scores(out / f"scores_{kind}.csv", table)
-            scored[case] = table[case]
-        except (InputError, MemoryError) as error:
-            failures.append(f"{case}: {reason(error)}".replace(f"{case}: {case}", case))
-        except OSError as error:
-            failures.append(f"{case}: {error.filename or 'a file'} cannot be read or written ({error.strerror})")
-    print(f"{len(cases) - len(failures)} of {len(cases)} cases done, in {out}")
+
+def write_case(out: Path, case: str, label: Volume, encrypted_truth: Path | None) -> Volume:
+    """Write a case's label map on the image's grid and at 1 mm; return the latter.
+
+    The latter is on the encrypted ground truth's own grid where there is one, as the scorer compares voxel by voxel.
+    """
+    if encrypted_truth is None:
+        fine = resample_nearest(label, SPACING_MM)
+    else:
+        fine = onto_encrypted_truth(label, encrypted_truth)
+    write_volume(out / f"{case}_label.nii.gz", label.data, label.grid.affine, label.grid.header)
+    write_volume(fine_path(out, case), fine.data, fine.grid.affine, fine.grid.header)
+    return fine
+
+
+def fine_path(out: Path, case: str) -> Path:
+    """The file of a case's label map at 1 mm."""
+    return out / f"{case}_label_1mm.nii.gz"
+
+
+@dataclass
+class Scoring:
+    """How cases are scored, and the table of scores, of which scores_<kind>.csv in the output folder is a copy."""
+
+    out: Path
+    truths: dict[str, Path]  # each case's ground truth
+    by_wine: (
+        bool  # the challenge's scorer compares, with encrypted ground truths; else our own metrics, with plain ones
+    )
+    structures: list[str]  # that are submitted
+    rescore: bool
+    table: dict[str, list[Row]]  # the rows of each case
+
+    @property
+    def kind(self) -> str:
+        """What the files of scores are called."""
+        return "wine" if self.by_wine else "plain"
+
+    def update(self, case: str, label: Volume, fine: Volume) -> list[Row]:
+        """The rows of a case, from the table where the case was scored as it is now, else computed and written."""
+        truth = self.truths[case]
+        compared = fine if self.by_wine else onto_truth(label, truth)
+        key = fingerprint(compared, truth, self.structures)
+        # Rows of what the case was before go first: where scoring fails, none must be left.
+        if not up_to_date(self.table.get(case, []), key, self.structures):
+            self.table.pop(case, None)
+        if self.rescore or case not in self.table:
+            if self.by_wine:
+                scores = score_by_wine(fine_path(self.out, case), truth, case, self.structures)
+            else:
+                scores = score(compared, truth, self.structures)
+            self.table[case] = [{"case": case, **row, "fingerprint": key} for row in scores]
+            self.write()
+        return self.table[case]
+
+    def write(self) -> None:
+        """Write the table."""
+        write_scores(scores_path(self.out, self.kind), self.table)
+
+
+def scores_path(out: Path, kind: str) -> Path:
+    """The file of the table of scores."""
+    return out / f"scores_{kind}.csv"
+
+
+def begin_scoring(
+    arguments: argparse.Namespace, out: Path, truths: dict[str, Path], submitted: Iterable[list[str]]
+) -> Scoring:
+    """The scoring that the command line asks for, with the scores of earlier runs; `submitted` is each folder's
+    structures."""
+    named = {name for names in submitted for name in names}
+    structures = [name for name in VALUES if name in named]
+    by_wine = arguments.encrypted_gt_dir is not None
+    scoring = Scoring(out, truths, by_wine, structures, arguments.rescore, table={})
     if truths:
-        write_scores(out / f"scores_{kind}.csv", table)  # without the rows that a failed case had before it changed
-    if scored:
-        summarise([row for rows in scored.values() for row in rows], out / f"summary_{kind}.csv")
-    if failures:
-        raise InputError(f"{len(failures)} of {len(cases)} cases failed: " + "; ".join(failures))
+        scoring.table = read_scores(scores_path(out, scoring.kind))
+    return scoring
 
 
-def input_folders(arguments) -> dict[Path, list[str]]:
-    """The folders to read and the structures that each holds."""
-    one, two = arguments.input_dir, (arguments.input_dir_lv, arguments.input_dir_la)
-    if (one is None) == (two == (None, None)) or None in two != (None, None):
+def input_folders(arguments: argparse.Namespace) -> dict[Path, list[str]]:
+    """The folders to read and the structures that each holds; InputError unless one way to name them is taken."""
+    names = ("--input_dir", "--input_dir_lv", "--input_dir_la")
+    given = [name for name in names if getattr(arguments, name[2:]) is not None]
+    if given not in (["--input_dir"], ["--input_dir_lv", "--input_dir_la"]):
         raise InputError(
-            "input: wanted --input_dir, or --input_dir_lv and --input_dir_la, found "
-            + (
-                ", ".join(
-                    name
-                    for name in ("--input_dir", "--input_dir_lv", "--input_dir_la")
-                    if getattr(arguments, name[2:]) is not None
-                )
-                or "neither"
-            )
+            f"input: wanted --input_dir, or --input_dir_lv and --input_dir_la, found {', '.join(given) or 'neither'}"
         )
     if None not in (arguments.encrypted_gt_dir, arguments.gt_dir):
         raise InputError("ground truth: wanted one of --encrypted_gt_dir and --gt_dir, found both")
-    if one is not None:
-        return {Path(one): list(VALUES)}
-    if Path(two[0]).resolve() == Path(two[1]).resolve():
-        raise InputError(f"--input_dir_la: wanted another folder than --input_dir_lv, found {two[1]} for both")
-    return {Path(two[0]): ["LV"], Path(two[1]): ["LA"]}
+    if arguments.input_dir is not None:
+        return {Path(arguments.input_dir): list(VALUES)}
+    lv = Path(arguments.input_dir_lv)
+    la = Path(arguments.input_dir_la)
+    if lv.resolve() == la.resolve():
+        raise InputError(
+            f"--input_dir_la: wanted another folder than --input_dir_lv, found {arguments.input_dir_la} for both"
+        )
+    return {lv: ["LV"], la: ["LA"]}
 
 
-def match_cases(sources) -> dict[str, list[Path]]:
+def match_cases(sources: Iterable[Path]) -> dict[str, list[Path]]:
     """Each case's label maps, one per folder, matched by name; InputError where the folders hold other cases."""
-    found = []
+    found = {}
     for folder in sources:
-        names = sorted(path.name.removesuffix(ENDING) for path in folder.glob(f"[!.]*{ENDING}"))
+        names = [path.name.removesuffix(ENDING) for path in folder.glob(f"[!.]*{ENDING}")]
         if not names:
             raise InputError(f"{folder}: wanted files <case>{ENDING}, found none")
-        found.append(names)
-    for folder, names in zip(sources, found, strict=True):
-        lacking = sorted(set(found[0]) ^ set(names))
+        found[folder] = sorted(names)
+    first, cases = next(iter(found.items()))
+    for folder, names in found.items():
+        lacking = sorted(set(cases) ^ set(names))
         if lacking:
             raise InputError(
-                f"{folder}: wanted the same cases as in {next(iter(sources))}, found"
-                f" {', '.join(lacking[:5])} in one of them alone"
+                f"{folder}: wanted the same cases as in {first}, found {', '.join(lacking[:5])} in one of them alone"
             )
-    return {name: [folder / f"{name}{ENDING}" for folder in sources] for name in found[0]}
+    paths = {}
+    for case in cases:
+        paths[case] = [folder / f"{case}{ENDING}" for folder in found]
+    return paths
 
 
-def find_truths(arguments, cases: list[str]) -> dict[str, Path]:
+def find_truths(arguments: argparse.Namespace, cases: list[str]) -> dict[str, Path]:
     """Each case's ground truth, or none; InputError before any work where a file, the scorer or wine is missing."""
+    paths = {}
     if arguments.gt_dir is not None:
-        paths = {case: Path(arguments.gt_dir) / f"{case}_label.nii.gz" for case in cases}
+        for case in cases:
+            paths[case] = Path(arguments.gt_dir) / f"{case}_label.nii.gz"
     elif arguments.encrypted_gt_dir is not None:
         folder = Path(arguments.encrypted_gt_dir)
-        if not (folder / SCORER).is_file():
-            raise InputError(f"{folder / SCORER}: wanted the challenge's scorer, found no such file")
-        if not shutil.which("wine"):
-            raise InputError(
-                "wine: wanted this program on the PATH to run the challenge's scorer, found none; install"
-                " it (Debian: apt install wine, macOS: brew install --cask wine-stable)"
-            )
-        paths = {case: folder / "nii" / f"{case}_label_encrypt_1mm.nii.gz" for case in cases}
+        check_scorer(folder)
         for case in cases:
-            modality_and_number(case)
-    else:
-        return {}
+            modality_and_number(case)  # the scorer asks for them: refuse other names before any work
+            paths[case] = folder / "nii" / f"{case}_label_encrypt_1mm.nii.gz"
     missing = [path for path in paths.values() if not path.is_file()]
     if missing:
+        others = f", nor {len(missing) - 1} others" if missing[1:] else ""
         raise InputError(
-            f"{missing[0]}: wanted a ground truth for each of {len(cases)} cases, found no such file"
-            + (f", nor {len(missing) - 1} others" if missing[1:] else "")
+            f"{missing[0]}: wanted a ground truth for each of {len(cases)} cases, found no such file{others}"
         )
     return paths
 
 
-def check_output(out: Path, sources: list[Path], cases: list[str]):
-    """Refuse a folder whose files are somebody's input: nothing read may be written over."""
+def check_scorer(folder: Path) -> None:
+    """Raise InputError unless the challenge's folder holds its scorer and wine is there to run it."""
+    if not (folder / SCORER).is_file():
+        raise InputError(f"{folder / SCORER}: wanted the challenge's scorer, found no such file")
+    if not shutil.which("wine"):
+        raise InputError(
+            "wine: wanted this program on the PATH to run the challenge's scorer, found none; install"
+            " it (Debian: apt install wine, macOS: brew install --cask wine-stable)"
+        )
+
+
+def check_output(out: Path, sources: list[Path], cases: list[str]) -> None:
+    """Make the output folder; InputError where it holds files that are read, which must not be written over."""
     check_path(str(out), "output_dir")
     if out.resolve() in {folder.resolve() for folder in sources}:
         raise InputError(f"output_dir: wanted another folder than those that are read, found {out}")
-    images = [out / f"{case}_image.nii.gz" for case in cases if (out / f"{case}_image.nii.gz").exists()]
-    if images:
-        raise InputError(
-            f"output_dir: wanted a folder without images, whose labels would be written over, found {images[0]}"
-        )
+    for case in cases:
+        image = out / f"{case}_image.nii.gz"
+        if image.exists():
+            raise InputError(
+                f"output_dir: wanted a folder without images, whose labels would be written over, found {image}"
+            )
     make_folder(out, "output_dir")
 
 
 def modality_and_number(case: str) -> tuple[str, str]:
+    """The two parts of a case's name in MM-WHS: "ct_test_2018" is "ct" and "2018"; InputError for other names."""
     found = re.fullmatch(r"(ct|mr)_[a-z]+_(\d+)", case)
     if not found:
         raise InputError(f"{case}: wanted a case named as in MM-WHS, such as ct_test_2018, to be scored")
@@ -200,7 +282,7 @@ def modality_and_number(case: str) -> tuple[str, str]:
 
 
 def _read_labels_aloud(path: Path) -> Volume:
-    """A label map; what is doubtful about its file is said."""
+    """A label map; what is doubtful about its file is printed as a warning."""
     labels = read_labels(path)
     for warning in labels.warnings:
         tqdm.write(f"warning: {warning}", file=sys.stderr)
@@ -208,17 +290,15 @@ def _read_labels_aloud(path: Path) -> Volume:
 
 
 def merge(paths: list[Path], structures: list[list[str]]) -> Volume:
-    """One label map int16 of a case; a voxel that two maps claim goes to the one in which it lies deeper."""
+    """One label map int16 of a case from a file per folder, each with the structures to take from it.
+
+    A voxel that two structures claim goes to the one in which it lies deeper. InputError where the files have different
+    grids or hold other values than those of their structures.
+    """
     maps = [_read_labels_aloud(path) for path in paths]
     for path, names, labels in zip(paths, structures, maps, strict=True):
         check_same_grid(path, maps[0].grid, labels.grid, str(paths[0]))
-        wanted = {0, *(value for name in names for value in VALUES[name])}
-        others = sorted(set(np.unique(labels.data).tolist()) - wanted)
-        if others:
-            raise InputError(
-                f"{path}: wanted the label values {', '.join(map(str, sorted(wanted)))}, found"
-                f" {', '.join(map(str, others[:5]))}"
-            )
+        check_values(path, labels, names)
     masks = []
     merged = []
     for names, labels in zip(structures, maps, strict=True):
@@ -229,8 +309,21 @@ def merge(paths: list[Path], structures: list[list[str]]) -> Volume:
     return Volume(masks_to_labelmap(masks, submitted, maps[0].grid), maps[0].grid)
 
 
+def check_values(path: Path, labels: Volume, structures: list[str]) -> None:
+    """Raise InputError where a label map holds values of other structures than these."""
+    wanted = {0}
+    for name in structures:
+        wanted.update(VALUES[name])
+    others = sorted(set(np.unique(labels.data).tolist()) - wanted)
+    if others:
+        raise InputError(
+            f"{path}: wanted the label values {', '.join(map(str, sorted(wanted)))}, found"
+            f" {', '.join(map(str, others[:5]))}"
+        )
+
+
 def onto_truth(label: Volume, path: Path) -> Volume:
-    """The label map on a ground truth's own grid; a line where one's field of view misses much of the other's."""
+    """The label map on a ground truth's own grid; prints a line where their fields of view differ by much."""
     grid = read_grid(path)
     cut = share_outside(predicted_points(label), grid)
     missed = share_outside(field_points(grid), label.grid)
@@ -266,31 +359,40 @@ def predicted_points(label: Volume) -> np.ndarray:
 def field_points(grid: Grid) -> np.ndarray:
     """A lattice over a grid's field of view: world positions (N, 3) in mm."""
     steps = np.argwhere(np.ones((FIELD_POINTS,) * 3))
-    return transform(grid.affine, (steps + 0.5) / FIELD_POINTS * grid.shape - 0.5)
+    # A field of view reaches half a voxel beyond the centres of the outermost voxels.
+    voxels = (steps + 0.5) / FIELD_POINTS * grid.shape - 0.5
+    return transform(grid.affine, voxels)
 
 
 def share_outside(points_mm: np.ndarray, grid: Grid) -> float:
     """How many of the points (N, 3) in world mm lie outside a grid's field of view, 0 to 1; 0 where there are none."""
     voxels = transform(np.linalg.inv(grid.affine), points_mm)
-    outside = ((voxels < -0.5) | (voxels > np.array(grid.shape) - 0.5)).any(1)
+    high = np.array(grid.shape) - 0.5
+    outside = ((voxels < -0.5) | (voxels > high)).any(1)
     return float(outside.mean()) if len(outside) else 0.0
 
 
 def fingerprint(label: Volume, truth: Path, structures: list[str]) -> str:
-    """What a score was computed from: the label map as it is compared, its structures, the ground truth and the scorer
-    beside it."""
-    digest = hashlib.sha256(np.ascontiguousarray(label.data).tobytes() + label.grid.affine.tobytes())
-    digest.update(" ".join(structures).encode() + truth.read_bytes())
+    """A digest of what a score is computed from, which changes with any of it.
+
+    That is the label map as it is compared, its structures, the ground truth, and the scorer where one is used.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(label.data).tobytes())
+    digest.update(label.grid.affine.tobytes())
+    digest.update(" ".join(structures).encode())
+    digest.update(truth.read_bytes())
     scorer = truth.parents[1] / SCORER
-    digest.update(scorer.read_bytes() if truth.parent.name == "nii" and scorer.exists() else b"")
+    if truth.parent.name == "nii" and scorer.exists():
+        digest.update(scorer.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def up_to_date(rows: list[dict], key: str, structures: list[str]) -> bool:
-    """Whether a case's rows are those of this fingerprint, whole and sound."""
-    return [row["structure"] for row in rows] == columns(structures) and all(
-        row["fingerprint"] == key and not row["dice"] < 0 and not row["dice"] > 1 for row in rows
-    )
+def up_to_date(rows: list[Row], key: str, structures: list[str]) -> bool:
+    """Whether a case's rows are those of this fingerprint, complete, and with Dice values that are possible."""
+    if [row["structure"] for row in rows] != columns(structures):
+        return False
+    # A structure that neither holds has no number; nan is neither below 0 nor above 1.
+    return all(row["fingerprint"] == key and not row["dice"] < 0 and not row["dice"] > 1 for row in rows)
 
 
 def columns(structures: list[str]) -> list[str]:
@@ -298,64 +400,59 @@ def columns(structures: list[str]) -> list[str]:
     return list(COLUMNS) if len(structures) == len(VALUES) else structures
 
 
-def score(label: Volume, path: Path, structures: list[str]) -> list[dict]:
+def score(label: Volume, path: Path, structures: list[str]) -> list[Row]:
     """Our own metrics of a label map against a plain ground truth on the same grid, a row per structure."""
-    truth, rows = _read_labels_aloud(path), []
+    truth = _read_labels_aloud(path)
     if not np.isin(truth.data, ALL_VALUES).any():
         raise InputError(f"{path}: wanted some of the label values {', '.join(map(str, ALL_VALUES))}, found none")
+    rows = []
     for name in columns(structures):
         values = VALUES.get(name, ALL_VALUES)
-        predicted, reference = np.isin(label.data, values), np.isin(truth.data, values)
-        rows.append(
-            {
-                "structure": name,
-                "dice": dice(predicted, reference),
-                **surface_distances(predicted, reference, label.grid.spacing_mm),
-            }
-        )
+        predicted = np.isin(label.data, values)
+        reference = np.isin(truth.data, values)
+        row = {"structure": name, "dice": dice(predicted, reference)}
+        row.update(surface_distances(predicted, reference, label.grid.spacing_mm))
+        rows.append(row)
     return rows
 
 
-def score_by_wine(path: Path, truth: Path, case: str, structures: list[str]) -> list[dict]:
+def score_by_wine(path: Path, truth: Path, case: str, structures: list[str]) -> list[Row]:
     """The Dice that the challenge's scorer appends to a table of its own, a row per structure submitted."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         table = Path(folder) / "dice.csv"
-        modality, number = modality_and_number(case)
-        command = [
-            os.path.abspath(shutil.which("wine")),
-            SCORER,
-            windows_path(path),
-            windows_path(truth),
-            "0",
-            "ALL",
-            windows_path(table),
-            modality,
-            number,
-            "--decodeseg2",
-        ]
-        try:
-            run = subprocess.run(
-                command,
-                cwd=truth.parents[1],
-                env={"WINEDEBUG": "-all"} | os.environ,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise InputError(f"{case}: wanted a score from {SCORER}, found it running after {SECONDS} s") from error
-        except OSError as error:
-            raise InputError(f"{command[0]}: wanted a program that runs, found none ({error.strerror})") from error
-        rows = table.read_text(errors="replace").splitlines() if table.is_file() else []
-    rows = [row for row in rows if row.strip()]
-    if run.returncode or len(rows) != 1:
-        said = (run.stdout + run.stderr).decode(errors="replace").strip().rpartition("\n")[-1].strip() or "nothing"
+        run = run_scorer(path, truth, case, table)
+        lines = table.read_text(errors="replace").splitlines() if table.is_file() else []
+    lines = [line for line in lines if line.strip()]
+    if run.returncode or len(lines) != 1:
+        output = (run.stdout + run.stderr).decode(errors="replace")
+        said = output.strip().rpartition("\n")[-1].strip() or "nothing"
         raise InputError(
-            f"{case}: wanted one row from {SCORER}, found {len(rows)} and exit status {run.returncode}; it"
+            f"{case}: wanted one row from {SCORER}, found {len(lines)} and exit status {run.returncode}; it"
             f" said: {said[:QUOTED]}"
         )
-    return parse_row(rows[0], case, structures)
+    return parse_row(lines[0], case, structures)
+
+
+def run_scorer(path: Path, truth: Path, case: str, table: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run the scorer, which lies in the folder above the ground truth's, until it ends or SECONDS have passed."""
+    modality, number = modality_and_number(case)
+    wine = os.path.abspath(shutil.which("wine") or "wine")
+    files = [windows_path(path), windows_path(truth), "0", "ALL", windows_path(table)]
+    command = [wine, SCORER, *files, modality, number, "--decodeseg2"]
+    try:
+        return subprocess.run(
+            command,
+            cwd=truth.parents[1],
+            env={"WINEDEBUG": "-all"} | os.environ,  # wine's own messages off, unless the user wants them
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{case}: wanted a score from {SCORER}, found it running after {SECONDS} s") from error
+    except OSError as error:
+        raise InputError(f"{command[0]}: wanted a program that runs, found none ({error.strerror})") from error
 
 
 def windows_path(path: Path) -> str:
@@ -363,50 +460,58 @@ def windows_path(path: Path) -> str:
     return "Z:" + str(path.resolve()).replace("/", "\\")
 
 
-def parse_row(text: str, case: str, structures: list[str]) -> list[dict]:
-    """The scorer's row: eight numbers, an empty field, modality and number of the case, the flag, tabs between."""
-    fields, (modality, number) = [field.strip() for field in text.split("\t")], modality_and_number(case)
-    numbers, rest = fields[: len(COLUMNS)], [field for field in fields[len(COLUMNS) :] if field]
-    sound = (
-        len(numbers) == len(COLUMNS)
-        and all(re.fullmatch(r"[\d.]+(e[-+]?\d+)?", field) for field in numbers)
-        and all(float(field) <= 1 for field in numbers)
-        and rest[:1] in ([modality + number], [number])
-    )
-    if not sound:
+def parse_row(text: str, case: str, structures: list[str]) -> list[Row]:
+    """The scorer's row as a row per structure; InputError where it is not as expected.
+
+    It has tabs between eight numbers, an empty field, the case's modality and number, and the flag.
+    """
+    modality, number = modality_and_number(case)
+    fields = [field.strip() for field in text.split("\t")]
+    numbers = fields[: len(COLUMNS)]
+    rest = [field for field in fields[len(COLUMNS) :] if field]
+    of_case = rest[:1] in ([modality + number], [number])
+    if not (len(numbers) == len(COLUMNS) and all(map(is_dice, numbers)) and of_case):
         raise InputError(
             f"{case}: wanted {len(COLUMNS)} Dice values and the case's name from {SCORER}, found {text[:QUOTED]!r}"
         )
-    return [
-        {"structure": name, "dice": float(value)}
-        for name, value in zip(COLUMNS, numbers, strict=True)
-        if name in columns(structures)
-    ]
+    rows: list[Row] = []
+    for name, value in zip(COLUMNS, numbers, strict=True):
+        if name in columns(structures):
+            rows.append({"structure": name, "dice": float(value)})
+    return rows
 
 
-def read_scores(path: Path) -> dict[str, list[dict]]:
+def is_dice(text: str) -> bool:
+    """Whether a field is a number of 0 to 1 as the scorer writes it."""
+    return bool(re.fullmatch(r"(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text)) and float(text) <= 1
+
+
+def read_scores(path: Path) -> dict[str, list[Row]]:
     """The rows of an earlier table of scores by case, numbers as numbers; none where there is no such file."""
     if not path.exists():
         return {}
-    table = {}
+    table: dict[str, list[Row]] = {}
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file, strict=True)
             if tuple(reader.fieldnames or ()) not in (KEYS_BY_WINE, KEYS_OF_OURS):
                 raise KeyError(reader.fieldnames)
-            for row in reader:
-                table.setdefault(row["case"], []).append(
-                    {
-                        key: value if key in ("case", "structure", "fingerprint") else float(value)
-                        for key, value in row.items()
-                    }
-                )
+            for line in reader:
+                table.setdefault(line["case"], []).append(parse_scores(line))
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: wanted a table that this script wrote, found another; move it away") from error
     return table
 
 
-def write_scores(path: Path, table: dict[str, list[dict]]):
+def parse_scores(line: dict[str, str]) -> Row:
+    """A line of the table with its numbers as floats."""
+    row: Row = {}
+    for key, value in line.items():
+        row[key] = value if key in KEYS_OF_TEXT else float(value)
+    return row
+
+
+def write_scores(path: Path, table: dict[str, list[Row]]) -> None:
     """The rows of all cases, sorted by case; no file where there are none."""
     if table:
         write_table(path, [row for case in sorted(table) for row in table[case]])
@@ -414,25 +519,24 @@ def write_scores(path: Path, table: dict[str, list[dict]]):
         path.unlink(missing_ok=True)
 
 
-def summarise(rows: list[dict], path: Path):
+def summarise(rows: list[Row], path: Path) -> None:
     """Print and write the mean and standard deviation of every metric over the cases, per structure."""
-    metrics = [key for key in rows[0] if key not in ("case", "structure", "fingerprint")]
+    metrics = [key for key in rows[0] if key not in KEYS_OF_TEXT]
     print(f"{'structure':<16}{'cases':>6}" + "".join(f"{key:>20}" for key in metrics))
     table = []
     for name in COLUMNS:
         chosen = [row for row in rows if row["structure"] == name and not np.isnan(row["dice"])]
         if not chosen:  # not submitted, or neither predicted nor labelled in any case
             continue
-        print(
-            f"{name:<16}{len(chosen):>6}"
-            + "".join(f"{mean_and_deviation([row[key] for row in chosen]):>20}" for key in metrics)
-        )
-        row = {"structure": name, "cases": len(chosen)}
+        line = f"{name:<16}{len(chosen):>6}"
+        summary: Row = {"structure": name, "cases": len(chosen)}
         for key in metrics:
-            values = [score[key] for score in chosen]
-            row[f"{key}_mean"] = float(np.mean(values))
-            row[f"{key}_std"] = float(np.std(values)) if np.isfinite(values).all() else float("nan")
-        table.append(row)
+            values = [row[key] for row in chosen]
+            line += f"{mean_and_deviation(values):>20}"
+            summary[f"{key}_mean"] = float(np.mean(values))
+            summary[f"{key}_std"] = float(np.std(values)) if np.isfinite(values).all() else float("nan")
+        print(line)
+        table.append(summary)
     if table:
         write_table(path, table)
 
