@@ -180,6 +180,13 @@ def test_the_split_depends_on_names_and_seed_alone():
         split_cases(cases, 20, 0)
 
 
+@pytest.mark.parametrize(("seed", "names"), [(0, ["02", "04", "06", "19"]), (3, ["08", "12", "16", "18"])])
+def test_the_split_of_a_seed_is_pinned_so_that_runs_compare_between_versions(seed, names):
+    cases = [Case(f"{number:02}", Path(f"{number}"), None) for number in range(20)]
+    _, validation = split_cases(cases, 4, seed)
+    assert [case.name for case in validation] == names
+
+
 def test_a_case_on_the_networks_grid(tmp_path):
     case = write_case(tmp_path)
     sample = training_sample(case, CONFIG)

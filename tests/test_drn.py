@@ -164,6 +164,19 @@ def test_a_few_steps_learn_distances_and_their_gradient_reaches_the_vertices(con
     assert (gradient * outward).sum() < 0  # a larger mesh has smaller distances
 
 
+def test_the_loss_weighs_errors_as_the_paper_does_and_more_about_the_surface(monkeypatch):
+    """An error of 0.1 everywhere costs 0.01 times the mean weight, which is written out here once more."""
+    shapes, faces = draw(2)
+    truth = mesh2sdf(shapes, faces, list(SMALL.shape))
+    network = DeepRepresentationNetwork(SMALL)
+    monkeypatch.setattr(DeepRepresentationNetwork, "forward", lambda self, vertices: [truth + 0.1])
+    loss, *_ = drn_loss(network, shapes)
+    diagonal = 12**0.5
+    paper = ((diagonal - truth.abs()) / diagonal) ** 2
+    bell = 30 * torch.exp(-((truth / (2 * voxel_length(SMALL.shape))) ** 2))
+    assert loss.item() == pytest.approx(0.01 * (paper + bell).mean().item(), rel=1e-4)
+
+
 def test_quality_knows_what_it_measures():
     shapes, faces = draw(3)
     target = mesh2sdf(shapes, faces, 20)

@@ -87,6 +87,18 @@ def test_surface_loss_of_a_mesh_off_by_half_a_voxel_is_small_and_far_away_is_one
     assert surface(ball_mesh(0.05)[0], faces, masks) > 0.9
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_the_surface_loss_is_least_where_the_mesh_lies_on_the_border_to_a_quarter_of_a_voxel(axis):
+    vertices, faces = ball_mesh(0.5, 4)
+    masks = ball_mask(0.5)
+    voxel = torch.zeros(3)
+    voxel[axis] = 2 / (SHAPE[axis] - 1)
+    shifts = [-0.5, -0.25, 0.0, 0.25, 0.5]  # voxels
+    losses = [surface(vertices + shift * voxel, faces, masks).item() for shift in shifts]
+    assert min(losses) == losses[2]
+    assert losses[0] == pytest.approx(losses[4], rel=0.05)  # the ball is symmetric, so must be what a shift costs
+
+
 def test_border_density_sums_to_the_area_of_a_box_face():
     masks = torch.zeros(1, 1, 16, 16, 16)
     masks[..., :8] = 1

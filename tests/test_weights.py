@@ -109,6 +109,12 @@ def test_weights_of_a_localiser_that_is_needed_must_be_there(tmp_path):
         load_network(small_config("found"), tmp_path / "best.pt")
 
 
+def test_a_snapshot_holds_every_real_number_in_half_precision(tmp_path):
+    save_snapshot(tmp_path / "best.pt", build_network(small_config()))
+    saved = load_checkpoint(tmp_path / "best.pt")["network"]
+    assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float16}
+
+
 def test_the_same_state_gives_the_same_bytes_under_any_name(weights, tmp_path):
     for name in ("best.pt", "other.pt"):
         save_checkpoint(tmp_path / name, {"network": weights})
