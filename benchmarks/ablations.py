@@ -69,7 +69,8 @@ def folder(variant: str, seed: int, arguments) -> Path:
 
 def run(variant: str, seed: int, arguments):
     """Train and evaluate one variant with one seed; leaves result.json in its folder."""
-    path, epochs = folder(variant, seed, arguments), arguments.epochs
+    path = folder(variant, seed, arguments)
+    epochs = arguments.epochs
     if (path / "result.json").exists():
         return
     if variant == "exact_longer":
@@ -95,19 +96,30 @@ def run(variant: str, seed: int, arguments):
         f"--test_dir_out={path / 'test'}",
         f"--device={arguments.device}",
     )
-    with (path / "test/metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if float(row["label_volume_ml"]) > 0]
-    result = {name: statistics.mean(float(row[name]) for row in rows) for name in METRICS[:3]}
-    result["crossing_percent"] = 100 * statistics.mean(
-        int(row["self_intersecting_faces_before_repair"]) / int(row["faces"]) for row in rows
-    )
+    result = mean_metrics(path / "test/metrics.csv")
     history = load_checkpoint(path / "last.pt")["history"]
     seconds = statistics.median(row["seconds"] for row in history)
-    result |= {"seconds_per_step": seconds / steps_of_epoch(path), "minutes": seconds * epochs / 60, "peak_mib": peak}
-    for structure in sorted({row["structure"] for row in rows}):
-        result[f"dice {structure}"] = statistics.mean(float(r["dice"]) for r in rows if r["structure"] == structure)
+    result["seconds_per_step"] = seconds / steps_of_epoch(path)
+    result["minutes"] = seconds * epochs / 60
+    result["peak_mib"] = peak
     with atomic_path(path / "result.json") as temporary:
         temporary.write_text(json.dumps(result))
+
+
+def mean_metrics(path: Path) -> dict[str, float]:
+    """Means over a table of metrics: over all rows with a label, and each structure's Dice."""
+    with path.open() as file:
+        rows = [row for row in csv.DictReader(file) if float(row["label_volume_ml"]) > 0]
+    result = {}
+    for name in METRICS[:3]:
+        result[name] = statistics.mean(float(row[name]) for row in rows)
+    crossing = [int(row["self_intersecting_faces_before_repair"]) / int(row["faces"]) for row in rows]
+    result["crossing_percent"] = 100 * statistics.mean(crossing)
+    for structure in sorted({row["structure"] for row in rows}):
+        result[f"dice {structure}"] = statistics.mean(
+            float(row["dice"]) for row in rows if row["structure"] == structure
+        )
+    return result
 
 
 def steps_of_epoch(path: Path) -> int:
@@ -125,25 +137,27 @@ def call(script: str, *arguments) -> float:
     return usage.ru_maxrss / 1024
 
 
-def print_table(arguments):
+def print_table(arguments) -> None:
     """Every variant that has results, a row each."""
     print(f"\n{'variant':<20}{'seeds':>6}" + "".join(f"{name:>18}" for name in METRICS))
     for variant in VARIANTS:
         files = [folder(variant, seed, arguments) / "result.json" for seed in range(arguments.seeds)]
         results = [json.loads(file.read_text()) for file in files if file.exists()]
         if results:
-            names = [*METRICS, *(name for name in results[0] if name.startswith("dice "))]
-            cells = {name: spread([result[name] for result in results]) for name in names}
-            others = ", ".join(f"{name} {cells[name]}" for name in names[len(METRICS) :])
-            print(
-                f"{variant:<20}{len(results):>6}" + "".join(f"{cells[name]:>18}" for name in METRICS),
-                others,
-                flush=True,
-            )
+            row = f"{variant:<20}{len(results):>6}"
+            for name in METRICS:
+                row += f"{spread([result[name] for result in results]):>18}"
+            others = []
+            for name in results[0]:
+                if name.startswith("dice "):
+                    others.append(f"{name} {spread([result[name] for result in results])}")
+            print(row, ", ".join(others), flush=True)
 
 
-def spread(values) -> str:
-    return f"{statistics.mean(values):.4g}" + (f" +- {statistics.stdev(values):.2g}" if len(values) > 1 else "")
+def spread(values: list[float]) -> str:
+    """Mean of numbers and, where there are several, their standard deviation."""
+    deviation = f" +- {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4g}{deviation}"
 
 
 if __name__ == "__main__":

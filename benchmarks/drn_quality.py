@@ -79,7 +79,9 @@ def judge(name: str, drn, meshes, device):
     for vertices in meshes.split(1):
         target = mesh2sdf(vertices.to(device), drn.faces, list(drn.shape))
         rows.append(sdf_quality(drn(vertices.to(device))[-1], target))
-    means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    means = {}
+    for key in rows[0]:
+        means[key] = sum(row[key] for row in rows) / len(rows)
     print(f"{name:<28}{len(rows):>7}{means['error_voxels']:>14.3f}{means['sign']:>9.4f}{means['dice']:>9.4f}")
 
 

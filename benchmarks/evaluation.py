@@ -51,9 +51,13 @@ def main():
             for name, path in rows.items():
                 taken[name].append(run(path, images, arguments.device))
     print(f"{'':<20}{'seconds a case':>16}{'peak MiB':>10}{'ratio':>8}")
-    medians = {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in taken.items()}
+    medians = {}
+    for name, runs in taken.items():
+        seconds, peak = zip(*runs, strict=True)
+        medians[name] = (statistics.median(seconds), statistics.median(peak))
+    fastest = min(medians.values())[0]
     for name, (seconds, peak) in medians.items():
-        print(f"{name:<20}{seconds:>16.2f}{peak:>10.0f}{seconds / min(medians.values())[0]:>8.2f}")
+        print(f"{name:<20}{seconds:>16.2f}{peak:>10.0f}{seconds / fastest:>8.2f}")
 
 
 def one_structure(network, config, name: str):

@@ -12,9 +12,9 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from implicitmeshnet.data.dataset import find_cases
+from implicitmeshnet.data.dataset import Case, find_cases
 from implicitmeshnet.data.nifti import read_image, read_labels
-from implicitmeshnet.data.volume import canonical, resample_nearest
+from implicitmeshnet.data.volume import Grid, canonical, resample_nearest
 from implicitmeshnet.phantom.patient import LABELS
 from implicitmeshnet.script import run_script
 
@@ -59,97 +59,108 @@ PUBLISHED = {  # row: (range or mean ± SD, source)
 }
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", required=True, help="folder of labelled phantoms")
     cases = find_cases(parser.parse_args().dir, labelled=True)
-    rows = {}
+    rows: dict[str, list[float]] = {}
     for case in tqdm(cases, desc="cases"):
         for name, value in statistics(case).items():
             rows.setdefault(name, []).append(value)
     print(f"| {len(cases)} phantoms | mean ± SD | range | published | source |\n|---|---|---|---|---|")
-    for name, values in rows.items():
-        values = np.array(values)[~np.isnan(values)]
+    for name, found in rows.items():
+        values = np.array(found)[~np.isnan(found)]
         if values.size:
             counted = f" (of {values.size})" if values.size < len(cases) else ""
-            print(f"| {name}{counted} | {summary(name, values)} | {' | '.join(PUBLISHED.get(name, ('', '')))} |")
+            published, source = PUBLISHED.get(name, ("", ""))
+            print(f"| {name}{counted} | {summary(name, values)} | {published} | {source} |")
 
 
-def summary(name, values):
+def summary(name: str, values: np.ndarray) -> str:
     """Mean, standard deviation and range as two cells of the table; of a share the mean alone."""
     if name.startswith("share"):
         return f"{values.mean():.2f} | "
-    digits = 0 if np.abs(values).max() > 60 else 2 if name.startswith("voxel") else 1
-    numbers = values.mean(), values.std(), values.min(), values.max()
+    digits = 2 if name.startswith("voxel") else 1
+    if np.abs(values).max() > 60:
+        digits = 0
+    numbers = (values.mean(), values.std(), values.min(), values.max())
     mean, sd, low, high = (f"{number:.{digits}f}" for number in numbers)
     return f"{mean} ± {sd} | {low} to {high}"
 
 
-def statistics(case):
+def statistics(case: Case) -> dict[str, float]:
     """One case's row values by name; NaN for what the border cuts."""
-    image, label = read_image(case.image), read_labels(case.label)
+    image = read_image(case.image)
     spacing, extent = _patient_axes(image.grid)
-    image, label = (canonical(resample_nearest(volume, STEP_MM)).data for volume in (image, label))
+    hu = canonical(resample_nearest(image, STEP_MM)).data
+    label = canonical(resample_nearest(read_labels(case.label), STEP_MM)).data
     masks = {name: label == value for name, value in LABELS.items()}
     whole = {name: not _touches_border(mask) for name, mask in masks.items()}
-    row = {
-        f"{name} volume, ml": mask.sum() * STEP_MM**3 / 1000 if whole[name] else np.nan for name, mask in masks.items()
-    }
+
+    row = {}
+    for name, mask in masks.items():
+        row[f"{name} volume, ml"] = mask.sum() * STEP_MM**3 / 1000 if whole[name] else np.nan
     row["LV wall, mm"] = wall_mm(masks["LV"], masks["Myo"]) if whole["Myo"] else np.nan
     row["ascending aorta, mm"] = ascending_mm(masks["AO"])
     row["pulmonary trunk, mm"] = trunk_mm(masks["PA"])
     for name, mask in masks.items():
-        values = image[ndimage.binary_erosion(mask)]
-        row |= {f"{name}, HU": values.mean(), f"{name}, SD within, HU": values.std()}
-    row["noise in the ascending aorta, SD, HU"] = noise_hu(image, masks["AO"])
-    row |= {
-        "voxel in plane, mm": spacing[0],
-        "voxel through plane, mm": spacing[2],
-        "field of view left-right, mm": extent[0],
-        "field of view front-back, mm": extent[1],
-        "field of view up-down, mm": extent[2],
-    }
+        values = hu[ndimage.binary_erosion(mask)]  # away from the edges, where neighbours blur into it
+        row[f"{name}, HU"] = values.mean()
+        row[f"{name}, SD within, HU"] = values.std()
+    row["noise in the ascending aorta, SD, HU"] = noise_hu(hu, masks["AO"])
+    row["voxel in plane, mm"] = spacing[0]
+    row["voxel through plane, mm"] = spacing[2]
+    row["field of view left-right, mm"] = extent[0]
+    row["field of view front-back, mm"] = extent[1]
+    row["field of view up-down, mm"] = extent[2]
     chambers = [whole[name] for name in LABELS if name not in ("AO", "PA")]
-    return row | {
-        "share with a cut chamber or myocardium": float(not all(chambers)),
-        "share with a cut AO": float(not whole["AO"]),
-        "share with a cut PA": float(not whole["PA"]),
-    }
+    row["share with a cut chamber or myocardium"] = float(not all(chambers))
+    row["share with a cut AO"] = float(not whole["AO"])
+    row["share with a cut PA"] = float(not whole["PA"])
+    return row
 
 
-def wall_mm(cavity, wall):
+def wall_mm(cavity: np.ndarray, wall: np.ndarray) -> float:
     """Median over the wall's outer surface of the distance to the cavity."""
     outer = wall & ndimage.binary_dilation(~(wall | cavity))
-    return np.median(ndimage.distance_transform_edt(~cavity, sampling=STEP_MM)[outer])
+    distance = ndimage.distance_transform_edt(~cavity, sampling=STEP_MM)
+    return np.median(distance[outer])
 
 
-def ascending_mm(aorta):
+def ascending_mm(aorta: np.ndarray) -> float:
     """Diameter of a disc of the aorta's axial area, median over the slices from 40 to 80 % of the label's height."""
-    area = aorta.sum((0, 1))[aorta.any((0, 1))]
+    area = aorta.sum((0, 1))
+    area = area[area > 0]  # voxels in each slice that it reaches
     middle = area[int(0.4 * len(area)) : int(0.8 * len(area))]
     return 2 * np.sqrt(np.median(middle) / np.pi) * STEP_MM
 
 
-def trunk_mm(artery):
+def trunk_mm(artery: np.ndarray) -> float:
     """Twice the largest distance to the wall: the trunk is the label's widest part."""
-    return 2 * ndimage.distance_transform_edt(np.pad(artery, 1, "edge"), sampling=STEP_MM).max() - STEP_MM
+    padded = np.pad(artery, 1, "edge")  # where the volume cuts it, there is no wall
+    distance = ndimage.distance_transform_edt(padded, sampling=STEP_MM)
+    return 2 * distance.max() - STEP_MM
 
 
-def noise_hu(image, aorta):
+def noise_hu(image: np.ndarray, aorta: np.ndarray) -> float:
     """Standard deviation in a ball of 8 mm around the aorta's innermost voxel, as radiologists take it."""
-    inner = np.unravel_index(ndimage.distance_transform_edt(aorta).argmax(), aorta.shape)
-    offset = np.indices(image.shape) - np.reshape(inner, (3, 1, 1, 1))
-    return image[(offset**2).sum(0) * STEP_MM**2 < 8**2].std()
+    depth = ndimage.distance_transform_edt(aorta)
+    innermost = np.unravel_index(depth.argmax(), aorta.shape)
+    offset = np.indices(image.shape) - np.reshape(innermost, (3, 1, 1, 1))
+    squared_mm = (offset**2).sum(0) * STEP_MM**2
+    return image[squared_mm < 8**2].std()
 
 
-def _touches_border(mask):
+def _touches_border(mask: np.ndarray) -> bool:
     return any(mask.take(end, axis).any() for axis in range(3) for end in (0, -1))
 
 
-def _patient_axes(grid):
+def _patient_axes(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Spacing and extent (3,) in mm along the patient's left-right, front-back and up-down axes."""
-    order = np.argsort(np.abs(grid.affine[:3, :3] / grid.spacing_mm).argmax(0))
-    return grid.spacing_mm[order], (grid.shape * grid.spacing_mm)[order]
+    directions = grid.affine[:3, :3] / grid.spacing_mm
+    order = np.argsort(np.abs(directions).argmax(0))
+    extent = grid.shape * grid.spacing_mm
+    return grid.spacing_mm[order], extent[order]
 
 
 if __name__ == "__main__":

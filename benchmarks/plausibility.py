@@ -9,6 +9,7 @@ intensities of all cases, as a CT that is stored with 1024 more than HU; a row w
 """
 
 import argparse
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,9 +44,12 @@ def main():
 
 def print_row(predictor: Predictor, name: str, cases: list[Case], offset: float):
     found = [outcomes(predictor, case, offset) for case in tqdm(cases, leave=False)]
-    counts = [sum(kind in each for each in found) for kind in (*KINDS, "nothing found")]
+    counts = Counter(kind for kinds in found for kind in kinds)
     warned = sum(map(bool, found))
-    print(f"{Path(name).name:<40}{len(cases):>7}{warned:>8}{counts[0]:>13}{counts[1]:>11}{counts[2]:>15}", flush=True)
+    row = f"{Path(name).name:<40}{len(cases):>7}{warned:>8}"
+    for kind, width in zip((*KINDS, "nothing found"), (13, 11, 15), strict=True):
+        row += f"{counts[kind]:>{width}}"
+    print(row, flush=True)
 
 
 def outcomes(predictor: Predictor, case: Case, offset: float) -> set[str]:
@@ -55,7 +59,8 @@ def outcomes(predictor: Predictor, case: Case, offset: float) -> set[str]:
         warnings = predictor(replace(image, data=image.data + offset)).warnings
     except NothingFound:
         return {"nothing found"}
-    return {kind for kind, phrase in KINDS.items() if any(phrase in warning for warning in warnings)}
+    text = "\n".join(warnings)
+    return {kind for kind, phrase in KINDS.items() if phrase in text}
 
 
 if __name__ == "__main__":

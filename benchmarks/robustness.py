@@ -127,18 +127,16 @@ def kill_all(project: Project, arguments) -> list[str]:
         generator = np.random.default_rng([arguments.seed, len(KINDS), number])
         out = project.folder / "killed" / what
         killed = list(kill_runs(project.command(what, out), out, generator, arguments.kills))
-        wrong = [
-            f"{what}: killed after {run.after_s:.3f} s with {', '.join(run.left)}: {run.fault}"
-            for run in killed
-            if run.fault
-        ]
+        wrong = []
+        half_written = 0
+        for run in killed:
+            if run.fault:
+                wrong.append(f"{what}: killed after {run.after_s:.3f} s with {', '.join(run.left)}: {run.fault}")
+            half_written += any(".partial-" in name for name in run.left)
         left = [len(run.left) for run in killed]
-        half = sum(any(".partial-" in name for name in run.left) for run in killed)
-        print(
-            f"{what:<13}{len(killed):>6}{len(killed) - len(wrong):>14}{len(wrong):>14}"
-            f"{f'{min(left)} to {max(left)}':>14}{half:>14}",
-            flush=True,
-        )
+        row = f"{what:<13}{len(killed):>6}{len(killed) - len(wrong):>14}{len(wrong):>14}"
+        row += f"{f'{min(left)} to {max(left)}':>14}{half_written:>14}"
+        print(row, flush=True)
         faults += wrong
     return faults
 
