@@ -109,13 +109,13 @@ def train(config: Config, run_dir: Path, device: torch.device) -> None:
     for number in range(len(history) + 1, settings.epochs + 1):
         start = time.perf_counter()
         losses = train_epoch(run, samples, number)
-        scores = validate(predictor, validation) if validation_is_due(number, settings) else None
+        scores = validate(predictor, validation) if validation_is_due(number, settings) else {}
         end_epoch(run_dir, run.parts, history, Epoch(number, losses, scores, time.perf_counter() - start), events)
         publish(run_dir, history, keep)
     best = history.best
-    assert best is not None and best.scores is not None, "the last epoch is always validated"
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in best.scores.items())
-    print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best.number}: {scores}")
+    assert best is not None, "the last epoch is always validated"
+    listed = ", ".join(f"{name} {value:.4f}" for name, value in best.scores.items())
+    print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best.number}: {listed}")
 
 
 def learn_from_data(config: Config, samples: TrainingSet) -> None:

@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -72,11 +73,11 @@ def pretrain(config: DrnConfig, run_dir: Path, device: torch.device) -> None:
         start = time.perf_counter()
         losses = {"loss": train_epoch(drn, optimizer, sphere, config, number, device)}
         due = validation_is_due(number, settings)
-        scores = validate(drn, validation, settings.batch_size, device) if due else None
+        scores = validate(drn, validation, settings.batch_size, device) if due else {}
         end_epoch(run_dir, parts, history, Epoch(number, losses, scores, time.perf_counter() - start), events)
         publish(run_dir, history, keep)
     best = history.best
-    assert best is not None and best.scores is not None, "the last epoch is always validated"
+    assert best is not None, "the last epoch is always validated"
     print(
         f"{run_dir}: {len(history)} epochs, best validation at epoch {best.number}: Dice of the zero level"
         f" {best.scores['dice']:.4f}, sign {best.scores['sign']:.4f}, error near the surface"
@@ -122,7 +123,7 @@ def validate(
         _, predictions, target = drn_loss(drn, batch.to(device))
         for prediction, truth in zip(predictions[-1].split(1), target.split(1), strict=True):
             rows.append(sdf_quality(prediction, truth))
-    return {name: sum(row[name] for row in rows) / len(rows) for name in SCORES}
+    return {name: float(np.mean([row[name] for row in rows])) for name in SCORES}
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def architectures(nvcc):
     """
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
     known = sorted(int(name[8:]) for name in listed if name[8:].isdigit())  # compute_90, not compute_90a
-    first = {}
+    first: dict[int, int] = {}
     for number in known:
         if number >= 70:
             first.setdefault(number // 10, number)

@@ -33,8 +33,11 @@ class Structures:
         """Those of a config, in its order."""
         names = tuple(data.structures)
         values = tuple(map(tuple, data.structures.values()))
-        encloses = tuple(tuple(names.index(inner) for inner in data.encloses.get(name, ())) for name in names)
-        return cls(names, values, encloses)
+        encloses = []
+        for name in names:
+            inner = data.encloses.get(name, ())
+            encloses.append(tuple(map(names.index, inner)))
+        return cls(names, values, tuple(encloses))
 
     def __len__(self) -> int:
         return len(self.names)

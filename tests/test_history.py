@@ -14,7 +14,7 @@ def history_of(*dice: float | None) -> History:
     history = History(("LV",), goodness=lambda scores: scores["LV"])
     for number, value in enumerate(dice, 1):
         losses = {"total": 2 / number, "occupancy": 1 / number}
-        history.append(Epoch(number, losses, None if value is None else {"LV": value}, 3.0))
+        history.append(Epoch(number, losses, {} if value is None else {"LV": value}, 3.0))
     return history
 
 

@@ -228,8 +228,8 @@ HISTORIES = {
     "a word for scores": lambda rows: [row | {"scores": "good"} for row in rows],
     "a word for a score": lambda rows: [row | {"scores": dict.fromkeys(row["scores"], "good")} for row in rows],
     "another score": lambda rows: [row | {"scores": {"other": 1.0}} for row in rows],
-    "no scores where they are due": lambda rows: [row | {"scores": None} for row in rows],
-    "empty scores": lambda rows: [row | {"scores": {}} for row in rows],
+    "no scores where they are due": lambda rows: [row | {"scores": {}} for row in rows],
+    "no numbers for scores": lambda rows: [row | {"scores": None} for row in rows],
 }
 
 

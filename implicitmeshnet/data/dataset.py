@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -295,7 +295,7 @@ class TrainingSet:
         return replace(sample, image=sample.image.float())
 
 
-def template_statistics(samples: Iterable[Sample], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+def template_statistics(samples: Sequence[Sample] | TrainingSet, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Mean centre and semi-axes of what each structure's mesh holds, both (S, 3) float64 in normalised coordinates.
 
     The semi-axes are those of the ellipsoid with the mask's variance along each axis, sqrt(5 variance), each voxel

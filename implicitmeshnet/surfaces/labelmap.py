@@ -120,12 +120,16 @@ def _cut_to_box(mask: np.ndarray) -> Part:
 
 def _common_box(*parts: Part) -> tuple[Box, list[np.ndarray]]:
     """Where the boxes of masks overlap, and each mask there."""
-    starts = np.array([[ends.start for ends in box] for box, _ in parts])
-    stops = np.array([[ends.stop for ends in box] for box, _ in parts])
+    starts = np.array([_starts(box) for box, _ in parts])
+    stops = starts + [inside.shape for _, inside in parts]
     start = starts.max(0)
     stop = np.maximum(stops.min(0), start)  # none overlaps: an empty box
     masks = [inside[_box(start - own, stop - own)] for own, (_, inside) in zip(starts, parts, strict=True)]
     return _box(start, stop), masks
+
+
+def _starts(box: Box) -> list[int]:
+    return [ends.start for ends in box]
 
 
 def _box(start: np.ndarray, stop: np.ndarray) -> Box:
@@ -137,7 +141,7 @@ def _claims(parts: Sequence[Part], voxels: np.ndarray) -> np.ndarray:
     """Which of the masks hold each of the voxels (N, 3): bool (S, N)."""
     claimed = np.zeros((len(parts), len(voxels)), dtype=bool)
     for row, (box, inside) in zip(claimed, parts, strict=True):
-        offset = voxels - [ends.start for ends in box]
+        offset = voxels - _starts(box)
         within = ((offset >= 0) & (offset < inside.shape)).all(1)
         row[within] = inside[tuple(offset[within].T)]
     return claimed
@@ -149,7 +153,7 @@ def _depths_in_masks_mm(parts: Sequence[Part], grid: Grid, voxels: np.ndarray, c
     for row, chosen, (box, inside) in zip(depths, claimed, parts, strict=True):
         if chosen.any():
             depth_mm = distance_transform_edt(np.pad(inside, 1), sampling=grid.spacing_mm)
-            offset = voxels[chosen] - [ends.start for ends in box] + 1
+            offset = voxels[chosen] - _starts(box) + 1
             row[chosen] = depth_mm[tuple(offset.T)]
     return depths
 
@@ -168,7 +172,7 @@ def _depths_in_meshes_mm(meshes: Sequence[Mesh], grid: Grid, voxels: np.ndarray,
         middle = (low + high) / 2
         half_mm = max((high - low).max() / 2, 1.0)
         near = torch.from_numpy((points[chosen] - middle) / half_mm).float()[None]
-        for structure in np.flatnonzero(claimed[:, chosen].any(1)):
+        for structure in np.flatnonzero(claimed[:, chosen].any(1)).tolist():
             vertices_mm, faces = meshes[structure]
             centred = (np.asarray(vertices_mm, dtype=np.float64) - middle) / half_mm
             sdf = mesh2sdf(torch.from_numpy(centred).float(), _as_tensor(faces), LATTICE)

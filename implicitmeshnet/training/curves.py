@@ -19,9 +19,9 @@ def training_overview(path: Path | None, history: History) -> Figure:
         left.plot(numbers, values, label=name, lw=2.2 if name == "total" else 1.3)
     best = history.best
     validated = [epoch for epoch in history if epoch.scores]
-    for name, colour in colours(history.score_names if best else []).items():
+    for name, colour in colours(history.score_names if validated else ()).items():
         scores = [epoch.scores[name] for epoch in validated]
-        label = f"{name}, {best.scores[name]:.3f}"
+        label = f"{name}, {best.scores[name]:.3f}" if best else name
         right.plot([epoch.number for epoch in validated], scores, "o-", ms=3, color=colour, label=label)
     if best:
         right.axvline(best.number, color="grey", lw=1, ls=":")

@@ -16,8 +16,8 @@ class Epoch:
     """From 1 on."""
     losses: dict[str, float]
     """Mean over its steps, by name."""
-    scores: dict[str, float] | None
-    """Of its validation, by name; None where it ended without one."""
+    scores: dict[str, float]
+    """Of its validation, by name; empty where it ended without one."""
     seconds: float
 
 
@@ -49,7 +49,7 @@ class History:
         """The best validated epoch, the first of equals; None where none was validated."""
         best = None
         for epoch in self.epochs:
-            if epoch.scores is None:
+            if not epoch.scores:
                 continue
             if best is None or self.goodness(epoch.scores) > self.goodness(best.scores):
                 best = epoch
@@ -58,7 +58,7 @@ class History:
     @property
     def ends_validated(self) -> bool:
         """Whether the last epoch was validated."""
-        return bool(self.epochs) and self.epochs[-1].scores is not None
+        return bool(self.epochs) and bool(self.epochs[-1].scores)
 
     @property
     def ends_at_its_best(self) -> bool:
@@ -89,16 +89,18 @@ class History:
             and record["number"] == number
             and _is_number(record["seconds"])
             and _are_numbers(record["losses"])
-            and (scores is None or (_are_numbers(scores) and set(scores) == set(self.score_names)))
+            and record["losses"]
+            and _are_numbers(scores)
+            and set(scores) in (set(), set(self.score_names))
         )
         if not sound:
             raise ValueError(f"wanted numbers of epoch {number} in its history, found others")
-        if scores is None and validation_is_due(number, settings):
+        if not scores and validation_is_due(number, settings):
             raise ValueError(f"wanted the validation of epoch {number} in its history, found it missing")
 
 
 def _are_numbers(value: object) -> bool:
-    return isinstance(value, dict) and bool(value) and all(map(_is_number, value.values()))
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
 def _is_number(value: object) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +18,7 @@ from implicitmeshnet.training.curves import training_overview
 from implicitmeshnet.training.events import EventFile
 from implicitmeshnet.training.history import Epoch, History, Settings
 
+AnyConfig = TypeVar("AnyConfig", Config, DrnConfig)
 Parts = dict[str, torch.nn.Module | torch.optim.AdamW]
 """What a checkpoint holds the state of, by name."""
 
@@ -25,7 +27,7 @@ RUN_FILES = ("config.json", "last.pt", "best.pt", "preview.png", "overview.png")
 FROM_DATA = ("template_centres", "template_radii", "intensity_statistics")  # keys that a training fills in
 
 
-def parse_arguments(description: str, kind):
+def parse_arguments(description: str, kind: type[AnyConfig]) -> tuple[AnyConfig, Path, torch.device]:
     """What a training is called with: its config of a kind, the file that holds it, and the torch device."""
     parser = argparse.ArgumentParser(description=description, epilog="--section.key=value overrides the config")
     parser.add_argument("--config", required=True, help="JSON config, see configs_implicitmeshnet/")
@@ -161,6 +163,6 @@ def log(events: EventFile, epoch: Epoch) -> None:
     """One epoch's numbers to TensorBoard."""
     for name, value in epoch.losses.items():
         events.add_scalar(f"loss/{name}", value, epoch.number)
-    for name, value in (epoch.scores or {}).items():
+    for name, value in epoch.scores.items():
         events.add_scalar(f"validation/{name}", value, epoch.number)
     events.add_scalar("seconds", epoch.seconds, epoch.number)
