@@ -1,4 +1,9 @@
-"""Random affine, smooth deformation and intensity changes, drawn from an explicit generator."""
+"""Random affine, smooth deformation and intensity changes, drawn from an explicit generator.
+
+The order of the draws is part of the result: another order gives other samples for the same seed.
+"""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +22,9 @@ GAMMA = 0.3  # of the logarithm of the exponent
 NOISE = 0.05
 
 
-def augment(image, label, shape, generator):
+def augment(
+    image: torch.Tensor, label: torch.Tensor, shape: Sequence[int], generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Warp and crop one padded case, then change its intensities.
 
     image (1, X', Y', Z') in [-1, 1] and label (X', Y', Z') integer, both with a margin around the network's `shape`;
@@ -25,46 +32,78 @@ def augment(image, label, shape, generator):
     the largest wins. The same generator state gives the same result on the same device.
     """
     grid = _warp_grid(image.shape[1:], shape, generator).to(image.device)
+    # One channel for each label value, because label values themselves cannot be interpolated.
     classes = int(label.max()) + 1
     indicators = F.one_hot(label.long(), classes).movedim(-1, 0)
-    both = torch.cat([image.float(), indicators.float()])[None]
-    warped = F.grid_sample(both, grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
+    both = torch.cat([image.float(), indicators.float()])
+    warped = F.grid_sample(both[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
     return _change_intensity(warped[:1], generator), warped[1:].argmax(0)
 
 
-def _warp_grid(padded_shape, shape, generator):
+def _warp_grid(padded_shape: Sequence[int], shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     """Where each voxel of `shape` is read in the padded volume: (1, X, Y, Z, 3), axes as grid_sample wants them."""
-
-    def uniform(*size):
-        return torch.rand(size, generator=generator) * 2 - 1
-
-    matrix = torch.eye(3) + SHEAR * uniform(3, 3)
-    for axis, angle in enumerate((ROTATION_RAD * uniform(3)).tolist()):
-        matrix = matrix @ _rotation(axis, angle)
-    matrix = matrix * (1 + SCALE * uniform(1))
-    matrix = torch.cat([matrix, (TRANSLATION * uniform(3))[:, None]], 1)
-    size, padded = torch.tensor(shape), torch.tensor(padded_shape)
-    control = DEFORMATION * torch.randn(1, 3, *[CONTROL_POINTS] * 3, generator=generator)
-    control = F.avg_pool3d(F.pad(control, (1,) * 6, mode="replicate"), 3, 1) * 3  # smoother, about the same size
-    field = F.interpolate(control, tuple(shape), mode="trilinear", align_corners=True)[0]  # (3, X, Y, Z)
+    matrix = _random_matrix(generator)
+    shift = TRANSLATION * _uniform(generator, 3)
+    field = _random_field(shape, generator)  # (X, Y, Z, 3)
+    size = torch.tensor(shape)
+    padded = torch.tensor(padded_shape)
     axes = [torch.linspace(-1, 1, n) for n in shape]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)  # (X, Y, Z, 3)
-    half = (size - 1) / (size - 1).max()  # isotropic units, so that a rotation is one on any grid
-    points = (points * half) @ matrix[:, :3].T + matrix[:, 3] + field.movedim(0, -1)
-    return to_grid_sample(points / half * (size - 1) / (padded - 1))[None]
+    # Isotropic units, 1 for the half of the longest side, so that a rotation is one on any grid.
+    half = (size - 1) / (size - 1).max()
+    warped = (points * half) @ matrix.T + shift + field
+    # Back to the normalised coordinates of the network's grid, then of the padded volume around it.
+    normalised = warped / half * (size - 1) / (padded - 1)
+    return to_grid_sample(normalised)[None]
 
 
-def _rotation(axis: int, angle: float):
-    generator = torch.zeros(3, 3)
-    following, last = (axis + 1) % 3, (axis + 2) % 3
-    generator[following, last], generator[last, following] = -angle, angle
-    return torch.linalg.matrix_exp(generator)
+def _random_matrix(generator: torch.Generator) -> torch.Tensor:
+    """Shear, a rotation about each axis and one scale: (3, 3)."""
+    matrix = torch.eye(3) + SHEAR * _uniform(generator, 3, 3)
+    angles = ROTATION_RAD * _uniform(generator, 3)
+    for axis, angle in enumerate(angles.tolist()):
+        matrix = matrix @ _rotation(axis, angle)
+    return matrix * (1 + SCALE * _uniform(generator, 1))
 
 
-def _change_intensity(image, generator):
-    def draw():
-        return float(torch.rand((), generator=generator)) * 2 - 1
+def _random_field(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """A smooth displacement of each voxel, of the grid's half side: (X, Y, Z, 3)."""
+    size = (1, 3, CONTROL_POINTS, CONTROL_POINTS, CONTROL_POINTS)
+    control = DEFORMATION * torch.randn(size, generator=generator)
+    # The mean of neighbouring control points is smoother; the factor keeps it about as large as it was drawn.
+    padded = F.pad(control, (1,) * 6, mode="replicate")
+    smooth = F.avg_pool3d(padded, 3, 1) * 3
+    field = F.interpolate(smooth, tuple(shape), mode="trilinear", align_corners=True)[0]  # (3, X, Y, Z)
+    return field.movedim(0, -1)
 
-    unit = ((image + 1) / 2).clamp(0, 1) ** torch.tensor(GAMMA * draw()).exp().item()
+
+def _rotation(axis: int, angle: float) -> torch.Tensor:
+    """The rotation about an axis by an angle in rad: (3, 3)."""
+    following = (axis + 1) % 3
+    last = (axis + 2) % 3
+    skew = torch.zeros(3, 3)
+    skew[following, last] = -angle
+    skew[last, following] = angle
+    return torch.linalg.matrix_exp(skew)
+
+
+def _change_intensity(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """An image in [-1, 1] under a random gamma, gain, offset and noise of random strength."""
+    exponent = torch.tensor(GAMMA * _draw(generator)).exp().item()
+    unit = ((image + 1) / 2).clamp(0, 1)  # a power needs numbers from 0 to 1
+    bent = 2 * unit**exponent - 1
     noise = torch.randn(image.shape, generator=generator).to(image.device)
-    return (2 * unit - 1) * (1 + GAIN * draw()) + OFFSET * draw() + NOISE * abs(draw()) * noise
+    gain = 1 + GAIN * _draw(generator)
+    offset = OFFSET * _draw(generator)
+    strength = NOISE * abs(_draw(generator))
+    return bent * gain + offset + strength * noise
+
+
+def _draw(generator: torch.Generator) -> float:
+    """A number in [-1, 1)."""
+    return float(torch.rand((), generator=generator)) * 2 - 1
+
+
+def _uniform(generator: torch.Generator, *size: int) -> torch.Tensor:
+    """Numbers in [-1, 1)."""
+    return torch.rand(size, generator=generator) * 2 - 1

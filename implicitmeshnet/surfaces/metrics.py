@@ -1,81 +1,113 @@
 """What a prediction is measured by: overlap and surface distances of masks."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 
 from implicitmeshnet.script import InputError
 
-LEAST_AGREEMENT = 0.7  # Dice of a structure's mesh and its voxel segmentation, below which one of them is wrong
+LEAST_AGREEMENT = 0.7
+"""Dice of a structure's mesh and its voxel segmentation below which one of them is wrong."""
 
 
-def dice(prediction, reference) -> float:
-    """Dice coefficient of two boolean arrays of one shape; nan when both are empty."""
+def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
+    """The Dice coefficient of two boolean arrays of one shape; nan when both are empty.
+
+    Raises InputError where they are not boolean or differ in shape.
+    """
     _check_masks(prediction, reference)
     total = np.count_nonzero(prediction) + np.count_nonzero(reference)
-    return float(2 * np.count_nonzero(prediction & reference) / total) if total else float("nan")
+    if not total:
+        return float("nan")
+    common = np.count_nonzero(prediction & reference)
+    return float(2 * common / total)
 
 
-def surface_distances(prediction, reference, spacing_mm) -> dict[str, float]:
+def surface_distances(
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: np.ndarray | Sequence[float]
+) -> dict[str, float]:
     """`assd_mm` and `hd95_mm` between the borders of two boolean masks (X, Y, Z), spacing_mm (3,).
 
-    As in medpy 0.5 `metric.binary`, which nnU-Net uses too: a border voxel has one of its 6 neighbours outside the
-    mask, the image's edge counting as outside; each border voxel is measured to the nearest border voxel of the other
-    mask, centre to centre. ASSD is the mean of the two directed means, HD95 the 95th percentile of both directions'
-    distances pooled. One mask empty: inf; both: nan.
+    The definitions are those of medpy 0.5 `metric.binary`, which nnU-Net uses too. A border voxel has one of its 6
+    neighbours outside the mask, and beyond the image's edge everything is outside. Each border voxel is measured to the
+    nearest border voxel of the other mask, centre to centre. ASSD is the mean of the two directed means, HD95 the 95th
+    percentile of both directions' distances together. Both are inf where one mask is empty, nan where both are. Raises
+    InputError where the masks are not boolean or differ in shape.
     """
     _check_masks(prediction, reference)
     empty = [not prediction.any(), not reference.any()]
     if any(empty):
         value = float("nan" if all(empty) else "inf")
         return {"assd_mm": value, "hd95_mm": value}
+    # Beyond the box of both masks there is no border, so all that follows looks at the box alone.
     box = _bounding_box(prediction | reference)
     # Trees of border points, not distance transforms: as exact, and their cost does not grow with the volume.
-    trees = [
-        cKDTree(np.argwhere(mask[box] & ~binary_erosion(mask[box])) * spacing_mm) for mask in (prediction, reference)
-    ]
-    directed = [other.query(border.data)[0] for border, other in zip(trees, trees[::-1], strict=True)]
-    return {
-        "assd_mm": float(np.mean([distances.mean() for distances in directed])),
-        "hd95_mm": float(np.percentile(np.concatenate(directed), 95)),
-    }
+    predicted = cKDTree(_border_mm(prediction[box], spacing_mm))
+    true = cKDTree(_border_mm(reference[box], spacing_mm))
+    there, _ = true.query(predicted.data)
+    back, _ = predicted.query(true.data)
+    assd_mm = np.mean([there.mean(), back.mean()])
+    hd95_mm = np.percentile(np.concatenate([there, back]), 95)
+    return {"assd_mm": float(assd_mm), "hd95_mm": float(hd95_mm)}
 
 
-def agreements(labelmap, segmentation, values: dict[str, int]) -> dict[str, float]:
-    """Dice of each structure's mesh and voxel segmentation, from two label maps; NaN where both have none of it."""
+def agreements(labelmap: np.ndarray, segmentation: np.ndarray, values: dict[str, int]) -> dict[str, float]:
+    """Dice of each structure's mesh and voxel segmentation, from two label maps of one shape (X, Y, Z).
+
+    `values` holds the structures' label values by name. A structure that is in neither label map gets NaN.
+    """
     return {name: dice(labelmap == value, segmentation == value) for name, value in values.items()}
 
 
 def agreement_warning(agreement: dict[str, float]) -> str | None:
-    """A sentence where meshes and the network's voxel segmentation contradict each other."""
+    """A sentence where meshes and the network's voxel segmentation contradict each other, None where they do not.
+
+    `agreement` is the result of `agreements`. NaN counts as a contradiction: a structure was found by neither.
+    """
     doubtful = [f"{name} {value:.2f}" for name, value in agreement.items() if not value >= LEAST_AGREEMENT]
     if not doubtful:
         return None
     return f"meshes and voxel segmentation disagree, so one of them is wrong (Dice {', '.join(doubtful)})"
 
 
-def mean_and_deviation(values) -> str:
-    """Numbers as text, mean +- standard deviation; the mean alone where one is infinite (a mask without any voxel)."""
+def mean_and_deviation(values: np.ndarray | Sequence[float]) -> str:
+    """Numbers as text, mean +- standard deviation; the mean alone where one is infinite (a mask without any voxel).
+
+    No numbers at all give "-".
+    """
     if not len(values):
         return "-"
-    return f"{np.mean(values):.3f}" + (f" +- {np.std(values):.3f}" if np.isfinite(values).all() else "")
+    mean = f"{np.mean(values):.3f}"
+    if not np.isfinite(values).all():
+        return mean
+    return f"{mean} +- {np.std(values):.3f}"
 
 
-def volume_ml(mask, spacing_mm) -> float:
+def volume_ml(mask: np.ndarray, spacing_mm: np.ndarray | Sequence[float]) -> float:
     """Volume of a boolean mask (X, Y, Z) in millilitres, spacing_mm (3,)."""
-    return float(np.count_nonzero(mask) * np.prod(spacing_mm) / 1000)
+    volume_mm3 = np.count_nonzero(mask) * np.prod(spacing_mm)
+    return float(volume_mm3 / 1000)
 
 
-def _bounding_box(mask) -> tuple[slice, ...]:
+def _border_mm(mask: np.ndarray, spacing_mm: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Positions (N, 3) in mm of the voxels of a mask (X, Y, Z) that touch its outside, from its first voxel on."""
+    border = mask & ~binary_erosion(mask)
+    return np.argwhere(border) * spacing_mm
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """The slices that hold all of a mask (X, Y, Z) that is not empty."""
     box = []
     for axis in range(mask.ndim):
-        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        filled = np.flatnonzero(mask.any(axis=others))
         box.append(slice(filled[0], filled[-1] + 1))
     return tuple(box)
 
 
-def _check_masks(prediction, reference):
+def _check_masks(prediction: np.ndarray, reference: np.ndarray) -> None:
     for name, mask in (("prediction", prediction), ("reference", reference)):
         if mask.dtype != bool:
             raise InputError(f"{name}: wanted a boolean mask, found {mask.dtype}")
