@@ -139,7 +139,8 @@ def _barycentric_weights(corners: np.ndarray, point: np.ndarray, area: np.ndarra
         b = corners[:, corner - 1]
         side = b - a
         along = point - a
-        weights[:, corner] = (side[:, 0] * along[:, 1] - side[:, 1] * along[:, 0]) / area
+        parallelogram = side[:, 0] * along[:, 1] - side[:, 1] * along[:, 0]
+        weights[:, corner] = parallelogram / area
     return weights
 
 

@@ -1,7 +1,7 @@
-"""TensorBoard's records of a run, written by this thread and at once.
+"""TensorBoard's records of a run, written to the file at once by the thread that asks for it.
 
-torch's SummaryWriter writes in a thread of its own, which meets a full disk with a traceback and loses what it had not
-written when the process is killed, and it takes no folder whose name is not UTF-8.
+torch's SummaryWriter writes in a thread of its own. Where the disk is full that thread ends with a traceback, and
+where the process is killed it loses what it had not written yet. It also refuses a folder whose name is not UTF-8.
 """
 
 import io
@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -19,29 +20,41 @@ RGBA = 4  # as an image's colour space in TensorBoard
 
 
 class EventFile:
-    """A file of records beside those of earlier processes. InputError where it cannot be written."""
+    """The records of one process, in a file of their own beside those of earlier processes.
 
-    def __init__(self, run_dir: Path, epochs: int):
-        """After `epochs` finished epochs: what earlier processes recorded of later ones is no longer shown."""
+    Every method raises InputError where the file cannot be written.
+    """
+
+    def __init__(self, run_dir: Path, epochs: int) -> None:
+        """Begin a file in `run_dir` after `epochs` finished epochs.
+
+        TensorBoard no longer shows what earlier processes recorded of later epochs, which this one repeats.
+        """
         self.path = run_dir / f"events.out.tfevents.{time.time():.6f}.{HOST}.{os.getpid()}"
         self._write(Event(file_version="brain.Event:2"))
-        self._write(Event(step=epochs + 1, session_log=SessionLog(status=SessionLog.START)))
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(step=epochs + 1, session_log=start))
 
-    def add_scalar(self, tag: str, value: float, epoch: int):
-        self._write(Event(step=epoch, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)])))
+    def add_scalar(self, tag: str, value: float, epoch: int) -> None:
+        """Record a number under a tag: one point of a curve over the epochs."""
+        self._write_value(Summary.Value(tag=tag, simple_value=value), epoch)
 
-    def add_figure(self, tag: str, figure, epoch: int):
-        """A matplotlib figure as a picture."""
+    def add_figure(self, tag: str, figure: Figure, epoch: int) -> None:
+        """Record a matplotlib figure as a picture."""
         png = io.BytesIO()
         figure.savefig(png, format="png")
         width, height = figure.canvas.get_width_height()
         image = Summary.Image(encoded_image_string=png.getvalue(), width=width, height=height, colorspace=RGBA)
-        self._write(Event(step=epoch, summary=Summary(value=[Summary.Value(tag=tag, image=image)])))
+        self._write_value(Summary.Value(tag=tag, image=image), epoch)
 
-    def _write(self, event: Event):
+    def _write_value(self, value: Summary.Value, epoch: int) -> None:
+        self._write(Event(step=epoch, summary=Summary(value=[value])))
+
+    def _write(self, event: Event) -> None:
         event.wall_time = time.time()
+        record = event.SerializeToString()
         try:
             with self.path.open("ab") as file:
-                RecordWriter(file).write(event.SerializeToString())
+                RecordWriter(file).write(record)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({reason(error)})") from error
