@@ -26,7 +26,7 @@ from implicitmeshnet.models.weights import load_network, pick_device, snapshot_p
 from implicitmeshnet.ops import sample_trilinear
 from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
-from implicitmeshnet.surfaces.figures import Figure, Structure, case_preview
+from implicitmeshnet.surfaces.figures import Figure, StructureView, case_preview
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
 from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
 from implicitmeshnet.surfaces.repair import untangle
@@ -206,7 +206,7 @@ def preview(path: Path, surfaces: Surfaces, labels: Volume | None) -> Figure:
     views = []
     for structure, name in enumerate(structures.names):
         views.append(
-            Structure(
+            StructureView(
                 name,
                 masks[structure],
                 None if classes is None else structures.own(classes, structure),

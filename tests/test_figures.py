@@ -19,7 +19,7 @@ from implicitmeshnet.surfaces.figures import (
     ENCLOSING_ALPHA,
     OTHERS,
     REFERENCE_ALPHA,
-    Structure,
+    StructureView,
     case_preview,
     colours,
 )
@@ -54,7 +54,7 @@ def test_preview_is_radiological(tmp_path):
     image = np.zeros(shape, dtype=np.float32)
     image[22:] = 100.0
     mask, reference = block(shape, (24, 20, 25), (36, 30, 35)), block(shape, (4, 20, 25), (16, 30, 35))
-    structures = [Structure("LV", mask), Structure("LA", None, reference)]
+    structures = [StructureView("LV", mask), StructureView("LA", None, reference)]
     path = tmp_path / "preview.png"
     figure = case_preview(path, image, np.diag([1.0, 1.2, 0.8, 1.0]), structures, (0, 100))
     picture = imread(path)
@@ -77,7 +77,7 @@ def test_contours_lie_on_the_mask_in_mm():
     shape, spacing_mm = (40, 50, 60), (1.0, 1.5, 0.5)
     mask = block(shape, (10, 20, 15), (31, 40, 46))
     affine = np.diag([*spacing_mm, 1.0])
-    figure = case_preview(None, np.zeros(shape), affine, [Structure("LV", mask)], (0, 1))
+    figure = case_preview(None, np.zeros(shape), affine, [StructureView("LV", mask)], (0, 1))
     outline = figure.axes[0].collections[0].get_paths()[0].vertices
     np.testing.assert_allclose(outline.min(0), [9.5, 19.5 * 1.5], atol=0.1)
     np.testing.assert_allclose(outline.max(0), [30.5, 39.5 * 1.5], atol=0.1)
@@ -85,7 +85,7 @@ def test_contours_lie_on_the_mask_in_mm():
 
 def test_preview_with_nothing_in_it(tmp_path):
     empty = np.zeros((8, 9, 10), dtype=bool)
-    case_preview(tmp_path / "a.png", np.ones((8, 9, 10)), np.eye(4), [Structure("LV", empty, empty)])
+    case_preview(tmp_path / "a.png", np.ones((8, 9, 10)), np.eye(4), [StructureView("LV", empty, empty)])
     case_preview(tmp_path / "b.png", np.ones((8, 9, 10)), np.eye(4), [])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
 
@@ -93,13 +93,13 @@ def test_preview_with_nothing_in_it(tmp_path):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("mask", [np.ones((8, 9, 10), bool), block((8, 9, 10), (4, 4, 4), (5, 5, 5))])
 def test_preview_of_all_or_hardly_anything(mask):
-    case_preview(None, np.ones((8, 9, 10)), np.eye(4), [Structure("LV", mask, mask)])
+    case_preview(None, np.ones((8, 9, 10)), np.eye(4), [StructureView("LV", mask, mask)])
 
 
 def test_references_that_touch_are_fillings_and_nothing_else(tmp_path):
     shape = (40, 40, 40)
     left, right = block(shape, (8, 8, 8), (20, 32, 32)), block(shape, (20, 8, 8), (32, 32, 32))
-    structures = [Structure("LV", None, left), Structure("RV", None, right)]
+    structures = [StructureView("LV", None, left), StructureView("RV", None, right)]
     case_preview(tmp_path / "a.png", np.zeros(shape), np.eye(4), structures, (0, 1))
     middle = imread(tmp_path / "a.png")[150:300, 100:300, :3]  # of the axial panel, within both
     wanted = [REFERENCE_ALPHA * np.array(to_rgb(COLOURS[name])) for name in ("RV", "LV")]  # right is on the left
@@ -111,7 +111,7 @@ def test_references_that_touch_are_fillings_and_nothing_else(tmp_path):
 def test_an_enclosed_structures_contour_lies_over_its_enclosers(tmp_path):
     shape = (40, 40, 40)
     inner, outer = block(shape, (14, 14, 14), (26, 26, 26)), block(shape, (8, 8, 8), (32, 32, 32))
-    structures = [Structure("LV", inner), Structure("Myo", outer & ~inner, encloses=True)]
+    structures = [StructureView("LV", inner), StructureView("Myo", outer & ~inner, encloses=True)]
     case_preview(tmp_path / "a.png", np.zeros(shape), np.eye(4), structures, (0, 1))
     axial = imread(tmp_path / "a.png")[45:405, 5:400]
     assert near(axial, "LV").sum() > 300
@@ -123,7 +123,7 @@ def test_thick_slices_keep_their_shape(tmp_path):
     centre = (np.array(shape) - 1) / 2 * spacing_mm
     positions = np.argwhere(np.ones(shape)) * spacing_mm
     ball = (np.linalg.norm(positions - centre, axis=1) < 22).reshape(shape)
-    case_preview(tmp_path / "a.png", np.zeros(shape), np.diag([*spacing_mm, 1]), [Structure("LV", ball)], (0, 1))
+    case_preview(tmp_path / "a.png", np.zeros(shape), np.diag([*spacing_mm, 1]), [StructureView("LV", ball)], (0, 1))
     picture = imread(tmp_path / "a.png")[45:405]
     for left in (5, 403, 801):
         seen = np.argwhere(near(picture[:, left : left + 390], "LV"))

@@ -1,8 +1,11 @@
 """Previews of cases. Nothing global of matplotlib is touched (no pyplot)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,12 +29,13 @@ RENDER_PIXELS = 700
 PLANES = ("sagittal", "coronal", "axial")  # across the body's axes, in the order of RAS
 ENDS = ("LR", "PA", "IS")  # letters of the body's axes, from their negative to their positive end
 OBLIQUE_DEGREES = 20.0
-"""An axis that lies further off a body axis has no plane's name and a letter more."""
+"""A slice that is turned further than this from a body plane is called oblique, and its edges get a second letter."""
+CONTOUR_SIGMA_VOXELS = 0.7
 
 
 @dataclass
-class Structure:
-    """What a preview shows of one structure; what is None is not drawn."""
+class StructureView:
+    """What a preview shows of one structure; a part that is None is not drawn."""
 
     name: str
     mask: np.ndarray | None = None  # (X, Y, Z) bool on the preview's image: a contour
@@ -41,60 +45,74 @@ class Structure:
     encloses: bool = False  # its mesh holds another structure's, which shines through it
 
 
-def colours(names) -> dict[str, str]:
+def colours(names: Sequence[str]) -> dict[str, str]:
     """A colour for each name: the whole-heart structures have their own, others take one each in their order."""
+    palette = {}
     others = [name for name in names if name not in COLOURS]
-    return {name: COLOURS.get(name) or OTHERS[others.index(name) % len(OTHERS)] for name in names}
+    for name in names:
+        if name in COLOURS:
+            palette[name] = COLOURS[name]
+        else:
+            palette[name] = OTHERS[others.index(name) % len(OTHERS)]
+    return palette
 
 
-def case_preview(path, image, affine, structures: list[Structure], window=None) -> Figure:
+def case_preview(
+    path: Path | str | None,
+    image: np.ndarray,
+    affine: np.ndarray,
+    views: Sequence[StructureView],
+    window: Sequence[float] | None = None,
+) -> Figure:
     """Three slices through the structures' centre with contours, and their meshes in 3-D; PNG where path is not None.
 
-    image (X, Y, Z) with axes nearest to R, A, S, such as a canonical volume's, and its affine (4, 4) to mm RAS; window
-    is (low, high) of the grey values, by default their 1st and 99th percentile. Slices run along the image's own axes
-    and are named by where these lie in the body, oblique ones as oblique; in radiological display: the patient's right
-    on the viewer's left, anterior on the left of the sagittal one. Contours are of masks smoothed by 0.7 voxels.
+    image (X, Y, Z) has axes nearest to R, A, S, as a canonical volume has, and affine (4, 4) takes its voxels to mm
+    RAS. window is (low, high) of the grey values, by default their 1st and 99th percentile. Slices run along the
+    image's own axes and are named by where these lie in the body, oblique ones as oblique. The display is radiological:
+    the patient's right on the viewer's left, anterior on the left of the sagittal slice. Masks are smoothed by 0.7
+    voxels before their contours are drawn. Raises InputError where the file cannot be written.
     """
-    palette = colours([structure.name for structure in structures])
-    window = np.percentile(image, (1, 99)) if window is None else window
+    palette = colours([view.name for view in views])
+    low, high = np.percentile(image, (1, 99)) if window is None else window
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     directions = affine[:3, :3] / spacing_mm
-    centre, middle_mm, half_mm = _focus(image.shape, spacing_mm, structures)
+    centre, middle_mm, half_mm = _focus(image.shape, spacing_mm, views)
     figure = Figure(figsize=(16, 4.55), dpi=100, facecolor=BACKGROUND)
     axes = figure.subplots(1, 4)
     figure.subplots_adjust(left=0.004, right=0.996, bottom=0.1, top=0.93, wspace=0.015)
     for normal in (2, 1, 0):
         panel = axes[2 - normal]
-        _draw_slice(panel, image, spacing_mm, normal, centre[normal], window)
+        index = centre[normal]
+        _draw_slice(panel, image, spacing_mm, normal, index, (low, high))
         _frame(panel, normal, middle_mm, half_mm, directions)
-        _draw_structures(panel, structures, palette, spacing_mm, normal, centre[normal])
+        _draw_structures(panel, views, palette, spacing_mm, normal, index)
         panel.set_title(_plane_name(directions, normal), color="white", fontsize=11)
-    meshes = [
-        (
-            structure.vertices_mm,
-            structure.faces,
-            to_rgba(palette[structure.name], ENCLOSING_ALPHA if structure.encloses else 1),
-        )
-        for structure in structures
-        if structure.vertices_mm is not None
-    ]
-    axes[3].imshow(render(meshes, RENDER_PIXELS) if meshes else np.zeros((2, 2, 4)))
-    axes[3].set_title("meshes", color="white", fontsize=11)
+    _draw_meshes(axes[3], views, palette)
     for panel in axes:
         panel.set_axis_off()
-    _draw_legend(figure, structures, palette)
+    _draw_legend(figure, views, palette)
     return save_figure(figure, path)
 
 
-def _focus(shape, spacing_mm, structures):
-    """The voxel at the structures' centre, and the middle (3,) and half the side, in mm, of the square view there."""
-    masks = [mask for structure in structures for mask in (structure.mask, structure.reference) if mask is not None]
-    filled = np.any(masks, axis=0) if masks else np.zeros(shape, dtype=bool)
-    if not filled.any():
-        filled = np.ones(shape, dtype=bool)
-    lines = [np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    ends = np.array([(line[0], line[-1]) for line in lines])
-    size_mm, extent_mm = np.multiply(shape, spacing_mm), (np.ptp(ends, axis=1) + 1) * spacing_mm
+def _draw_meshes(panel: Axes, views: Sequence[StructureView], palette: dict[str, str]) -> None:
+    meshes = []
+    for view in views:
+        if view.vertices_mm is not None and view.faces is not None:
+            alpha = ENCLOSING_ALPHA if view.encloses else 1
+            colour = to_rgba(palette[view.name], alpha)
+            meshes.append((view.vertices_mm, view.faces, colour))
+    panel.imshow(render(meshes, RENDER_PIXELS) if meshes else np.zeros((2, 2, 4)))
+    panel.set_title("meshes", color="white", fontsize=11)
+
+
+def _focus(
+    shape: tuple[int, ...], spacing_mm: np.ndarray, views: Sequence[StructureView]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The voxel (3,) at the structures' centre, and the middle (3,) and half the side, in mm, of the square view."""
+    ends = _ends(shape, views)
+    size_mm = np.multiply(shape, spacing_mm)
+    extent_mm = (np.ptp(ends, axis=1) + 1) * spacing_mm
+    # One square for all three slices: as large as the structures with a margin, but no larger than the image.
     half_mm = min(extent_mm.max() / 2 + MARGIN_MM, size_mm.max() / 2)
     room_mm = np.maximum(size_mm - 2 * half_mm, 0) / 2  # how far the view can move within the image
     edge_mm = (size_mm - spacing_mm) / 2
@@ -102,17 +120,36 @@ def _focus(shape, spacing_mm, structures):
     return ends.sum(1) // 2, middle_mm, half_mm
 
 
+def _ends(shape: tuple[int, ...], views: Sequence[StructureView]) -> np.ndarray:
+    """The first and last voxel of all the masks along each axis, of the whole image where they are empty: (3, 2)."""
+    filled = np.zeros(shape, dtype=bool)
+    for view in views:
+        for mask in (view.mask, view.reference):
+            if mask is not None:
+                filled |= mask
+    if not filled.any():
+        filled[:] = True
+    ends = []
+    for axis in range(3):
+        line = np.flatnonzero(filled.any(axis=_plane(axis)))
+        ends.append((line[0], line[-1]))
+    return np.array(ends)
+
+
 def _plane(normal: int) -> tuple[int, int]:
     """The axes that a slice shows, horizontal and vertical."""
     return ((1, 2), (0, 2), (0, 1))[normal]
 
 
-def _draw_slice(panel, image, spacing_mm, normal: int, index: int, window):
-    extent = [
-        edge
-        for axis in _plane(normal)
-        for edge in (-0.5 * spacing_mm[axis], (image.shape[axis] - 0.5) * spacing_mm[axis])
-    ]
+def _draw_slice(
+    panel: Axes, image: np.ndarray, spacing_mm: np.ndarray, normal: int, index: int, window: tuple[float, float]
+) -> None:
+    extent: list[float] = []
+    for axis in _plane(normal):
+        # From the outer edge of the first voxel to that of the last; the first voxel's centre is at 0.
+        first = -0.5 * spacing_mm[axis]
+        last = (image.shape[axis] - 0.5) * spacing_mm[axis]
+        extent += (first, last)
     panel.imshow(
         image.take(index, normal).T,
         cmap="gray",
@@ -124,12 +161,14 @@ def _draw_slice(panel, image, spacing_mm, normal: int, index: int, window):
     )
 
 
-def _frame(panel, normal: int, middle_mm, half_mm: float, directions):
+def _frame(panel: Axes, normal: int, middle_mm: np.ndarray, half_mm: float, directions: np.ndarray) -> None:
     """A square view of a slice in radiological display, with its directions lettered."""
     horizontal, vertical = _plane(normal)
+    # From high to low: the patient's right, or anterior, is on the left.
     panel.set_xlim(middle_mm[horizontal] + half_mm, middle_mm[horizontal] - half_mm)
     panel.set_ylim(middle_mm[vertical] - half_mm, middle_mm[vertical] + half_mm)
-    across, up = directions[:, horizontal], directions[:, vertical]
+    across = directions[:, horizontal]
+    up = directions[:, vertical]
     places = ((across, 0.02, 0.5, "left"), (-across, 0.98, 0.5, "right"), (up, 0.5, 0.96, "center"))
     for direction, x, y, side in places:
         panel.text(
@@ -145,57 +184,74 @@ def _frame(panel, normal: int, middle_mm, half_mm: float, directions):
         )
 
 
-def _letters(direction) -> str:
-    """What a direction (3,) in RAS points to, as DICOM letters it: the nearest first, those it hardly has left out."""
+def _letters(direction: np.ndarray) -> str:
+    """What a direction (3,) in RAS points to, as DICOM letters it: the nearest body axis first, then any other axis
+    towards which it is turned by more than OBLIQUE_DEGREES."""
     share = np.abs(direction)
-    return "".join(
-        ENDS[axis][int(direction[axis] > 0)]
-        for axis in np.argsort(-share)
-        if share[axis] > np.sin(np.radians(OBLIQUE_DEGREES))
-    )
+    least = np.sin(np.radians(OBLIQUE_DEGREES))
+    letters = ""
+    for axis in np.argsort(-share):
+        if share[axis] > least:
+            letters += ENDS[axis][int(direction[axis] > 0)]
+    return letters
 
 
-def _plane_name(directions, normal: int) -> str:
+def _plane_name(directions: np.ndarray, normal: int) -> str:
     """What a slice is called by its true normal: axial, coronal or sagittal, or how far off the nearest of these."""
-    across = np.cross(*(directions[:, axis] for axis in _plane(normal)))
+    horizontal, vertical = _plane(normal)
+    across = np.cross(directions[:, horizontal], directions[:, vertical])
     share = np.abs(across) / np.linalg.norm(across)
     nearest = share.argmax()
     degrees = np.degrees(np.arccos(min(share[nearest], 1.0)))
-    return PLANES[nearest] if degrees <= OBLIQUE_DEGREES else f"oblique, {degrees:.0f}\u00b0 off {PLANES[nearest]}"
+    if degrees <= OBLIQUE_DEGREES:
+        return PLANES[nearest]
+    return f"oblique, {degrees:.0f}\u00b0 off {PLANES[nearest]}"
 
 
-def _draw_structures(panel, structures, palette, spacing_mm, normal: int, index: int):
-    """The references as fillings, which no contour is mistaken for even where two touch; the predictions' contours
-    over them, last of these what others enclose."""
-    for structure in structures:
-        if structure.reference is not None:
-            x, y, field = _smoothed(structure.reference, spacing_mm, normal, index)
+def _draw_structures(
+    panel: Axes,
+    views: Sequence[StructureView],
+    palette: dict[str, str],
+    spacing_mm: np.ndarray,
+    normal: int,
+    index: int,
+) -> None:
+    """References as fillings and over them predictions as contours, so that they differ even where two references touch.
+
+    The structures that enclose others come first, so that the contours of those inside lie over theirs.
+    """
+    for view in views:
+        if view.reference is not None:
+            x, y, field = _smoothed(view.reference, spacing_mm, normal, index)
             if field.max() > 0.5:
-                panel.contourf(x, y, field, [0.5, 2], colors=[palette[structure.name]], alpha=REFERENCE_ALPHA)
-    for structure in sorted(structures, key=lambda structure: not structure.encloses):
-        if structure.mask is not None:
-            x, y, field = _smoothed(structure.mask, spacing_mm, normal, index)
+                panel.contourf(x, y, field, [0.5, 2], colors=[palette[view.name]], alpha=REFERENCE_ALPHA)
+    for view in sorted(views, key=lambda view: not view.encloses):
+        if view.mask is not None:
+            x, y, field = _smoothed(view.mask, spacing_mm, normal, index)
             if field.min() < 0.5 < field.max():
-                panel.contour(x, y, field, [0.5], colors=[palette[structure.name]], linewidths=[2])
+                panel.contour(x, y, field, [0.5], colors=[palette[view.name]], linewidths=[2])
 
 
-def _smoothed(mask, spacing_mm, normal: int, index: int):
-    """Positions in mm along a slice's two axes, and a mask there smoothed by 0.7 voxels, (vertical, horizontal)."""
+def _smoothed(
+    mask: np.ndarray, spacing_mm: np.ndarray, normal: int, index: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions in mm along a slice's two axes, and the mask there, smoothed: (vertical, horizontal)."""
     x, y = (np.arange(mask.shape[axis]) * spacing_mm[axis] for axis in _plane(normal))
-    return x, y, gaussian_filter(mask.take(index, normal).astype(np.float32), 0.7).T
+    plane = mask.take(index, normal).astype(np.float32)
+    return x, y, gaussian_filter(plane, CONTOUR_SIGMA_VOXELS).T
 
 
-def _draw_legend(figure, structures, palette):
-    handles = [Line2D([], [], color=colour, lw=3, label=name) for name, colour in palette.items()]
-    if any(structure.reference is not None for structure in structures):
-        handles += [
-            Line2D([], [], color="white", lw=2, label="prediction"),
-            Patch(facecolor=to_rgba("white", REFERENCE_ALPHA), label="reference"),
-        ]
+def _draw_legend(figure: Figure, views: Sequence[StructureView], palette: dict[str, str]) -> None:
+    handles: list[Line2D | Patch] = []
+    for name, colour in palette.items():
+        handles.append(Line2D([], [], color=colour, lw=3, label=name))
+    if any(view.reference is not None for view in views):
+        handles.append(Line2D([], [], color="white", lw=2, label="prediction"))
+        handles.append(Patch(facecolor=to_rgba("white", REFERENCE_ALPHA), label="reference"))
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor="white")
 
 
-def save_figure(figure, path) -> Figure:
+def save_figure(figure: Figure, path: Path | str | None) -> Figure:
     if path is not None:
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from implicitmeshnet.surfaces.figures import colours, save_figure
@@ -35,8 +36,11 @@ def training_overview(path: Path | None, history: History) -> Figure:
     return save_figure(figure, path)
 
 
-def distance_preview(path: Path | None, predicted: np.ndarray, target: np.ndarray) -> Figure:
-    """A predicted and a true SDF (X, Y, Z) on three central slices, zero levels drawn; PNG where path is not None."""
+def distance_preview(path: Path | str | None, predicted: np.ndarray, target: np.ndarray) -> Figure:
+    """A predicted and a true SDF (X, Y, Z) on three central slices, zero levels drawn; PNG where path is not None.
+
+    Raises InputError where the file cannot be written.
+    """
     figure = Figure(figsize=(9.6, 6.6), dpi=100, layout="constrained")
     axes = figure.subplots(2, 3)
     limit = float(np.abs(target).max())
@@ -44,12 +48,17 @@ def distance_preview(path: Path | None, predicted: np.ndarray, target: np.ndarra
         for normal in range(3):
             panel = axes[row, normal]
             middle = volume.shape[normal] // 2
-            image = panel.imshow(volume.take(middle, normal).T, cmap="RdBu", vmin=-limit, vmax=limit, origin="lower")
-            for field, style in ((target, "dashed"), (predicted, "solid")):
-                plane = field.take(middle, normal)
-                if plane.min() < 0 < plane.max():
-                    panel.contour(plane.T, [0], colors="black", linestyles=[style], linewidths=1)
+            plane = volume.take(middle, normal)
+            picture = panel.imshow(plane.T, cmap="RdBu", vmin=-limit, vmax=limit, origin="lower")
+            _draw_zero_level(panel, target.take(middle, normal), "dashed")
+            _draw_zero_level(panel, predicted.take(middle, normal), "solid")
             panel.set_title(f"{name}, across axis {normal}", fontsize=9)
             panel.set_axis_off()
-    figure.colorbar(image, ax=axes, shrink=0.8, label="SDF, half sides of the cube; zero levels: solid predicted")
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="SDF, half sides of the cube; zero levels: solid predicted")
     return save_figure(figure, path)
+
+
+def _draw_zero_level(panel: Axes, plane: np.ndarray, style: str) -> None:
+    # matplotlib warns of a level that the values do not cross.
+    if plane.min() < 0 < plane.max():
+        panel.contour(plane.T, [0], colors="black", linestyles=[style], linewidths=1)

@@ -9,12 +9,12 @@ import os
 import time
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from implicitmeshnet.script import HOST, InputError, reason
+from implicitmeshnet.surfaces.figures import Figure
 
 RGBA = 4  # as an image's colour space in TensorBoard
 

@@ -146,7 +146,7 @@ def _cups(sphere: torch.Tensor, radius: torch.Tensor, wall: torch.Tensor, rim: t
     rise = wall / 2 * turn.sin()
     across = distance * latitude.cos() - rise * rim.sin()
     height = distance * latitude.sin() + rise * rim.cos()
-    # y is mirrored: the profile starts at the bottom where the sphere has its top, which would turn the faces inside out.
+    # The profile starts at the bottom where the sphere has its top: y is mirrored, or the faces would be inside out.
     meridian = F.normalize(sphere[:, :2], dim=-1)  # (V, 2)
     x = across * meridian[:, 0]
     y = -across * meridian[:, 1]
