@@ -9,29 +9,33 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing is locked there
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 QUOTED = 300  # letters that a message quotes of what it found
 LONGEST_PATH = 4095  # bytes, on Linux
-HOST = platform.node()[:64]
+HOST = platform.node()[:64]  # a file name has room for no more
 PARTIAL = re.compile(r"\..*\.partial-(?P<host>.*)-(?P<process>\d{1,9})-\w{8}(\..*)?", re.DOTALL)
+"""Names of the temporary files that `atomic_path` makes: whose they are, a random part and the target's suffix."""
 
 
 class InputError(ValueError):
     """Bad input: one sentence that names the file or argument, what was wanted and what was found."""
 
 
-def shorten(found, longest: int = QUOTED) -> str:
-    """What a message quotes of what it found: the beginning alone, and the whole's length, where it is longer."""
+def shorten(found: object, longest: int = QUOTED) -> str:
+    """The text of something found, as a message quotes it: if too long, only its beginning and its whole length."""
     text = str(found)
-    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]}... ({len(text)} characters)"
 
 
 def reason(error: Exception) -> str:
@@ -39,26 +43,27 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def exit_at_interrupt():
-    """Let Ctrl-C end the process at once, with the line of `run_script`, until that is called.
+def exit_at_interrupt() -> None:
+    """Let Ctrl-C end the process at once, with the same line as in `run_script`, until `run_script` is called.
 
-    For the seconds that a script's imports take: a KeyboardInterrupt there is a traceback, or an ImportError where a
-    library's C code meets it.
+    This is for the seconds that a script's imports take. A KeyboardInterrupt there would end in a traceback, or in an
+    ImportError where it meets a library's C code.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind nohup
         signal.signal(signal.SIGINT, _exit_interrupted)
 
 
-def _exit_interrupted(*_):
+def _exit_interrupted(*_: object) -> None:
     _say("interrupted")
     os._exit(130)
 
 
-def run_script(main):
-    """Call main(); bad input or a file that cannot be used ends as one line on stderr with exit status 2, an interrupt
-    with 130. A fault of our own keeps its traceback and Python's exit status, 1.
+def run_script(main: Callable[[], object]) -> None:
+    """Call main() and end the process the way users and shells expect when it fails.
 
-    Names that the terminal's encoding does not hold are printed with backslashes.
+    Bad input, or a file that cannot be used, ends as one line on stderr with exit status 2, an interrupt as one line
+    with status 130. A fault of our own keeps its traceback and Python's exit status, 1. Letters that the terminal's
+    encoding lacks are printed as backslash escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -78,7 +83,7 @@ def run_script(main):
         sys.exit(130)
 
 
-def _say(sentence: str):
+def _say(sentence: str) -> None:
     """One line on stderr after the script's name, control characters escaped, as a file's name may hold some."""
     line = re.sub(r"[\x00-\x1f\x7f]", lambda character: repr(character[0])[1:-1], sentence)
     print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
@@ -86,26 +91,32 @@ def _say(sentence: str):
 
 def core_count() -> int:
     """The cores that this process may use: those that it may run on, in a Slurm job at most those of its task."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS or Windows
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
     allotted = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(cores, max(int(allotted), 1)) if allotted.isdecimal() else cores
+    if not allotted.isdecimal():
+        return cores
+    return min(cores, max(int(allotted), 1))
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Let the process keep the memory it frees, for the next step of a training, instead of handing it back.
 
-    Big tensors are else mapped and touched afresh in every step, page by page, which costs as much as the arithmetic
-    on them. glibc alone knows the settings; elsewhere nothing changes.
+    Otherwise big tensors are mapped and touched afresh in every step, page by page, which costs as much as the
+    arithmetic on them. Only glibc has these settings; with another C library nothing changes.
     """
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of glibc's malloc.h
+    trim_threshold = -1  # M_TRIM_THRESHOLD of glibc's malloc.h
+    mmap_max = -4  # M_MMAP_MAX
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(trim_threshold, -1)  # never
-        libc.mallopt(mmap_max, 0)
+    if libc is not None and hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(trim_threshold, -1)  # never hand free memory back ...
+        libc.mallopt(mmap_max, 0)  # ... and take none that is handed back when freed
 
 
-def check_path(name: str, argument: str):
-    """Raise InputError where no file can have this name; `argument` says where it comes from."""
+def check_path(name: str, argument: str) -> None:
+    """Raise InputError where no file can have this name; `argument` is what the message calls its origin."""
     try:
         possible = "\0" not in name and len(os.fsencode(name)) <= LONGEST_PATH
     except UnicodeEncodeError:
@@ -114,11 +125,11 @@ def check_path(name: str, argument: str):
         raise InputError(f"{argument}: wanted a path that a file can have, found {shorten(repr(name))}")
 
 
-def read_json(path, meaning: str) -> dict:
+def read_json(path: Path | str, meaning: str) -> dict:
     """The object in a JSON file, in UTF-8, 16 or 32 with or without a byte-order mark.
 
     `meaning` is what messages call the file's content, such as "a config". Raises InputError for a file that cannot be
-    read, that is no JSON, in which a key stands twice, or whose brackets are nested too deep.
+    read or is no JSON object, in which a key stands twice, or whose brackets are nested too deep.
     """
     try:
         data = Path(path).read_bytes()
@@ -133,16 +144,20 @@ def read_json(path, meaning: str) -> dict:
     return tree
 
 
-def parse_json(text: str | bytes):
-    """JSON to values. Raises json.JSONDecodeError for what is no JSON, another ValueError for what cannot be used."""
+def parse_json(text: str | bytes) -> Any:
+    """The value that a JSON text stands for.
+
+    Raises json.JSONDecodeError for what is no JSON, and another ValueError where a key stands twice or brackets are
+    nested too deep.
+    """
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError as error:
         raise ValueError("its brackets are nested too deep") from error
 
 
-def _unique_keys(pairs: list[tuple]) -> dict:
-    tree = {}
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
     for name, value in pairs:
         if name in tree:
             raise ValueError(f"the key {shorten(name)} stands twice")
@@ -150,9 +165,12 @@ def _unique_keys(pairs: list[tuple]) -> dict:
     return tree
 
 
-def make_folder(path, argument: str) -> Path:
-    """Make a folder where it is missing, prove that a file can be written in it, and clear it of what killed processes
-    left half-written. Raises InputError, naming `argument`, where that cannot be."""
+def make_folder(path: Path | str, argument: str) -> Path:
+    """Make a folder where it is missing, and return its path.
+
+    Tries whether a file can be written there, and removes files that killed processes left half-written. Raises
+    InputError, naming `argument`, where the folder cannot be made or written to.
+    """
     path = Path(path)
     check_path(str(path), argument)
     try:
@@ -167,13 +185,17 @@ def make_folder(path, argument: str) -> Path:
     return path
 
 
-def remove_partials(folder: Path, names: Collection[str] = ()):
-    """Remove the temporary files of `atomic_path` that killed processes left in a folder: those of this machine's, and
-    all of the targets `names`, which no other process may be writing."""
+def remove_partials(folder: Path, names: Collection[str] = ()) -> None:
+    """Remove the temporary files of `atomic_path` that killed processes left in a folder.
+
+    These are the files of this machine's processes that no longer run, and all temporary files of the targets `names`,
+    whichever machine made them: no other process may be writing those targets.
+    """
+    prefixes = tuple(f".{name}.partial-" for name in names)
     for path in folder.glob(".*.partial-*"):
         found = PARTIAL.fullmatch(path.name)
         left = found is not None and found["host"] == HOST and not _runs(int(found["process"]))
-        if left or any(path.name.startswith(f".{name}.partial-") for name in names):
+        if left or path.name.startswith(prefixes):
             path.unlink(missing_ok=True)
 
 
@@ -190,15 +212,17 @@ def _runs(process: int) -> bool:
 
 
 @contextmanager
-def locked(folder, argument: str) -> Iterator[None]:
-    """Hold a folder, made where missing, against other processes until the block ends, or the process however it ends.
+def locked(folder: Path | str, argument: str) -> Iterator[None]:
+    """Keep other processes that call this out of a folder until the block or, in whatever way, the process ends.
 
-    Those of the folders made that are empty at the end are removed. Raises InputError, naming `argument`, where another
-    process holds the folder or it cannot be written to. A file system without locks gets a warning.
+    The folder is made where it is missing; at the end the folders made are removed again if they are empty. Raises
+    InputError, naming `argument`, where another process holds the folder or it cannot be written to. On a file system
+    without locks a warning is printed, and nobody is kept out.
     """
     folder = Path(folder)
     check_path(str(folder), argument)
-    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    chain = (folder, *folder.parents)
+    missing = [each for each in chain if not os.path.lexists(each)]
     try:
         make_folder(folder, argument)
         with _lock(folder / ".lock", argument):
@@ -222,8 +246,9 @@ def _lock(path: Path, argument: str) -> Iterator[None]:
             raise InputError(f"{taken} {shorten(file.read()) or 'another'}") from error
         except OSError as error:
             print(f"{path.parent}: cannot be locked ({reason(error)}); let no second process use it", file=sys.stderr)
+        # A process that was just ending may have removed the very file that is locked here.
         if not (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))):
-            raise InputError(f"{taken} another")  # which ends just now and has removed this very file
+            raise InputError(f"{taken} another")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {HOST}")
         file.flush()
@@ -234,11 +259,11 @@ def _lock(path: Path, argument: str) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_path(path):
+def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix); rename it onto `path` on success, remove it on failure.
 
-    The temporary name tells whose it is, so that `remove_partials` finds what a killed process left. Raises InputError
-    when the folder cannot be written.
+    So the file at `path` is whole at any time. The temporary name holds machine and process, so that `remove_partials`
+    finds what a killed process left. Raises InputError where the folder cannot be written to.
     """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
@@ -252,6 +277,8 @@ def atomic_path(path):
     temporary = Path(name)
     try:
         yield temporary
+        # mkstemp lets the user alone read the file; it gets the rights that any new file has. Only setting the mask
+        # tells it.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -262,14 +289,20 @@ def atomic_path(path):
         temporary.unlink(missing_ok=True)
 
 
-def write_table(path, rows: list[dict]):
-    """Write rows of one set of keys as CSV with a header, floats with six digits; through a temporary file."""
+def write_table(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of one set of keys as CSV with a header, floats with six digits; whole or not at all.
+
+    Raises InputError where the file cannot be written.
+    """
     with (
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(
-            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
-        )
+        for row in rows:
+            writer.writerow({key: _cell(value) for key, value in row.items()})
+
+
+def _cell(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -216,7 +216,7 @@ def _draw_structures(
     normal: int,
     index: int,
 ) -> None:
-    """References as fillings and over them predictions as contours, so that they differ even where two references touch.
+    """References as fillings, and over them predictions as contours: no border of two fillings passes for a contour.
 
     The structures that enclose others come first, so that the contours of those inside lie over theirs.
     """
