@@ -91,10 +91,8 @@ def _say(sentence: str) -> None:
 
 def core_count() -> int:
     """The cores that this process may use: those that it may run on, in a Slurm job at most those of its task."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS or Windows
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    # macOS and Windows do not say on which cores a process may run.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allotted = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if not allotted.isdecimal():
         return cores
