@@ -369,7 +369,7 @@ def share_outside(points_mm: np.ndarray, grid: Grid) -> float:
     voxels = transform(np.linalg.inv(grid.affine), points_mm)
     high = np.array(grid.shape) - 0.5
     outside = ((voxels < -0.5) | (voxels > high)).any(1)
-    return float(outside.mean()) if len(outside) else 0.0
+    return float(np.mean(outside)) if len(points_mm) else 0.0
 
 
 def fingerprint(label: Volume, truth: Path, structures: list[str]) -> str:

@@ -19,8 +19,9 @@ import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -115,7 +116,7 @@ def _values(stored: Stored) -> np.ndarray:
     """The voxels' values, in float32 where that holds every stored number exactly, else in float64."""
     if not stored.scaled:
         return stored.voxels
-    exact = np.float32 if stored.voxels.dtype.itemsize <= 2 else np.float64
+    exact: Any = np.float32 if stored.voxels.dtype.itemsize <= 2 else np.float64
     return stored.voxels.astype(exact) * exact(stored.slope) + exact(stored.intercept)
 
 
@@ -198,7 +199,7 @@ def _place(image: nib.Nifti1Image, affine: np.ndarray) -> None:
 
 
 @contextmanager
-def _open(path: Path | str) -> Iterator[tuple[IO[bytes], NiftiHeader]]:
+def _open(path: Path | str) -> Iterator[tuple[BufferedIOBase, NiftiHeader]]:
     """Yield a file's stream, at its start, and its checked NIfTI header; whatever goes wrong is an InputError."""
     try:
         mode = os.stat(path).st_mode
@@ -225,13 +226,14 @@ def _open(path: Path | str) -> Iterator[tuple[IO[bytes], NiftiHeader]]:
         HeaderDataError,
         HeaderTypeError,
     ) as error:
-        if getattr(error, "strerror", None):
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        strerror = getattr(error, "strerror", None)
+        if strerror:
+            raise InputError(f"{path}: cannot be read ({strerror})") from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path}: wanted an intact NIfTI file, found a truncated or damaged one ({reason})") from error
 
 
-def _header(path: Path | str, stream: IO[bytes]) -> NiftiHeader:
+def _header(path: Path | str, stream: BufferedIOBase) -> NiftiHeader:
     """The header at a stream's start, of whichever NIfTI version and byte order, unchecked."""
     start = stream.read(nib.Nifti2Header.template_dtype.itemsize)
     stream.seek(0)
@@ -245,7 +247,7 @@ def _header(path: Path | str, stream: IO[bytes]) -> NiftiHeader:
 
 def _check_header(path: Path | str, header: NiftiHeader) -> None:
     code = int(header["datatype"])
-    known = nib.nifti1.data_type_codes
+    known: Any = nib.nifti1.data_type_codes  # nibabel's own types do not say what it holds
     if code not in known.dtype or known.dtype[code].kind not in "iuf":
         name = known.label.get(code, code)
         raise InputError(f"{path}: wanted one real number per voxel, found data type {name}")
@@ -311,7 +313,8 @@ def _scaling(header: NiftiHeader) -> tuple[float, float]:
 
 def _grid(path: Path | str, header: NiftiHeader) -> tuple[Grid, tuple[str, ...]]:
     """Where a volume lies, and a sentence on each thing that is doubtful about it."""
-    shape = _shape(header)[:3]
+    first, second, third, *_ = _shape(header)
+    shape = (first, second, third)
     unit = int(header["xyzt_units"]) & 7  # the other bits are the unit of time
     per_unit = MM_PER_UNIT.get(unit, 1.0)
     sizes, warnings = _sizes(header)
