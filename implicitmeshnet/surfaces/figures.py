@@ -144,21 +144,23 @@ def _plane(normal: int) -> tuple[int, int]:
 def _draw_slice(
     panel: Axes, image: np.ndarray, spacing_mm: np.ndarray, normal: int, index: int, window: tuple[float, float]
 ) -> None:
-    extent: list[float] = []
-    for axis in _plane(normal):
-        # From the outer edge of the first voxel to that of the last; the first voxel's centre is at 0.
-        first = -0.5 * spacing_mm[axis]
-        last = (image.shape[axis] - 0.5) * spacing_mm[axis]
-        extent += (first, last)
+    horizontal, vertical = _plane(normal)
+    left, right = _edges_mm(image.shape[horizontal], spacing_mm[horizontal])
+    bottom, top = _edges_mm(image.shape[vertical], spacing_mm[vertical])
     panel.imshow(
         image.take(index, normal).T,
         cmap="gray",
         vmin=window[0],
         vmax=window[1],
         origin="lower",
-        extent=extent,
+        extent=(left, right, bottom, top),
         interpolation="bicubic",
     )
+
+
+def _edges_mm(count: int, spacing_mm: float) -> tuple[float, float]:
+    """The outer edges of the first and the last voxel along an axis; the first one's centre is at 0."""
+    return -0.5 * spacing_mm, (count - 0.5) * spacing_mm
 
 
 def _frame(panel: Axes, normal: int, middle_mm: np.ndarray, half_mm: float, directions: np.ndarray) -> None:
@@ -236,7 +238,9 @@ def _smoothed(
     mask: np.ndarray, spacing_mm: np.ndarray, normal: int, index: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions in mm along a slice's two axes, and the mask there, smoothed: (vertical, horizontal)."""
-    x, y = (np.arange(mask.shape[axis]) * spacing_mm[axis] for axis in _plane(normal))
+    horizontal, vertical = _plane(normal)
+    x = np.arange(mask.shape[horizontal]) * spacing_mm[horizontal]
+    y = np.arange(mask.shape[vertical]) * spacing_mm[vertical]
     plane = mask.take(index, normal).astype(np.float32)
     return x, y, gaussian_filter(plane, CONTOUR_SIGMA_VOXELS).T
 

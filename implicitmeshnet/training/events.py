@@ -30,7 +30,8 @@ class EventFile:
 
         TensorBoard no longer shows what earlier processes recorded of later epochs, which this one repeats.
         """
-        self.path = run_dir / f"events.out.tfevents.{time.time():.6f}.{HOST}.{os.getpid()}"
+        name = f"events.out.tfevents.{time.time():.6f}.{HOST}.{os.getpid()}"
+        self.path = run_dir / name
         self._write(Event(file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
         self._write(Event(step=epochs + 1, session_log=start))
