@@ -107,14 +107,14 @@ def test_the_plane_in_a_cell_is_the_distance_of_a_flat_surface(config):
     drn.faces = faces
     for cell, values in zip(drn.cells, drn.values, strict=True):
         features = torch.ones(1, 3 * len(faces), 1)
-        mixed, planes, guess = drn._splat(cell, values, sample_faces(sphere, faces), features)
-        area = mixed.sum().item() * (cell * voxel_length(config.shape)) ** 2
+        contents = drn._splat(cell, values, sample_faces(sphere, faces), features)
+        area = contents.features.sum().item() * (cell * voxel_length(config.shape)) ** 2
         assert area == pytest.approx(4 * math.pi * 0.49, rel=0.01)
         exact = mesh2sdf(sphere, faces, list(config.shape))
         exact = _fold(F.avg_pool3d(exact[:, None], cell // values)[:, 0] if cell > values else exact, values)
-        full = planes[..., 4] > 0.9  # where the surface runs through the cell
+        full = contents.plane[..., 4] > 0.9  # where the surface runs through the cell
         assert full.sum() > 20
-        error = (guess - exact)[full].abs().max() / (cell * voxel_length(config.shape))
+        error = (contents.distances - exact)[full].abs().max() / (cell * voxel_length(config.shape))
         assert error < 0.25
 
 
