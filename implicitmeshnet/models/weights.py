@@ -3,6 +3,7 @@
 import io
 import warnings
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,21 +13,29 @@ from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
 from implicitmeshnet.script import InputError, atomic_path, reason, shorten
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
-def save_checkpoint(path, state: dict):
-    """Write a dictionary of tensors and plain values; through a temporary file. The same state gives the same bytes."""
-    buffer = io.BytesIO()  # torch itself would write the file's name into it, and not say why it cannot be written
+def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values, through a temporary file; the same state gives the same bytes.
+
+    Raises InputError where the file cannot be written.
+    """
+    # Through memory: given a path, torch would write the file's name into the file and would not say why it failed.
+    buffer = io.BytesIO()
     torch.save(state, buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def load_checkpoint(path) -> dict:
-    """Read what `save_checkpoint` wrote into main memory; InputError for a missing or unreadable file."""
+def load_checkpoint(path: Path | str) -> Any:
+    """Read into main memory what `save_checkpoint` wrote, or whatever else the file holds.
+
+    Raises InputError for a missing or unreadable file.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, on what is refused later
+            warnings.simplefilter("ignore")  # torch warns of tensors that `misfit` refuses later
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: wanted trained weights, found no such file") from error
@@ -36,34 +45,44 @@ def load_checkpoint(path) -> dict:
         raise InputError(f"{path}: wanted a checkpoint of tensors, found an unreadable file") from error
 
 
-def save_snapshot(path, network):
-    """Write the weights alone, floating-point tensors in half precision."""
-    state = network.state_dict()
-    halved = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+def save_snapshot(path: Path | str, network: torch.nn.Module) -> None:
+    """Write a network's weights alone, floating-point tensors in half precision; InputError as `save_checkpoint`."""
+    halved = {}
+    for name, value in network.state_dict().items():
+        halved[name] = value.half() if value.is_floating_point() else value
     save_checkpoint(path, {"network": halved})
 
 
-def snapshot_path(config, config_path) -> Path:
-    """The weights that a config names: its `snapshot`, or best.pt beside the config file."""
+def snapshot_path(config: Config | DrnConfig, config_path: Path | str) -> Path:
+    """The file of a config's weights: the one that its `snapshot` names, or else best.pt beside the config file."""
     return Path(config.snapshot) if config.snapshot else Path(config_path).with_name("best.pt")
 
 
-def load_network(config: Config, path, device="cpu") -> ImplicitMeshNet:
+def load_network(config: Config, path: Path | str, device: torch.device | str = "cpu") -> ImplicitMeshNet:
     """The config's network with a snapshot's weights, in evaluation mode; InputError where the two do not fit."""
-    structures = len(config.data.structures)
-    for key in ("template_centres", "template_radii"):
-        rows = getattr(config.network, key)
-        if config.network.template == "mean" and [len(row) for row in rows or ()] != [3] * structures:
-            raise InputError(
-                f"network.{key}: wanted three numbers for each of {structures} structures, found {shorten(rows)}; take"
-                " the config that training writes beside its snapshot"
-            )
+    if config.network.template == "mean":
+        _check_template(config)
     network = build_network(config)
     needless = None if network.localiser else "localiser."  # under data.region 'centre' nothing is localised
     return _with_weights(network, path, needless).to(device)
 
 
-def load_drn(config_path, template_subdivisions: int, device="cpu") -> DeepRepresentationNetwork:
+def _check_template(config: Config) -> None:
+    """Raise InputError unless a config has the template's centres and radii, three numbers for each structure."""
+    structures = len(config.data.structures)
+    for key in ("template_centres", "template_radii"):
+        rows = getattr(config.network, key)
+        lengths = [len(row) for row in rows or ()]
+        if lengths != [3] * structures:
+            raise InputError(
+                f"network.{key}: wanted three numbers for each of {structures} structures, found {shorten(rows)}; take"
+                " the config that training writes beside its snapshot"
+            )
+
+
+def load_drn(
+    config_path: Path | str, template_subdivisions: int, device: torch.device | str = "cpu"
+) -> DeepRepresentationNetwork:
     """A pretrained DeepRepresentationNetwork for a template of so many subdivisions, in evaluation mode.
 
     Raises InputError for a config or weights that are missing or do not fit.
@@ -79,10 +98,10 @@ def load_drn(config_path, template_subdivisions: int, device="cpu") -> DeepRepre
     return _with_weights(network, snapshot_path(config, config_path)).to(device)
 
 
-def _with_weights(network, path, needless: str | None = None):
+def _with_weights(network: Network, path: Path | str, needless: str | None = None) -> Network:
     """The network with a snapshot's weights, in evaluation mode; InputError where the two do not fit.
 
-    Weights whose names begin with `needless` may be there and are left out.
+    The snapshot may hold weights whose names begin with `needless`; these are left out.
     """
     state = load_checkpoint(path)
     found = state.get("network") if isinstance(state, dict) else None
@@ -98,22 +117,26 @@ def _with_weights(network, path, needless: str | None = None):
     return network.eval()
 
 
-def misfit(found: dict, wanted: dict[str, torch.Tensor]) -> str:
-    """Why the tensors of a file cannot take the place of others of the same names, in words; empty where they can."""
+def misfit(found: dict[str, Any], wanted: dict[str, torch.Tensor]) -> str:
+    """Why the values of a file cannot take the place of tensors of the same names, in words; empty where they can."""
     for name in wanted | found:
-        shapes = [_shape(side[name]) if name in side else None for side in (wanted, found)]
-        if shapes[0] != shapes[1]:
-            return f"wanted {shorten(name)} of shape {shapes[0]}, found {shorten(shapes[1])}"
+        wanted_shape = _shape(wanted[name]) if name in wanted else None
+        found_shape = _shape(found[name]) if name in found else None
+        if wanted_shape != found_shape:
+            return f"wanted {shorten(name)} of shape {wanted_shape}, found {shorten(found_shape)}"
         kind = found[name].dtype
-        if kind not in REAL if wanted[name].is_floating_point() else kind != wanted[name].dtype:
-            return f"wanted numbers like {wanted[name].dtype} in {name}, found {kind}"
+        wanted_kind = wanted[name].dtype
+        # Any real type will do for weights, which are converted; integers must be of the very type.
+        allowed = REAL if wanted_kind.is_floating_point else (wanted_kind,)
+        if kind not in allowed:
+            return f"wanted numbers like {wanted_kind} in {name}, found {kind}"
         if not torch.isfinite(found[name]).all():
             return f"wanted finite numbers in {name}, found NaN or infinity"
     return ""
 
 
-def _shape(value) -> tuple[int, ...] | str:
-    """The shape of a tensor that holds its values one by one in memory, else a word on what it is instead."""
+def _shape(value: Any) -> tuple[int, ...] | str:
+    """The shape of an ordinary dense tensor; of anything else, what it is in words, which equals no shape."""
     if not isinstance(value, torch.Tensor):
         return f"no tensor but {type(value).__name__}"
     if value.is_nested or value.is_quantized or value.is_meta or value.layout != torch.strided:
@@ -121,10 +144,11 @@ def _shape(value) -> tuple[int, ...] | str:
     return tuple(value.shape)
 
 
-def restore(part: torch.nn.Module | torch.optim.AdamW, state):
-    """Load the state of a network or its optimiser from a file; ValueError, in words, where it does not fit.
+def restore(part: torch.nn.Module | torch.optim.AdamW, state: Any) -> None:
+    """Load the state of a network or its optimiser that was read from a file.
 
-    The optimiser's settings stay as they are: the config says what they are, and the file need not be believed.
+    Raises ValueError, with the reason in words, where it does not fit. The optimiser's settings, such as its learning
+    rate, stay as the config has set them; those in the file are ignored.
     """
     if not isinstance(state, dict):
         raise ValueError(f"wanted a state by name, found {type(state).__name__}")
@@ -133,18 +157,23 @@ def restore(part: torch.nn.Module | torch.optim.AdamW, state):
         problem = misfit(state, part.state_dict())
     else:
         state = {"state": state.get("state"), "param_groups": part.state_dict()["param_groups"]}
-        problem = _moments_misfit(state["state"], [value for group in part.param_groups for value in group["params"]])
+        parameters = [value for group in part.param_groups for value in group["params"]]
+        problem = _moments_misfit(state["state"], parameters)
     if problem:
         raise ValueError(problem)
     part.load_state_dict(state)
 
 
-def _moments_misfit(found, parameters: list[torch.Tensor]) -> str:
-    """`misfit` of AdamW's running means by the parameter's number; a parameter without gradient has none."""
+def _moments_misfit(found: Any, parameters: list[torch.Tensor]) -> str:
+    """`misfit` of AdamW's running means, a dictionary by the parameter's number.
+
+    A parameter that never had a gradient has no means.
+    """
     if not isinstance(found, dict):
         return f"wanted the optimiser's means by parameter, found {type(found).__name__}"
     for number, means in found.items():
-        if not (type(number) is int and 0 <= number < len(parameters) and isinstance(means, dict)):
+        known = type(number) is int and 0 <= number < len(parameters)
+        if not (known and isinstance(means, dict)):
             return f"wanted the means of {len(parameters)} parameters by number, found others"
         parameter = parameters[number]
         problem = misfit(means, {"step": torch.ones(()), "exp_avg": parameter, "exp_avg_sq": parameter})
@@ -156,7 +185,10 @@ def _moments_misfit(found, parameters: list[torch.Tensor]) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """'cpu', 'cuda', 'mps', or 'auto' for the fastest of them here, as a torch device; InputError where it is not."""
+    """The torch device of a name: 'cpu', 'cuda', 'mps', or 'auto' for the fastest of them on this machine.
+
+    Raises InputError for any other name and for a device that this machine does not have.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     present = [key for key, has in available.items() if has]
     if name == "auto":
