@@ -1,5 +1,6 @@
 """The training losses: occupancy through the SDF, surface, Laplacian and segmentation, all against voxel labels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from implicitmeshnet.ops import mesh2sdf, splat_trilinear
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.cosine import cosine
 
+Distance = Callable[[torch.Tensor, list[int]], torch.Tensor]
+"""A route from meshes to their SDF: vertices (N, V, 3) normalised and a shape -> SDF (N, X, Y, Z), differentiable."""
+
 
 def structure_masks(classes: torch.Tensor, structures: Structures) -> torch.Tensor:
     """A class map (B, X, Y, Z) -> what each structure's mesh holds, (B, S, X, Y, Z) float32."""
@@ -20,63 +24,94 @@ def structure_masks(classes: torch.Tensor, structures: Structures) -> torch.Tens
     return torch.stack(masks, 1).float()
 
 
-def occupancy_loss(vertices, distance, masks, temperature: float):
-    """Cross-entropy of sigmoid(-T * SDF) against the masks, on logits so that saturated voxels keep their gradient.
+def occupancy_loss(vertices: torch.Tensor, distance: Distance, masks: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross-entropy of the occupancy sigmoid(-T * SDF) against the masks: a scalar, the mean over all voxels.
 
-    vertices (B, S, V, 3) normalised, masks (B, S, X, Y, Z) -> scalar, mean over all voxels. The route is `distance`:
-    vertices (B * S, V, 3) and a shape -> SDF (B * S, X, Y, Z).
+    vertices (B, S, V, 3) normalised, masks (B, S, X, Y, Z), T the `temperature`. It is computed from the logits, so
+    that voxels whose sigmoid is 0 or 1 to float32's precision keep their gradient.
     """
     sdf = distance(vertices.flatten(0, 1), list(masks.shape[2:]))
     return F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1))
 
 
-def surface_loss(vertices, faces, border):
+def surface_loss(vertices: torch.Tensor, faces: torch.Tensor, border: torch.Tensor) -> torch.Tensor:
     """1 - overlap of the mesh's surface density with the label's border density, in [0, 1].
 
     Each vertex splats the area of its faces, in voxel faces, by trilinear weights into cells of 2 x 2 x 2 voxels;
-    `border` is `border_density` of the label on the same cells. A blur by three cells sets how far the loss pulls.
+    `border` is `border_density` of the label on the same cells. Both are blurred by three cells, because the loss can
+    only pull a vertex towards a border within reach of the blur.
     vertices (B, S, V, 3) normalised, faces (F, 3), border (B, S, X / 2, Y / 2, Z / 2) -> scalar, differentiable.
     """
-    points, cells = vertices.flatten(0, 1), border.shape[2:]
+    points = vertices.flatten(0, 1)
+    cells = list(border.shape[2:])
     voxels = torch.tensor(cells, dtype=points.dtype, device=points.device) * 2
     half = (voxels - 1) / 2  # voxels per normalised unit
-    positions = ((points + 1) * half - 0.5) / (voxels / 2 - 1) - 1  # cell c has its centre at voxel 2 c + 0.5
-    density = splat_trilinear(positions, vertex_areas(points * half, faces)[..., None], list(cells))
-    density, border = F.avg_pool3d(density, 3, 1, 1)[:, 0], border.flatten(0, 1)
-    overlap = 2 * (density * border).sum((1, 2, 3))
-    return 1 - (overlap / (density.square() + border.square()).sum((1, 2, 3)).clamp(min=1e-6)).mean()
+    areas = vertex_areas(points * half, faces)  # in voxel faces
+
+    # From normalised coordinates of the voxels to those of the cells: cell c has its centre at voxel 2 c + 0.5.
+    in_voxels = (points + 1) * half
+    positions = (in_voxels - 0.5) / (voxels / 2 - 1) - 1
+    density = _blurred(splat_trilinear(positions, areas[..., None], cells))[:, 0]
+
+    wanted = border.flatten(0, 1)
+    common = (density * wanted).sum((1, 2, 3))
+    squares = (density.square() + wanted.square()).sum((1, 2, 3))
+    overlap = 2 * common / squares.clamp(min=1e-6)
+    return 1 - overlap.mean()
 
 
-def border_density(masks):
-    """Area of the masks' borders (B, S, X, Y, Z) in each 2 x 2 x 2 cell, blurred by three cells; X, Y, Z even.
+def border_density(masks: torch.Tensor) -> torch.Tensor:
+    """Area of the masks' borders (B, S, X, Y, Z) in each cell of 2 x 2 x 2 voxels, blurred by three cells.
 
-    Half the gradient magnitude by central differences sums to the border's area in voxel faces.
+    X, Y and Z are even; the result is (B, S, X / 2, Y / 2, Z / 2) in voxel faces. Half the gradient magnitude by
+    central differences sums to the border's area.
     """
     padded = F.pad(masks, (1, 1, 1, 1, 1, 1), mode="replicate")
-    squared = 0
+    squared = torch.zeros_like(masks)
     for axis in (2, 3, 4):
-        inner = [slice(None)] * 2 + [slice(1, -1)] * 3
-        inner[axis] = slice(2, None)
-        above = padded[tuple(inner)]
-        inner[axis] = slice(None, -2)
-        squared = squared + (above - padded[tuple(inner)]).square()
-    return F.avg_pool3d(8 * F.avg_pool3d(squared.sqrt() / 2, 2), 3, 1, 1)
+        size = masks.shape[axis]
+        inner = _without_border(padded, axis)
+        below = inner.narrow(axis, 0, size)
+        above = inner.narrow(axis, 2, size)
+        squared = squared + (above - below).square()
+    density = squared.sqrt() / 2
+    area = 8 * F.avg_pool3d(density, 2)  # the sum over a cell's voxels
+    return _blurred(area)
 
 
-def laplacian_loss(vertices, around: Neighbours):
-    """Mean squared distance of each vertex (..., V, 3) from the mean of its neighbours, normalised units."""
-    mean = (vertices[..., around.index, :] * around.weight[..., None]).sum(-2) / around.degree
+def _without_border(padded: torch.Tensor, kept: int) -> torch.Tensor:
+    """A volume (B, S, X + 2, Y + 2, Z + 2) without the outermost voxels along each axis but `kept`."""
+    for axis in {2, 3, 4} - {kept}:
+        padded = padded.narrow(axis, 1, padded.shape[axis] - 2)
+    return padded
+
+
+def _blurred(density: torch.Tensor) -> torch.Tensor:
+    """The mean over the 3 x 3 x 3 cells around each cell, with zeros outside the volume."""
+    return F.avg_pool3d(density, 3, stride=1, padding=1)
+
+
+def laplacian_loss(vertices: torch.Tensor, around: Neighbours) -> torch.Tensor:
+    """Mean squared distance of each vertex (..., V, 3) from the mean of its neighbours, in squared normalised units."""
+    weighted = vertices[..., around.index, :] * around.weight[..., None]
+    mean = weighted.sum(-2) / around.degree
     return (mean - vertices).square().sum(-1).mean()
 
 
 def laplacian_weight(config: LossConfig, epoch: float) -> float:
-    """Cosine annealing from laplacian_start to laplacian_end over laplacian_epochs, constant afterwards."""
+    """The weight of the Laplacian loss in an epoch: from laplacian_start down a cosine to laplacian_end.
+
+    It gets there after laplacian_epochs and stays constant from then on.
+    """
     return cosine(config.laplacian_start, config.laplacian_end, epoch / config.laplacian_epochs)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Unweighted terms, scalars; occupancy is of the last stage, surface and Laplacian are means over the stages."""
+    """The terms of the loss before they are weighted, scalars.
+
+    The occupancy is of the last stage's meshes; surface and Laplacian are means over the stages.
+    """
 
     occupancy: torch.Tensor
     surface: torch.Tensor
@@ -88,36 +123,48 @@ class MeshLoss(nn.Module):
     """The weighted sum of all losses for one template triangulation, faces (F, 3).
 
     `structures` say which labels each mesh holds, see `structure_masks`. `distance` is the route from meshes
-    to their SDF, see `occupancy_loss`; by default Mesh2SDF.
+    to their SDF, by default Mesh2SDF.
     """
 
+    faces: torch.Tensor  # (F, 3)
+    index: torch.Tensor  # see `Neighbours`
+    weight: torch.Tensor  # see `Neighbours`
+
     def __init__(
-        self, faces: torch.Tensor, vertex_count: int, config: LossConfig, structures: Structures, distance=None
+        self,
+        faces: torch.Tensor,
+        vertex_count: int,
+        config: LossConfig,
+        structures: Structures,
+        distance: Distance | None = None,
     ):
         super().__init__()
         self.config = config
         self.structures = structures
-        self.distance = distance or (lambda vertices, shape: mesh2sdf(vertices, self.faces, shape))
+        self.distance = distance or self._exact_distance
         self.register_buffer("faces", faces)
         around = neighbours(faces.cpu(), vertex_count)
         self.register_buffer("index", around.index)
         self.register_buffer("weight", around.weight)
 
-    def forward(self, prediction: Prediction, label: torch.Tensor, epoch: float):
+    def forward(self, prediction: Prediction, label: torch.Tensor, epoch: float) -> tuple[torch.Tensor, Losses]:
         """label (B, X, Y, Z), a class map -> the total (scalar) and its Losses."""
-        config, around = self.config, Neighbours(self.index, self.weight)
-        masks = structure_masks(label, self.structures)
-        stages, border = prediction.stages, border_density(masks)
-        losses = Losses(
-            occupancy=occupancy_loss(prediction.vertices, self.distance, masks, config.temperature),
-            surface=torch.stack([surface_loss(stage, self.faces, border) for stage in stages]).mean(),
-            laplacian=torch.stack([laplacian_loss(stage, around) for stage in stages]).mean(),
-            segmentation=F.cross_entropy(prediction.segmentation, label.long()),
-        )
-        total = (
-            config.occupancy * losses.occupancy
-            + config.surface * losses.surface
-            + laplacian_weight(config, epoch) * losses.laplacian
-            + config.segmentation * losses.segmentation
-        )
+        losses = self._losses(prediction, label)
+        total = self.config.occupancy * losses.occupancy
+        total = total + self.config.surface * losses.surface
+        total = total + laplacian_weight(self.config, epoch) * losses.laplacian
+        total = total + self.config.segmentation * losses.segmentation
         return total, losses
+
+    def _losses(self, prediction: Prediction, label: torch.Tensor) -> Losses:
+        masks = structure_masks(label, self.structures)
+        border = border_density(masks)
+        around = Neighbours(self.index, self.weight)
+        occupancy = occupancy_loss(prediction.vertices, self.distance, masks, self.config.temperature)
+        surfaces = [surface_loss(stage, self.faces, border) for stage in prediction.stages]
+        laplacians = [laplacian_loss(stage, around) for stage in prediction.stages]
+        segmentation = F.cross_entropy(prediction.segmentation, label.long())
+        return Losses(occupancy, torch.stack(surfaces).mean(), torch.stack(laplacians).mean(), segmentation)
+
+    def _exact_distance(self, vertices: torch.Tensor, shape: list[int]) -> torch.Tensor:
+        return mesh2sdf(vertices, self.faces, shape)
