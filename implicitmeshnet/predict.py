@@ -130,6 +130,7 @@ class Predictor:
             return None
         overview = overview_of(seen, None, data)
         room = np.multiply(data.shape, data.spacing_mm) / data.overview_spacing_mm
+        assert self.network.localiser is not None, "networks of data.region 'found' have one"
         found = self.network.localiser.find(overview.image, room)
         centre = mask_centre_mm(found, overview.grid, data)
         if centre is None:

@@ -37,5 +37,6 @@ def load_deep_route(config: Config, device: torch.device) -> DeepRoute | None:
     """The pretrained distance network of `route: deep`, with an optimiser of its own; None for `route: exact`."""
     if config.loss.route == "exact":
         return None
+    assert config.loss.drn_config is not None, "the config's rules ask for it"
     drn = load_drn(config.loss.drn_config, config.network.template_subdivisions, device)
     return DeepRoute(drn, config.training.drn_learning_rate, config.training.weight_decay)
