@@ -1,7 +1,7 @@
 """Builds the package with its compiled operators: C++ always, CUDA too where torch has CUDA or IMPLICITMESHNET_CUDA=1.
 
 Without a C++ compiler the package installs all the same and runs the PyTorch references. The CUDA kernels need nvcc
-alone, no torch header, so their library fits any torch.
+alone, no torch header, so their library fits any torch. All else about the package stands in pyproject.toml.
 """
 
 import os
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
-from setuptools import find_packages, setup
+from setuptools import setup
+from setuptools.command.build_py import build_py
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
@@ -76,13 +77,20 @@ class OptionalBuild(BuildExtension):
         )
 
 
+class BuildWithMetal(build_py):
+    """Copies what Metal compiles on first use into the installed package; an editable one reads csrc/ itself."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        folder = Path(self.build_lib) / "implicitmeshnet" / "csrc"
+        self.mkpath(str(folder))
+        for path in sources(".metal") + sources(".h"):
+            self.copy_file(path, str(folder))
+
+
 setup(
-    name="implicitmeshnet",
-    version="0.1.0",
-    description="Anatomical shapes as closed surface meshes, from volumetric images",
-    license="MIT",
-    python_requires=">=3.10",
-    packages=find_packages(include=["implicitmeshnet*"]),
     ext_modules=[CppExtension("implicitmeshnet._C", sources(".cpp"), extra_compile_args=FLAGS)],
-    cmdclass={"build_ext": OptionalBuild.with_options(no_python_abi_suffix=True)},
+    cmdclass={"build_ext": OptionalBuild.with_options(no_python_abi_suffix=True), "build_py": BuildWithMetal},
 )

@@ -22,7 +22,10 @@ from implicitmeshnet.config_fields import Length, Name, Range, Rising, check_lim
 from implicitmeshnet.config_json import apply_override, from_json, to_text
 from implicitmeshnet.script import atomic_path, check_path, read_json
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+_BESIDE = Path(__file__).resolve().parents[1]
+REPOSITORY = _BESIDE if (_BESIDE / "configs_implicitmeshnet").is_dir() else Path.cwd()
+"""What relative paths in JSON files start from; an installed package lies in no repository and takes the folder that it
+is used in."""
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 """Of the intensities that data.intensity_statistics is of."""
 

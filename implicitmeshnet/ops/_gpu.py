@@ -30,7 +30,9 @@ TRIANGLE_FIELDS = 20
 """Numbers that stand for a triangle."""
 BALL_FIELDS = 4
 """Numbers that stand for a ball."""
-CSRC = Path(__file__).parents[2] / "csrc"
+_PACKAGE = Path(__file__).parents[1]
+CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / "csrc"
+"""The Metal sources: setup.py copies them into an installed package, a checkout has them beside it."""
 _SUFFIX = {torch.float32: "_float", torch.float64: "_double"}
 
 
