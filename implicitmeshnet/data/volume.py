@@ -1,11 +1,12 @@
 """Volumes in the world: canonical orientation, resampling, intensity.
 
 A volume is read in the file's own voxel order; `canonical` turns it to RAS+. The network sees it on `network_grid`,
-whose axes run along the canonical volume's, so `resample_image` and `resample_labels` are one matrix per axis.
+whose axes run along those of the canonical volume, so `resample_image` and `resample_labels` multiply each axis by a
+matrix of its own.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,18 +19,21 @@ from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
 
-TIE_BREAK = (1e-3, 2e-3, 4e-3)  # source voxels
+TIE_BREAK = (1e-3, 2e-3, 4e-3)  # source voxels, see `shares`
+MAX_VOXELS = 2**31  # of a volume that is resampled by nearest neighbour
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
+    """Where the voxels of a volume lie in the world."""
+
     shape: tuple[int, int, int]
     affine: np.ndarray  # (4, 4) float64, voxel -> world, mm RAS
     header: Nifti1Header | None = None
     """Of the file that the grid was read from: its forms, codes and units, for label maps on the same grid."""
 
     @property
-    def spacing_mm(self) -> np.ndarray:  # (3,)
+    def spacing_mm(self) -> np.ndarray:  # (3,) of the voxels along each axis
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @property
@@ -39,6 +43,8 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
+    """An image or a label map and where it lies."""
+
     data: np.ndarray  # (X, Y, Z)
     grid: Grid
     warnings: tuple[str, ...] = ()
@@ -47,43 +53,57 @@ class Volume:
     """What messages call it: its file, where it has one."""
 
 
-def voxels_apart(shape, affine, other) -> float:
-    """How far apart two affines (4, 4) put the corners of a grid of `shape`, at most along an axis, in voxels of the
-    first."""
+def voxels_apart(shape: Sequence[int], affine: np.ndarray, other: np.ndarray) -> float:
+    """How far apart two affines (4, 4) put the corners of a grid of `shape`.
+
+    This is the largest difference of any corner along any axis, in voxels of the first affine.
+    """
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1.0)
-    return float(np.abs(transform(np.linalg.inv(affine) @ other, corners) - corners).max())
+    moved = transform(np.linalg.inv(affine) @ other, corners)
+    return float(np.abs(moved - corners).max())
 
 
 def canonical(volume: Volume) -> Volume:
     """The same volume with its voxel axes permuted and flipped to those closest to RAS+."""
     orientation = io_orientation(volume.grid.affine)
-    return replace(volume, data=apply_orientation(volume.data, orientation), grid=_canonical_grid(volume.grid))
+    data = apply_orientation(volume.data, orientation)
+    return replace(volume, data=data, grid=_canonical_grid(volume.grid))
 
 
 def in_order_of(volume: Volume, grid: Grid) -> Volume:
     """The same volume with its voxel axes permuted and flipped to those closest to another grid's."""
     orientation = io_orientation(np.linalg.inv(grid.affine) @ volume.grid.affine)
-    return replace(volume, data=apply_orientation(volume.data, orientation), grid=_turned(volume.grid, orientation))
+    data = apply_orientation(volume.data, orientation)
+    return replace(volume, data=data, grid=_turned(volume.grid, orientation))
 
 
-def network_grid(grid: Grid, shape, spacing_mm: float, centre_mm=None) -> Grid:
-    """The isotropic grid of `shape` along the axes of the volume's canonical orientation, around a world position (3,),
-    by default its centre.
+def network_grid(
+    grid: Grid, shape: Sequence[int], spacing_mm: float, centre_mm: Sequence[float] | np.ndarray | None = None
+) -> Grid:
+    """The isotropic grid of `shape` voxels along the axes of a volume's canonical orientation.
 
-    It moves by up to half a voxel so that its middle voxel sits on one of the volume's: at the volume's own spacing
-    voxels are then copied, where half-way between them images would blur and label borders tie.
+    `grid` is the volume's. The new one lies around a world position `centre_mm` (3,), by default the volume's centre,
+    moved by up to half a voxel so that its middle voxel sits on one of the volume's: at the volume's own spacing voxels
+    are then copied. Half-way between the volume's voxels, images would blur and structures would tie along their
+    borders.
     """
-    source, shape = _canonical_grid(grid), np.array(shape)
-    step, middle = spacing_mm / source.spacing_mm, (shape - 1) // 2  # step in source voxels
-    around = (np.array(source.shape) - 1) / 2
+    source = _canonical_grid(grid)
+    step = spacing_mm / source.spacing_mm  # in source voxels, along each axis
+    around = (np.array(source.shape) - 1) / 2  # source voxel at the centre
     if centre_mm is not None:
         around = transform(np.linalg.inv(source.affine), np.asarray(centre_mm, np.float64))
-    centred = around + step * (middle - (shape - 1) / 2)  # source voxel at the middle one
-    snapped = np.ceil(centred - 0.501)  # to the nearest, half-way down whatever the rounding of affines
+
+    # The source voxel at the new grid's middle voxel, which lies beside its centre where a side is even. It is rounded
+    # to the nearest, and down from half-way, with a margin for the rounding of affines.
+    sides = np.array(shape)
+    middle = (sides - 1) // 2
+    beside = middle - (sides - 1) / 2
+    snapped = np.ceil(around + step * beside - 0.501)
+
     affine = np.eye(4)
     affine[:3, :3] = source.affine[:3, :3] * step
     affine[:3, 3] = transform(source.affine, snapped - step * middle)
-    return Grid(tuple(shape.tolist()), affine)
+    return Grid(_three(sides), affine)
 
 
 def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarray:
@@ -93,13 +113,15 @@ def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarra
     the two grids' axes are not parallel.
     """
     weights, inside = _axis_weights(volume.grid, target)
-    return np.where(inside, _apply(weights, volume.data.astype(np.float32, copy=False)), np.float32(background))
+    resampled = _apply(weights, volume.data.astype(np.float32, copy=False))
+    return np.where(inside, resampled, np.float32(background))
 
 
 def resample_labels(volume: Volume, target: Grid, structures: Structures) -> np.ndarray:
     """The class map of a label map on the target grid: uint8 (X, Y, Z), see `Structures`.
 
-    Every structure's indicator is resampled like an image, background being the rest, and the largest share wins.
+    The mask of each structure is resampled like an image; the background has what they leave of a voxel. Each voxel
+    gets the class with the largest share of it.
     Raises ValueError as `resample_image`.
     """
     largest = np.zeros(target.shape, np.float32)
@@ -114,11 +136,12 @@ def resample_labels(volume: Volume, target: Grid, structures: Structures) -> np.
 
 
 def shares(volume: Volume, target: Grid, structures: Structures) -> Iterator[tuple[int, np.ndarray]]:
-    """Each structure that is in a label map, by its number, and the share of each target voxel that it fills.
+    """Yield each structure that is in a label map, by its number, and the share of each target voxel that it fills.
 
-    Shares are float32 (X, Y, Z), the structure's indicator resampled like an image, 0 outside the volume. On grids that
-    lie half a voxel apart every border would tie and be lost to the background (a tenth of a hippocampus), so the label
-    map is sampled TIE_BREAK source voxels beside each target voxel's centre. Raises ValueError as `resample_image`.
+    Shares are float32 (X, Y, Z), the structure's mask resampled like an image, 0 outside the volume. On grids that lie
+    half a voxel apart, structure and background would tie along every border and the background would win, which would
+    cost a tenth of a hippocampus; so the label map is sampled TIE_BREAK source voxels beside each target voxel's
+    centre. Raises ValueError as `resample_image`.
     """
     classes = structures.class_map(volume.data)
     weights, inside = _axis_weights(volume.grid, target, TIE_BREAK)
@@ -126,36 +149,48 @@ def shares(volume: Volume, target: Grid, structures: Structures) -> Iterator[tup
         if box is None:
             continue
         mask = structures.own(classes[box], structure).astype(np.float32)
-        within_box = [matrix[:, part] for matrix, part in zip(weights, box, strict=True)]
+        within_box = [matrix[:, part] for matrix, part in zip(weights, box, strict=True)]  # zeros elsewhere
         yield structure, np.where(inside, _apply(within_box, mask), np.float32(0))
 
 
 def box_inside(volume: Grid, target: Grid) -> tuple[slice, slice, slice]:
-    """The voxels of a volume whose centres lie within a target grid's outer faces; axes parallel, else ValueError."""
+    """The voxels of a volume whose centres lie within the outer faces of a target grid, as slices of its three axes.
+
+    Raises ValueError where the two grids' axes are not parallel.
+    """
     matrix = _parallel(volume, target)
-    box = []
-    for axis, size in enumerate(target.shape):
-        ends = matrix[axis, 3] + matrix[axis, axis] * np.array([-0.5, size - 0.5])
-        first, last = np.ceil(ends.min().round(6)), np.floor(ends.max().round(6))
-        box.append(slice(max(int(first), 0), max(int(last) + 1, 0)))
-    return tuple(box)
+
+    def along(axis: int) -> slice:
+        outer_faces = np.array([-0.5, target.shape[axis] - 0.5])
+        ends = matrix[axis, 3] + matrix[axis, axis] * outer_faces
+        first = int(np.ceil(ends.min().round(6)))
+        last = int(np.floor(ends.max().round(6)))
+        return slice(max(first, 0), max(last + 1, 0))
+
+    return along(0), along(1), along(2)
 
 
 def resample_nearest(volume: Volume, spacing_mm: float) -> Volume:
-    """The volume with isotropic voxels along its own axes, over the same field of view to half a voxel, by nearest
-    neighbour. Raises InputError where that leaves fewer than two voxels along an axis, or more than 2^31 in all."""
-    affine, indices = volume.grid.affine.copy(), []
+    """The volume with isotropic voxels along its own axes, by nearest neighbour.
+
+    It covers the same field of view to half a voxel. Raises InputError where that leaves fewer than two voxels along an
+    axis, or more than 2^31 in all.
+    """
     counts = [round(side_mm / spacing_mm) for side_mm in volume.data.shape * volume.grid.spacing_mm]
-    if min(counts) < 2 or math.prod(counts) > 2**31:
+    if min(counts) < 2 or math.prod(counts) > MAX_VOXELS:
         raise InputError(f"volume: wanted 2 to 2^31 voxels at {spacing_mm:g} mm, found {counts}")
+    affine = volume.grid.affine.copy()
+    indices = []
     for axis, (size, count) in enumerate(zip(volume.data.shape, counts, strict=True)):
         step = spacing_mm / volume.grid.spacing_mm[axis]
         first = (size - 1) / 2 - step * (count - 1) / 2  # in voxels of the volume
-        indices.append(np.floor((first + step * np.arange(count)).round(6) + 0.5).clip(0, size - 1).astype(int))
+        positions = (first + step * np.arange(count)).round(6)
+        nearest = np.floor(positions + 0.5).clip(0, size - 1)
+        indices.append(nearest.astype(int))
         affine[:3, 3] += first * volume.grid.affine[:3, axis]
         affine[:3, axis] *= step
     data = np.ascontiguousarray(volume.data[np.ix_(*indices)])
-    return Volume(data, Grid(tuple(data.shape), affine))
+    return Volume(data, Grid(_three(counts), affine))
 
 
 def resample_nearest_onto(volume: Volume, grid: Grid) -> Volume:
@@ -164,19 +199,21 @@ def resample_nearest_onto(volume: Volume, grid: Grid) -> Volume:
     Voxels whose centre lies more than half a source voxel outside the volume are 0. Raises InputError where the grid
     has more than 2^31 voxels.
     """
-    if math.prod(grid.shape) > 2**31:
+    if math.prod(grid.shape) > MAX_VOXELS:
         raise InputError(f"grid: wanted at most 2^31 voxels, found {list(grid.shape)}")
     to_source = np.linalg.inv(volume.grid.affine) @ grid.affine  # voxel to voxel
     size = np.reshape(volume.data.shape, (3, 1, 1))
     second, third = np.ogrid[: grid.shape[1], : grid.shape[2]]
-    in_plane = to_source[:3, 1, None, None] * second + to_source[:3, 2, None, None] * third  # (3, Y, Z)
+    steps = to_source[:3, :3, None, None]  # (3, 3, 1, 1)
+    in_plane = steps[:, 1] * second + steps[:, 2] * third  # (3, Y, Z)
     data = np.zeros(grid.shape, volume.data.dtype)
     for index, plane in enumerate(data):
         start = to_source[:3, 0] * index + to_source[:3, 3]
-        positions = (in_plane + start[:, None, None]).round(6)  # the same whatever the rounding of affines
-        nearest = np.floor(positions + 0.5)
+        positions = in_plane + start[:, None, None]
+        nearest = np.floor(positions.round(6) + 0.5)  # rounded first, so that the rounding of affines does not matter
         inside = ((nearest >= 0) & (nearest < size)).all(0)
-        plane[inside] = volume.data[tuple(nearest[:, inside].astype(int))]
+        voxels = nearest[:, inside].astype(int)
+        plane[inside] = volume.data[tuple(voxels)]
     return Volume(data, grid)
 
 
@@ -185,73 +222,103 @@ def normalise_intensity(data: np.ndarray, config: DataConfig) -> np.ndarray:
 
     A volume whose percentiles coincide is mapped from its minimum and maximum, a constant one to -1.
     """
-    if config.intensity == "window":
-        low, high = config.level_hu - config.window_hu / 2, config.level_hu + config.window_hu / 2
-    else:
-        step = int(np.ceil((data.size / 2e6) ** (1 / 3)))  # of big volumes a regular subset will do
-        low, high = map(float, np.percentile(data[::step, ::step, ::step], config.percentiles))
-        if low == high:
-            low, high = float(data.min()), float(data.max())
-    if high - low < np.finfo(np.float32).tiny:  # of no meaning, and its inverse is infinite
+    low, high = _intensity_range(data, config)
+    if high - low < np.finfo(np.float32).tiny:  # so narrow a range means nothing, and its inverse would be infinite
         return np.full(data.shape, -1, np.float32)
+    scale = 2 / (high - low)
     with np.errstate(over="ignore"):
-        return np.clip((data.astype(np.float32) - low) * (2 / (high - low)) - 1, -1, 1)
+        mapped = (data.astype(np.float32) - low) * scale - 1
+    return np.clip(mapped, -1, 1)
+
+
+def _intensity_range(data: np.ndarray, config: DataConfig) -> tuple[float, float]:
+    """The voxel values that become -1 and 1."""
+    if config.intensity == "window":
+        half = config.window_hu / 2
+        return config.level_hu - half, config.level_hu + half
+    step = int(np.ceil((data.size / 2e6) ** (1 / 3)))  # a regular subset of about two million voxels is enough
+    subset = data[::step, ::step, ::step]
+    low, high = map(float, np.percentile(subset, config.percentiles))
+    if low == high:
+        return float(data.min()), float(data.max())
+    return low, high
 
 
 def _canonical_grid(grid: Grid) -> Grid:
     return _turned(grid, io_orientation(grid.affine))
 
 
-def _turned(grid: Grid, orientation) -> Grid:
+def _turned(grid: Grid, orientation: np.ndarray) -> Grid:
+    """A grid with its axes permuted and flipped by an orientation (3, 2) of nibabel's."""
     shape = np.empty(3, int)
     shape[orientation[:, 0].astype(int)] = grid.shape
-    return Grid(tuple(shape.tolist()), grid.affine @ inv_ornt_aff(orientation, grid.shape))
+    return Grid(_three(shape), grid.affine @ inv_ornt_aff(orientation, grid.shape))
 
 
-def _axis_weights(source: Grid, target: Grid, shift=(0.0, 0.0, 0.0)):
-    """One (target, source) matrix per axis, float32, and where the target lies inside, broadcast to (X, Y, Z).
+def _three(sizes: Iterable[int]) -> tuple[int, int, int]:
+    """The three sizes of a grid as plain integers."""
+    x, y, z = map(int, sizes)
+    return x, y, z
 
-    The volume is read `shift` source voxels beside the target's voxel centres.
+
+def _axis_weights(
+    source: Grid, target: Grid, shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """One (target, source) matrix per axis, float32, and whether each target voxel lies inside, bool (X, Y, Z).
+
+    The volume is sampled `shift` source voxels beside the target's voxel centres.
     """
     matrix = _parallel(source, target)
-    weights, inside = [], []
+    weights = []
+    inside = np.array(True)
     for axis, (count, size) in enumerate(zip(source.shape, target.shape, strict=True)):
         step = matrix[axis, axis]
-        positions = (step * np.arange(size) + matrix[axis, 3]).round(6)  # the same whatever the rounding of affines
+        positions = step * np.arange(size) + matrix[axis, 3]
+        positions = positions.round(6)  # so that the rounding of affines does not matter
         weights.append(_triangle_weights(positions + shift[axis], max(1.0, abs(step)), count))
-        inside.append((positions >= -0.5) & (positions <= count - 0.5))
-    return weights, inside[0][:, None, None] & inside[1][:, None] & inside[2]
+        inside_along = (positions >= -0.5) & (positions <= count - 0.5)
+        inside = inside[..., None] & inside_along
+    return weights, inside
 
 
 def _parallel(source: Grid, target: Grid) -> np.ndarray:
     """The matrix from target to source voxels; ValueError where the grids' axes are not parallel."""
     matrix = np.linalg.inv(source.affine) @ target.affine
-    across = np.abs(matrix[:3, :3] - np.diag(matrix.diagonal()[:3])) @ np.array(target.shape)
+    off_diagonal = matrix[:3, :3] - np.diag(matrix.diagonal()[:3])
+    across = np.abs(off_diagonal) @ np.array(target.shape)
     if across.max() > 1e-2:  # source voxels, over the whole grid
         raise ValueError(f"target: wanted axes parallel to the volume's, found them {across.max():.3g} voxels apart")
     return matrix
 
 
-def _triangle_weights(positions, half_width: float, count: int) -> np.ndarray:
-    """Weights (P, count) of a triangle around each position, the volume's border repeated; rows sum to 1.
-
-    Where half_width is no integer, samples of a triangle are not balanced around its centre; the factor linear in the
-    offset balances them, so that a linear ramp stays exact.
-    """
-    reach = int(np.ceil(half_width)) + 1
+def _triangle_weights(positions: np.ndarray, half_width: float, count: int) -> np.ndarray:
+    """Weights (P, count) of a triangle around each position, the volume's border repeated; rows sum to 1."""
+    reach = int(np.ceil(half_width)) + 1  # voxels that the border is repeated for on either side
     positions = positions.clip(-0.5, count - 0.5)
     offset = np.arange(-reach, count + reach) - positions[:, None]
     weights = np.maximum(0, 1 - np.abs(offset) / half_width)
-    first, second = ((weights * offset**power).sum(1, keepdims=True) for power in (1, 2))
+
+    # Where half_width is no integer, the samples of a triangle are not balanced around its centre. A factor linear in
+    # the offset makes their first moment zero, so that a linear ramp stays exact.
+    first = (weights * offset).sum(1, keepdims=True)
+    second = (weights * offset**2).sum(1, keepdims=True)
     weights *= 1 - offset * first / np.maximum(second, 1e-12)
     weights /= weights.sum(1, keepdims=True)
+
+    # The repeated border's weights go to the outermost voxels.
     weights[:, reach] += weights[:, :reach].sum(1)
     weights[:, -reach - 1] += weights[:, -reach:].sum(1)
     return weights[:, reach:-reach].astype(np.float32)
 
 
-def _apply(weights, data):
-    """Multiply each axis of data by its matrix, the axes that shrink most first."""
-    for axis in sorted(range(3), key=lambda axis: weights[axis].shape[0] / weights[axis].shape[1]):
-        data = np.moveaxis(np.tensordot(weights[axis], data, (1, axis)), 0, axis)
+def _apply(weights: Sequence[np.ndarray], data: np.ndarray) -> np.ndarray:
+    """Multiply each axis of a volume by its matrix, the axes that shrink most first, which saves work."""
+
+    def shrinkage(axis: int) -> float:
+        target, source = weights[axis].shape
+        return target / source
+
+    for axis in sorted(range(3), key=shrinkage):
+        product = np.tensordot(weights[axis], data, (1, axis))
+        data = np.moveaxis(product, 0, axis)
     return data
