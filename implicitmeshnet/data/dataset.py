@@ -1,4 +1,4 @@
-"""Folders in MM-WHS naming or Decathlon / nnU-Net layout -> samples on the network's grid."""
+"""From folders in MM-WHS naming or Decathlon / nnU-Net layout to samples on the network's grid."""
 
 import re
 import sys
@@ -36,6 +36,8 @@ NAMED_VALUES = 20  # label values that a message lists
 
 @dataclass(frozen=True)
 class Case:
+    """The files of one image and of its label map, where it has one."""
+
     name: str
     image: Path
     label: Path | None
@@ -53,7 +55,7 @@ class Sample:
     quantiles: list[float] | None = None  # of the intensities within the grid, see `plausibility`
 
 
-def find_cases(folder, labelled: bool, split: str = "Tr") -> list[Case]:
+def find_cases(folder: Path | str, labelled: bool, split: str = "Tr") -> list[Case]:
     """The cases of a folder, sorted by name; with `labelled` each must have a label.
 
     Layouts: imagesTr and labelsTr, or of the split 'Ts' imagesTs and labelsTs (Decathlon: NAME for both; nnU-Net: image
@@ -64,13 +66,13 @@ def find_cases(folder, labelled: bool, split: str = "Tr") -> list[Case]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: wanted a folder of cases, found none")
-    cases = _data_set_cases(folder, split) if splits_of(folder) else _flat_cases(folder, labelled)
+    if splits_of(folder):
+        cases = _data_set_cases(folder, split)
+        wanted = f"images in images{split}"
+    else:
+        cases = _flat_cases(folder, labelled)
+        wanted = "NAME_image.nii.gz files (MM-WHS) or an imagesTr folder with some"
     if not cases:
-        wanted = (
-            f"images in images{split}"
-            if splits_of(folder)
-            else ("NAME_image.nii.gz files (MM-WHS) or an imagesTr folder with some")
-        )
         raise InputError(f"{folder}: wanted {wanted}, found none")
     for case in cases:
         if labelled and case.label is None:
@@ -78,7 +80,7 @@ def find_cases(folder, labelled: bool, split: str = "Tr") -> list[Case]:
     return sorted(cases, key=lambda case: case.name)
 
 
-def splits_of(folder) -> list[str]:
+def splits_of(folder: Path | str) -> list[str]:
     """Which of a data set's splits, 'Ts' and 'Tr', a folder has images of; none where it is no data set's root."""
     return [split for split in ("Ts", "Tr") if (Path(folder) / f"images{split}").is_dir()]
 
@@ -86,26 +88,28 @@ def splits_of(folder) -> list[str]:
 def _flat_cases(folder: Path, labelled: bool) -> list[Case]:
     files = _nifti_files(folder, ENDINGS)
     images = {stem.removesuffix("_image"): path for stem, path in files.items() if stem.endswith("_image")}
-    if not (images or labelled):
+    if not (images or labelled):  # any file is an image then, unless it is the label map of another
         labels = {f"{stem}_label" for stem in files}
-        images = _without_channels({stem: path for stem, path in files.items() if stem not in labels}, {})
+        others = {stem: path for stem, path in files.items() if stem not in labels}
+        images = _without_channels(others, {})
     return [Case(name, path, files.get(f"{name}_label")) for name, path in images.items()]
 
 
 def _data_set_cases(folder: Path, split: str) -> list[Case]:
     endings = _file_endings(folder / "dataset.json")
-    images, labels = (_nifti_files(folder / f"{kind}{split}", endings) for kind in ("images", "labels"))
-    return [Case(name, path, labels.get(name)) for name, path in _without_channels(images, labels).items()]
+    channels = _nifti_files(folder / f"images{split}", endings)
+    labels = _nifti_files(folder / f"labels{split}", endings)
+    images = _without_channels(channels, labels)
+    return [Case(name, path, labels.get(name)) for name, path in images.items()]
 
 
 def _without_channels(images: dict[str, Path], labels: dict[str, Path]) -> dict[str, Path]:
     """Images by their case's name: NAME_0000 is NAME's first channel, unless a label is called NAME_0000 too."""
-    cases = {}
+    cases: dict[str, Path] = {}
     for stem, path in images.items():
-        name = stem
         base, _, channel = stem.rpartition("_")
-        if stem not in labels and re.fullmatch(r"\d{4}", channel) and f"{base}_0000" in images:
-            name = base
+        is_channel = re.fullmatch(r"\d{4}", channel) and f"{base}_0000" in images
+        name = base if is_channel and stem not in labels else stem
         if name in cases:
             raise InputError(f"{path}: wanted single-channel images, found another channel {cases[name].name}")
         cases[name] = path
@@ -115,7 +119,7 @@ def _without_channels(images: dict[str, Path], labels: dict[str, Path]) -> dict[
 def _file_endings(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return ENDINGS
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # a pipe, say, would keep the reader waiting
         raise InputError(f"{path}: wanted a file, found something else of this name")
     ending = read_json(path, "a description of a data set").get("file_ending")
     if ending not in (None, *ENDINGS):
@@ -123,9 +127,12 @@ def _file_endings(path: Path) -> tuple[str, ...]:
     return (ending,) if ending else ENDINGS
 
 
-def _nifti_files(folder: Path, endings) -> dict[str, Path]:
-    """Files by name without ending, sorted; hidden ones, macOS's ._ among them, left out."""
-    files = {}
+def _nifti_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder by their name without ending, sorted; none where there is no such folder.
+
+    Hidden files are left out, as are those that macOS writes beside others, whose names begin with ._ too.
+    """
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         ending = next((ending for ending in endings if path.name.endswith(ending)), None)
         if ending is None or path.name.startswith("."):
@@ -138,41 +145,47 @@ def _nifti_files(folder: Path, endings) -> dict[str, Path]:
 
 
 def split_cases(cases: list[Case], validation_cases: int, seed: int) -> tuple[list[Case], list[Case]]:
-    """Draw the validation cases: (training, validation), both by name; the same for the same names and seed."""
+    """Draw the validation cases at random: (training, validation), both sorted by name.
+
+    The same names and seed give the same split. Raises InputError where no case would be left for training.
+    """
     if len(cases) <= validation_cases:
         raise InputError(
             f"data.validation_cases: wanted fewer than the {len(cases)} cases of the folder, found {validation_cases}"
         )
-    cases = sorted(cases, key=lambda case: case.name)
-    drawn = set(np.random.default_rng(seed).permutation(len(cases))[:validation_cases].tolist())
-    return (
-        [case for index, case in enumerate(cases) if index not in drawn],
-        [case for index, case in enumerate(cases) if index in drawn],
-    )
+    order = np.random.default_rng(seed).permutation(len(cases))
+    drawn = set(order[:validation_cases].tolist())
+    training: list[Case] = []
+    validation: list[Case] = []
+    for index, case in enumerate(sorted(cases, key=lambda case: case.name)):
+        part = validation if index in drawn else training
+        part.append(case)
+    return training, validation
 
 
 def read_case(case: Case) -> tuple[Volume, Volume | None]:
     """Read a case's image and, where it has one, its label map, brought to the image's own voxel order.
 
-    What is doubtful about both files alike is said of the image alone. Raises InputError for an unreadable file and for
-    a label map that does not lie on its image.
+    A warning that holds for both files is kept for the image alone. Raises InputError for an unreadable file and for a
+    label map that does not lie on its image.
     """
     image = read_image(case.image)
     if case.label is None:
         return image, None
     labels = in_order_of(read_labels(case.label), image.grid)
     check_same_grid(case.label, image.grid, labels.grid)
-    own = [
-        warning
-        for warning in labels.warnings
-        if warning.replace(str(case.label), str(case.image)) not in image.warnings
-    ]
+    own = []
+    for warning in labels.warnings:
+        of_image = warning.replace(str(case.label), str(case.image))
+        if of_image not in image.warnings:
+            own.append(warning)
     return image, replace(labels, grid=image.grid, warnings=tuple(own))
 
 
 def standardise(image: Volume, config: DataConfig) -> Volume:
     """The canonical volume of normalised intensities: what overviews and the network's samples are cut from."""
-    image = canonical(image)  # first, so that the same voxels make the percentiles in any orientation
+    # Turned first, because percentiles of every n-th voxel would otherwise depend on the file's orientation.
+    image = canonical(image)
     return replace(image, data=normalise_intensity(image.data, config))
 
 
@@ -184,11 +197,15 @@ def on_network_grid(
     label = None
     if labels is not None:
         label = torch.from_numpy(resample_labels(labels, padded, structures))
-    return Sample(torch.from_numpy(resample_image(image, padded, background=-1.0)), label, grid)
+    resampled = resample_image(image, padded, background=-1.0)
+    return Sample(torch.from_numpy(resampled), label, grid)
 
 
 def read_labelled(case: Case, config: DataConfig) -> tuple[Volume, Volume]:
-    """`read_case` of a training, which prints the warnings and refuses a label map that has none of the structures."""
+    """Read a case that is known to have a label map, as `read_case`, and print the warnings about its files.
+
+    Raises InputError as `read_case`, and for a label map that has none of the structures.
+    """
     image, labels = read_case(case)
     assert labels is not None, "find_cases was asked for labelled cases"
     for warning in image.warnings + labels.warnings:
@@ -212,7 +229,8 @@ def training_sample(case: Case, config: DataConfig, margin: int = 0) -> Sample:
         centre_mm = label_centre_mm(labels, config)
     grid = network_grid(image.grid, config.shape, config.spacing_mm, centre_mm)
     sample = on_network_grid(image, labels, grid, Structures.of(config), margin)
-    seen = without_margin(sample.image, grid.shape).numpy()[box_inside(grid, image.grid)]
+    within_grid = without_margin(sample.image, grid.shape).numpy()
+    seen = within_grid[box_inside(grid, image.grid)]  # no background from outside the volume
     return replace(
         sample,
         overview=overview,
@@ -222,7 +240,7 @@ def training_sample(case: Case, config: DataConfig, margin: int = 0) -> Sample:
 
 
 def without_margin(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The middle of a volume (X + 2m, Y + 2m, Z + 2m), of a shape (X, Y, Z)."""
+    """A volume (X + 2m, Y + 2m, Z + 2m) without its margin of m voxels: its middle of the shape (X, Y, Z)."""
     box = []
     for wide, size in zip(volume.shape, shape, strict=True):
         margin = (wide - size) // 2
@@ -231,7 +249,7 @@ def without_margin(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def check_cases(cases: list[Case], config: DataConfig) -> None:
-    """Read labelled cases that are needed later; errors as `training_sample`, warnings as there."""
+    """Read labelled cases that are only needed later, so that errors and warnings appear now, as `read_labelled`'s."""
     for case in tqdm(cases, desc="checking validation cases", unit="case"):
         read_labelled(case, config)
 
@@ -247,7 +265,7 @@ def check_labels(labels: Volume, structures: Structures) -> None:
     raise InputError(f"{labels.name}: wanted some of the label values {wanted}, found {found}{more}")
 
 
-def check_same_grid(path, wanted: Grid, found: Grid, owner: str = "the image"):
+def check_same_grid(path: Path | str, wanted: Grid, found: Grid, owner: str = "the image") -> None:
     """Raise InputError where a file's grid is not its owner's, by shape or by more than a hundredth of a voxel."""
     if found.shape != wanted.shape:
         raise InputError(f"{path}: wanted {owner}'s shape {wanted.shape}, found {found.shape}")
@@ -257,35 +275,44 @@ def check_same_grid(path, wanted: Grid, found: Grid, owner: str = "the image"):
 
 
 def _pad(grid: Grid, margin: int) -> Grid:
+    """A grid that is `margin` voxels wider on every side."""
     affine = grid.affine.copy()
     affine[:3, 3] -= affine[:3, :3] @ np.full(3, margin)
-    return Grid(tuple(n + 2 * margin for n in grid.shape), affine)
+    x, y, z = grid.shape
+    return Grid((x + 2 * margin, y + 2 * margin, z + 2 * margin), affine)
 
 
 class TrainingSet:
     """Prepared samples in memory, images as float16; `samples[i]` is a Sample with a float32 image.
 
-    Prints a line for each structure that the network's grid cuts. `intensity_statistics` are of what the network sees.
-    Raises InputError as `training_sample`, where a structure appears in no case at all, and where the grid leaves most
-    of one out.
+    Prints a line for each structure that the network's grid cuts. `intensity_statistics` describes the intensities that
+    the network sees. Raises InputError as `training_sample`, where a structure appears in no case at all, and where the
+    grid leaves most of a structure out.
     """
 
     def __init__(self, cases: list[Case], config: DataConfig, margin: int = 0):
-        structures = Structures.of(config)
-        voxels = np.zeros(len(structures), np.int64)
         self.samples: list[Sample] = []
         for case in tqdm(cases, desc="reading cases", unit="case"):
             sample = training_sample(case, config, margin)
-            voxels += structures.counts(sample.label.numpy())
             self.samples.append(replace(sample, image=sample.image.half()))
+        self._check_structures(Structures.of(config))
+        outside = [sample.shares_outside for sample in self.samples if sample.shares_outside is not None]
+        for line in check_box(outside, config):
+            print(line)
+        quantiles = [sample.quantiles for sample in self.samples if sample.quantiles is not None]
+        self.intensity_statistics = intensity_statistics(quantiles)
+
+    def _check_structures(self, structures: Structures) -> None:
+        """Raise InputError for a structure that appears in no sample."""
+        voxels = np.zeros(len(structures), np.int64)
+        for sample in self.samples:
+            assert sample.label is not None, "training_sample reads labelled cases"
+            voxels += structures.counts(sample.label.numpy())
         for name, count in zip(structures.names, voxels, strict=True):
             if not count:
                 raise InputError(
-                    f"data.structures: wanted {name} in at least one of {len(cases)} cases, found it in none"
+                    f"data.structures: wanted {name} in at least one of {len(self)} cases, found it in none"
                 )
-        for line in check_box([sample.shares_outside for sample in self.samples], config):
-            print(line)
-        self.intensity_statistics = intensity_statistics([sample.quantiles for sample in self.samples])
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -298,13 +325,15 @@ class TrainingSet:
 def template_statistics(samples: Sequence[Sample] | TrainingSet, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Mean centre and semi-axes of what each structure's mesh holds, both (S, 3) float64 in normalised coordinates.
 
-    The semi-axes are those of the ellipsoid with the mask's variance along each axis, sqrt(5 variance), each voxel
-    counted as a cube. Margins beyond the grid are left out. Raises InputError for a structure that is in no sample.
+    The samples are labelled. The semi-axes are those of the ellipsoid with the mask's variance along each axis,
+    sqrt(5 variance), each voxel counted as a cube. Margins beyond the grid are left out. Raises InputError for a
+    structure that is in no sample.
     """
     structures = Structures.of(config)
     centres: list[list[np.ndarray]] = [[] for _ in structures.names]
     radii: list[list[np.ndarray]] = [[] for _ in structures.names]
     for sample in samples:
+        assert sample.label is not None, "template_statistics wants labelled samples"
         classes = without_margin(sample.label, config.shape).numpy()
         for structure in range(len(structures)):
             mask = structures.held(classes, structure)
@@ -324,9 +353,10 @@ def _ellipsoid_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre and semi-axes (3,), normalised, of the axis-parallel ellipsoid with the moments of a mask (X, Y, Z)."""
     mean, variance = _moments(mask)
     normalised_from_voxel = np.linalg.inv(voxel_from_normalised(mask.shape))
+    centre = transform(normalised_from_voxel, mean)
     side = 2 / (np.array(mask.shape) - 1)  # of a voxel, normalised
     own_variance = 1 / 12  # of a voxel as a cube of side 1
-    return transform(normalised_from_voxel, mean), np.sqrt(5 * (variance + own_variance)) * side
+    return centre, np.sqrt(5 * (variance + own_variance)) * side
 
 
 def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
