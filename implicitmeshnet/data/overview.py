@@ -1,6 +1,7 @@
 """A whole volume at a coarse spacing, in which the coarse pass looks, and where the fine network's box lies."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,11 +28,12 @@ class Overview:
 def overview_of(image: Volume, labels: Volume | None, config: DataConfig) -> Overview:
     """The overview of a canonical volume of normalised intensity and of its label map, where there is one.
 
-    At least three voxels along each axis, of which the middle one then lies in the volume however thin it is. Raises
+    It has at least three voxels along each axis, so that its middle one lies in the volume however thin that is. Raises
     InputError, which begins with the image's name, where the overview would have more than MAX_VOXELS.
     """
     spacing_mm = config.overview_spacing_mm
-    shape = [max(3, int(np.ceil(side_mm / spacing_mm))) for side_mm in image.data.shape * image.grid.spacing_mm]
+    sides_mm = image.data.shape * image.grid.spacing_mm
+    shape = [max(3, math.ceil(side_mm / spacing_mm)) for side_mm in sides_mm]
     if math.prod(shape) > MAX_VOXELS:
         raise InputError(
             f"{image.name}: data.overview_spacing_mm: wanted an overview of at most {MAX_VOXELS} voxels, found"
@@ -39,13 +41,16 @@ def overview_of(image: Volume, labels: Volume | None, config: DataConfig) -> Ove
         )
     grid = network_grid(image.grid, shape, spacing_mm)
     label = None if labels is None else torch.from_numpy(_coarse_label(labels, grid, config))
-    return Overview(torch.from_numpy(resample_image(image, grid, background=-1.0)), label, grid)
+    resampled = resample_image(image, grid, background=-1.0)
+    return Overview(torch.from_numpy(resampled), label, grid)
 
 
 def _coarse_label(labels: Volume, grid: Grid, config: DataConfig) -> np.ndarray:
-    """Where structures fill at least half of a voxel, or half of what one of them fills of any voxel: uint8 (X, Y, Z).
+    """Which voxels of an overview belong to the structures: uint8 (X, Y, Z), 1 where they do.
 
-    So a structure that is smaller than a voxel, or lies between two, shows wherever it lies.
+    These are the voxels of which the structures together fill more than half; and those of which one structure fills at
+    least half as much as of the voxel that it fills most, so that even a structure that is smaller than a voxel, or
+    lies between two, is there.
     """
     total = np.zeros(grid.shape, np.float32)
     label = np.zeros(grid.shape, np.uint8)
@@ -58,7 +63,7 @@ def _coarse_label(labels: Volume, grid: Grid, config: DataConfig) -> np.ndarray:
 def label_centre_mm(labels: Volume, config: DataConfig) -> np.ndarray | None:
     """World position (3,) of the network's box around the structures of a canonical label map; None without any.
 
-    Where not all can lie in the box, the structures count alike, whatever their size.
+    Where the box cannot hold them all, each structure has the same worth, whatever its size.
     """
     structures = Structures.of(config)
     classes = structures.class_map(labels.data)
@@ -74,32 +79,42 @@ def label_centre_mm(labels: Volume, config: DataConfig) -> np.ndarray | None:
     return _box_centre_mm(counts, worths, labels.grid, config)
 
 
-def mask_centre_mm(mask, grid: Grid, config: DataConfig) -> np.ndarray | None:
+def mask_centre_mm(mask: np.ndarray, grid: Grid, config: DataConfig) -> np.ndarray | None:
     """World position (3,) of the network's box around a mask (X, Y, Z) on a grid; None where the mask is empty."""
     counts = [_profile(mask, axis) for axis in range(3)]
     return _box_centre_mm(counts, counts, grid, config)
 
 
-def _box_centre_mm(counts, worths, grid: Grid, config: DataConfig) -> np.ndarray | None:
-    """Of the positions at which the network's box holds most worth, the nearest to the centroid; None where there is
-    nothing. Voxels and their worth are given plane by plane across each of the grid's axes."""
+def _box_centre_mm(
+    counts: Sequence[np.ndarray], worths: Sequence[np.ndarray], grid: Grid, config: DataConfig
+) -> np.ndarray | None:
+    """Of the positions at which the network's box holds most worth, the nearest to the voxels' centroid.
+
+    `counts` and `worths` hold for each of the grid's axes the number of voxels, and their worth, in each plane across
+    it. None where there are no voxels.
+    """
     if not counts[0].any():
         return None
-    sides = np.multiply(config.shape, config.spacing_mm) / grid.spacing_mm
-    centre = [_best_middle(*profiles, side) for *profiles, side in zip(counts, worths, sides, strict=True)]
+    sides = np.multiply(config.shape, config.spacing_mm) / grid.spacing_mm  # of the box, in voxels of the grid
+    centre = list(map(_best_middle, counts, worths, sides))
     return transform(grid.affine, np.array(centre))
 
 
-def _best_middle(counts, worths, side: float) -> float:
+def _best_middle(counts: np.ndarray, worths: np.ndarray, side: float) -> float:
     """The middle of the interval of `side` voxels that holds most of `worths`, nearest to the centroid of `counts`."""
     centroid = np.average(np.arange(len(counts)), weights=counts)
     edges = np.arange(len(worths) + 1) - 0.5
-    held_below = np.concatenate([[0.0], np.cumsum(worths)]) / np.sum(worths)
-    starts = np.concatenate([[centroid - side / 2], edges, edges - side])  # at the best, an end lies on an edge
-    held = np.interp(starts + side, edges, held_below) - np.interp(starts, edges, held_below)
+    share_below = np.concatenate([[0.0], np.cumsum(worths)]) / np.sum(worths)  # of all worth, below each edge
+
+    # The share that an interval holds is piecewise linear in its start, so it is largest where the start or the end
+    # lies on an edge of a voxel; the interval around the centroid is tried too, as it may hold as much.
+    starts = np.concatenate([[centroid - side / 2], edges, edges - side])
+    below_end = np.interp(starts + side, edges, share_below)
+    held = below_end - np.interp(starts, edges, share_below)
     best = starts[held >= held.max() - 1e-6] + side / 2
     return best[np.argmin(np.abs(best - centroid))]
 
 
-def _profile(mask, axis: int) -> np.ndarray:
+def _profile(mask: np.ndarray, axis: int) -> np.ndarray:
+    """The number of voxels of a mask (X, Y, Z) in each plane across an axis."""
     return np.count_nonzero(mask, axis=tuple({0, 1, 2} - {axis}))
