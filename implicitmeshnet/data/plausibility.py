@@ -1,5 +1,7 @@
 """What may be wrong with a result although nothing failed: boxes that cut structures, images unlike the training's."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from implicitmeshnet.config import QUANTILES, DataConfig, IntensityStatistics
@@ -8,30 +10,31 @@ from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
 
 INTENSITY_LIMIT = 3.8
-"""Mahalanobis distance; with the noise below it parts real hearts in MR, phantoms in CT and each from other images, see
+"""The Mahalanobis distance from which on an image counts as unlike the training's. With the noise below, it accepts new
+cases of the training's kind, real hearts in MR and phantoms in CT, and tells both from other images; see
 docs/results.md."""
-INTENSITY_NOISE = 0.05  # standard deviation of a quantile from case to case beside what training has seen
-LARGEST_SHARE_OUTSIDE = 0.5
-SMALLEST_SHARE_OUTSIDE = 0.01  # of which there is a word
+INTENSITY_NOISE = 0.05  # standard deviation of a quantile between cases, in addition to what training has seen
+LARGEST_SHARE_OUTSIDE = 0.5  # of a structure, outside the box in the mean; beyond it, training is refused
+SMALLEST_SHARE_OUTSIDE = 0.01  # of a structure, outside the box in a case, that is reported
 
 
 def shares_outside(labels: Volume, grid: Grid, config: DataConfig) -> np.ndarray:
-    """The share of each structure's label that lies outside the network's grid: (S,), NaN for one that is not there."""
+    """The share of each structure's label that lies outside the network's grid: (S,), NaN for one without label."""
     structures = Structures.of(config)
     classes = structures.class_map(labels.data)
     held = structures.counts(classes[box_inside(labels.grid, grid)])
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # 0 / 0
         return 1 - held / structures.counts(classes)
 
 
-def check_box(outside, config: DataConfig) -> list[str]:
-    """A line for each structure that the network's box cuts, from the shares outside it (cases, S).
+def check_box(outside: Sequence[np.ndarray], config: DataConfig) -> list[str]:
+    """A line for each structure that the network's box cuts, from the cases' `shares_outside`, each (S,).
 
-    Raises InputError where more than half of a structure lies outside in the mean: no training can find it.
+    Raises InputError where more than half of a structure lies outside in the mean, because no training could find it.
     """
     lines = []
-    for name, shares in zip(config.structures, np.transpose(outside), strict=True):
-        shares = shares[np.isfinite(shares)]
+    for name, of_cases in zip(config.structures, np.transpose(outside), strict=True):
+        shares = of_cases[np.isfinite(of_cases)]
         cut = shares[shares > SMALLEST_SHARE_OUTSIDE]
         if not len(cut):
             continue
@@ -45,31 +48,41 @@ def check_box(outside, config: DataConfig) -> list[str]:
     return lines
 
 
-def intensity_quantiles(image) -> list[float]:
-    """QUANTILES of the normalised intensities (N,) or (X, Y, Z) that the network sees within a volume."""
-    return np.quantile(image, QUANTILES).tolist() if np.size(image) else [-1.0] * len(QUANTILES)
+def intensity_quantiles(image: np.ndarray) -> list[float]:
+    """QUANTILES of the normalised intensities (N,) or (X, Y, Z) that the network sees within a volume.
+
+    Where there are none they are all -1, the background's.
+    """
+    if not np.size(image):
+        return [-1.0] * len(QUANTILES)
+    return np.quantile(image, QUANTILES).tolist()
 
 
-def intensity_statistics(quantiles) -> IntensityStatistics:
-    """Mean and covariance of `intensity_quantiles` over the training cases, (cases, Q)."""
-    quantiles = np.asarray(quantiles)
-    covariance = np.cov(quantiles.T) if len(quantiles) > 1 else np.zeros((len(QUANTILES),) * 2)
+def intensity_statistics(quantiles: Sequence[Sequence[float]]) -> IntensityStatistics:
+    """Mean and covariance over the training cases of their `intensity_quantiles`."""
+    table = np.asarray(quantiles)  # (cases, Q)
+    covariance = np.zeros((len(QUANTILES), len(QUANTILES)))
+    if len(table) > 1:
+        covariance = np.cov(table.T)
+    mean = tuple(table.mean(0).round(4).tolist())
     rows = tuple(map(tuple, covariance.round(6).tolist()))
-    return IntensityStatistics(len(quantiles), tuple(quantiles.mean(0).round(4).tolist()), rows)
+    return IntensityStatistics(len(table), mean, rows)
 
 
-def intensity_warning(image, statistics: IntensityStatistics | None) -> str | None:
-    """A sentence where the intensities that the network sees are unlike the training's.
+def intensity_warning(image: np.ndarray, statistics: IntensityStatistics | None) -> str | None:
+    """A sentence where the intensities that the network sees are unlike the training's, else None.
 
-    By the Mahalanobis distance of their quantiles, as Lee et al. (NeurIPS 2018) tell what a network has not seen.
+    They are compared by the Mahalanobis distance of their quantiles, by which Lee et al. (NeurIPS 2018) recognise
+    inputs unlike those that a network was trained on. Without `statistics` there is nothing to compare with: None.
     """
     if statistics is None:
         return None
     apart = np.subtract(intensity_quantiles(image), statistics.mean)
     variances, axes = np.linalg.eigh(statistics.covariance)
     variances = np.maximum(variances, 0) + INTENSITY_NOISE**2  # at least the noise, whatever a config says
-    distance = float(np.sqrt(((axes.T @ apart) ** 2 / variances).sum()))
-    limit = INTENSITY_LIMIT * (1 + 2 / statistics.cases)  # few cases tell little of how much they vary
+    along_axes = axes.T @ apart
+    distance = float(np.sqrt((along_axes**2 / variances).sum()))
+    limit = INTENSITY_LIMIT * (1 + 2 / statistics.cases)  # wider where few cases tell little of how much they vary
     if distance <= limit:
         return None
     return (
