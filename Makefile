@@ -20,6 +20,7 @@ test: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(KERNELS)
+	$(RUN) -m mypy
 	$(RUN) -m pytest -q
 
 demo: install

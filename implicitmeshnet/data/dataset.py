@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -321,8 +321,11 @@ class TrainingSet:
         sample = self.samples[index]
         return replace(sample, image=sample.image.float())
 
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
 
-def template_statistics(samples: Sequence[Sample] | TrainingSet, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+
+def template_statistics(samples: Iterable[Sample], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Mean centre and semi-axes of what each structure's mesh holds, both (S, 3) float64 in normalised coordinates.
 
     The samples are labelled. The semi-axes are those of the ellipsoid with the mask's variance along each axis,
