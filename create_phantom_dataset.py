@@ -8,12 +8,34 @@ Writes ct_train_1001_image.nii.gz and ct_train_1001_label.nii.gz, ...: case n ha
 seed, number, field of view and shift give the same case; the seed and the number alone decide on the patient.
 """
 
-from implicitmeshnet.script import exit_at_interrupt
+import argparse
+
+from implicitmeshnet.script import core_count, exit_at_interrupt
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's arguments; their values are not checked yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", required=True, help="folder for the cases, made where missing")
+    parser.add_argument("--cases", type=int, default=20, help="number of cases; default %(default)s")
+    parser.add_argument("--first_case", type=int, default=1, help="number of the first case; default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of all patients and views; default %(default)s")
+    parser.add_argument("--field_of_view", default="cardiac", help="cardiac or chest; default %(default)s")
+    parser.add_argument(
+        "--shift_mm",
+        type=float,
+        default=0.0,
+        help="distance of the heart from the volume's centre, in mm, 0 to 100; default %(default)g",
+    )
+    parser.add_argument("--workers", type=int, default=core_count(), help="processes; default %(default)s, the cores")
+    parser.add_argument("--overwrite", action="store_true", help="replace cases that are there")
+    return parser.parse_args()
+
 
 if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
+    parse_arguments()  # answers --help and refuses misspelt options before them
 
-import argparse
 import math
 import signal
 from collections.abc import Iterable
@@ -26,7 +48,7 @@ from tqdm import tqdm
 
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.phantom.case import FIELDS_OF_VIEW, create_case
-from implicitmeshnet.script import InputError, core_count, make_folder, run_script
+from implicitmeshnet.script import InputError, make_folder, run_script
 
 MAX_SHIFT_MM = 100
 
@@ -50,20 +72,6 @@ def main() -> None:
             pool.shutdown(cancel_futures=True)
             raise
     print(f"{len(numbers)} cases written to {output_dir}")
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line's arguments; their values are not checked yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", required=True, help="folder for the cases, made where missing")
-    parser.add_argument("--cases", type=int, default=20, help="number of cases")
-    parser.add_argument("--first_case", type=int, default=1, help="number of the first case")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--field_of_view", default="cardiac", help=" or ".join(FIELDS_OF_VIEW))
-    parser.add_argument("--shift_mm", type=float, default=0.0, help="distance of the heart from the volume's centre")
-    parser.add_argument("--workers", type=int, default=core_count(), help="processes")
-    parser.add_argument("--overwrite", action="store_true", help="replace cases that are there")
-    return parser.parse_args()
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:

@@ -11,12 +11,48 @@ Exit status 2 where the input of a case, or of all, is at fault, 1 with a traceb
 cases gave is written either way.
 """
 
+import argparse
+
 from implicitmeshnet.script import exit_at_interrupt
+
+MESH_FORMATS = ("ply", "stl", "obj", "vtp")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's arguments; whether files and cases are there is not checked yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--implicitmeshnet_config", required=True, help="JSON config of a trained network")
+    parser.add_argument("--test_dir_in", required=True, help="folder of images, in one of the layouts of the README")
+    parser.add_argument("--test_dir_out", required=True, help="folder for the results, made where missing")
+    parser.add_argument(
+        "--device", default="auto", help="auto (the fastest there is), cpu, cuda or mps; default %(default)s"
+    )
+    parser.add_argument(
+        "--mesh_format", default="ply", choices=MESH_FORMATS, help="of the mesh files, in mm; default %(default)s"
+    )
+    parser.add_argument(
+        "--space",
+        default="LPS",
+        choices=("LPS", "RAS"),
+        help="of the mesh files; 3D Slicer wants LPS; default %(default)s",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("Tr", "Ts"),
+        help="of a data set's root: imagesTr or imagesTs, by default the latter where there is one",
+    )
+    parser.add_argument(
+        "--validation_split",
+        action="store_true",
+        help="only the cases of --test_dir_in that a training with this config holds out",
+    )
+    return parser.parse_args()
+
 
 if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
+    parse_arguments()  # answers --help and refuses misspelt options before them
 
-import argparse
 import sys
 import time
 import traceback
@@ -32,7 +68,7 @@ from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.predict import Predictor, Surfaces, preview
 from implicitmeshnet.script import InputError, check_path, make_folder, run_script, write_table
-from implicitmeshnet.surfaces.files import MESH_FORMATS, write_mesh
+from implicitmeshnet.surfaces.files import write_mesh
 from implicitmeshnet.surfaces.labelmap import overlaps_ml
 from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances, volume_ml
 from implicitmeshnet.surfaces.soundness import mesh_volume_ml, self_intersecting_faces
@@ -41,24 +77,7 @@ LABELMAP, SEGMENTATION = "_mesh_labelmap.nii.gz", "_unet_segmentation.nii.gz"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--implicitmeshnet_config", required=True, help="JSON config of a trained network")
-    parser.add_argument("--test_dir_in", required=True, help="folder of images, in one of the layouts of the README")
-    parser.add_argument("--test_dir_out", required=True, help="folder for the results, made where missing")
-    parser.add_argument("--device", default="auto", help="auto (the fastest there is), cpu, cuda or mps")
-    parser.add_argument("--mesh_format", default="ply", choices=MESH_FORMATS)
-    parser.add_argument("--space", default="LPS", choices=("LPS", "RAS"), help="of the mesh files; 3D Slicer wants LPS")
-    parser.add_argument(
-        "--split",
-        choices=("Tr", "Ts"),
-        help="of a data set's root: imagesTr or imagesTs, by default the latter where there is one",
-    )
-    parser.add_argument(
-        "--validation_split",
-        action="store_true",
-        help="only the cases of --test_dir_in that a training with this config holds out",
-    )
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     predictor = Predictor.from_config(arguments.implicitmeshnet_config, arguments.device)
     cases = chosen_cases(arguments, predictor.config)
     out = Path(arguments.test_dir_out)

@@ -6,10 +6,11 @@ Writes into training.run_dir: config.json (what evaluation needs, template inclu
 validation, half precision), last.pt (everything, to resume), preview.png, overview.png and TensorBoard events.
 """
 
-from implicitmeshnet.script import exit_at_interrupt
+from implicitmeshnet.script import exit_at_interrupt, training_arguments
 
 if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
+    training_arguments(__doc__.splitlines()[0])  # answers --help and refuses misspelt options before them
 
 import time
 from collections.abc import Sequence

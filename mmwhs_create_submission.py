@@ -9,12 +9,30 @@ truth's own grid where one is given; with a ground truth scores_wine.csv or scor
 structure, and a summary. A case that was scored as it is now is not scored again without --rescore.
 """
 
+import argparse
+
 from implicitmeshnet.script import exit_at_interrupt
+
+SCORER = "zxhCardWhsEvaluate.exe"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's arguments; how they go together is not checked yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output_dir", help="folder for the submission, made where missing")
+    parser.add_argument("--input_dir", help="results of a whole-heart network")
+    parser.add_argument("--input_dir_lv", help="results of a left ventricle's network, with --input_dir_la")
+    parser.add_argument("--input_dir_la", help="results of a left atrium's network, with --input_dir_lv")
+    parser.add_argument("--encrypted_gt_dir", help=f"the challenge's folder with nii/ and {SCORER}: score through wine")
+    parser.add_argument("--gt_dir", help="folder of plain <case>_label.nii.gz: score without wine")
+    parser.add_argument("--rescore", action="store_true", help="score again what was scored already")
+    return parser.parse_args()
+
 
 if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
+    parse_arguments()  # answers --help and refuses misspelt options before them
 
-import argparse
 import csv
 import hashlib
 import os
@@ -46,7 +64,6 @@ COLUMNS = (*VALUES, "whole heart")
 ALL_VALUES = [value for values in VALUES.values() for value in values]
 ENDING = "_mesh_labelmap.nii.gz"
 SPACING_MM = 1.0
-SCORER = "zxhCardWhsEvaluate.exe"
 LABEL_CUT = 0.01
 FIELD_MISSED = 0.05
 """A case gets a warning where a larger share than LABEL_CUT of what is predicted lies outside the ground truth's field
@@ -92,19 +109,6 @@ def main() -> None:
         summarise(rows, out / f"summary_{scoring.kind}.csv")
     if failures:
         raise InputError(f"{len(failures)} of {len(cases)} cases failed: " + "; ".join(failures))
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line's arguments; how they go together is not checked yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output_dir", help="folder for the submission, made where missing")
-    parser.add_argument("--input_dir", help="results of a whole-heart network")
-    parser.add_argument("--input_dir_lv", help="results of a left ventricle's network, with --input_dir_la")
-    parser.add_argument("--input_dir_la", help="results of a left atrium's network, with --input_dir_lv")
-    parser.add_argument("--encrypted_gt_dir", help=f"the challenge's folder with nii/ and {SCORER}: score through wine")
-    parser.add_argument("--gt_dir", help="folder of plain <case>_label.nii.gz: score without wine")
-    parser.add_argument("--rescore", action="store_true", help="score again what was scored already")
-    return parser.parse_args()
 
 
 def write_case(out: Path, case: str, label: Volume, encrypted_truth: Path | None) -> Volume:

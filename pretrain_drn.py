@@ -6,10 +6,11 @@ Writes into training.run_dir: config.json, best.pt (weights of the best validati
 (everything, to resume), preview.png (predicted and true distances), overview.png and TensorBoard events.
 """
 
-from implicitmeshnet.script import exit_at_interrupt
+from implicitmeshnet.script import exit_at_interrupt, training_arguments
 
 if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
+    training_arguments(__doc__.splitlines()[0])  # answers --help and refuses misspelt options before them
 
 import time
 from pathlib import Path

@@ -1,5 +1,6 @@
 """What every script shares: one-sentence errors with exit status 2, and files that appear whole or not at all."""
 
+import argparse
 import csv
 import ctypes
 import json
@@ -56,6 +57,19 @@ def exit_at_interrupt() -> None:
 def _exit_interrupted(*_: object) -> None:
     _say("interrupted")
     os._exit(130)
+
+
+def training_arguments(description: str) -> tuple[argparse.Namespace, list[str]]:
+    """What a training is called with: --config and --device, and beside them what overrides the config."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="--section.key=value overrides the config; docs/configs.md has the keys with their defaults and units",
+    )
+    parser.add_argument("--config", required=True, help="JSON config, see configs_implicitmeshnet/")
+    parser.add_argument(
+        "--device", default="auto", help="auto (the fastest there is), cpu, cuda or mps; default %(default)s"
+    )
+    return parser.parse_known_args()
 
 
 def run_script(main: Callable[[], object]) -> None:

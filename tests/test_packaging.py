@@ -9,7 +9,9 @@ from packaging.requirements import Requirement
 from setuptools.config.pyprojecttoml import read_configuration
 
 import implicitmeshnet
+import implicitmeshnet_eval
 from implicitmeshnet import commands
+from implicitmeshnet.surfaces.files import ENCODERS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = read_configuration(ROOT / "pyproject.toml")
@@ -64,3 +66,18 @@ def test_importing_the_package_imports_no_torch_until_the_predictor_is_asked_for
 def test_the_package_has_nothing_else():
     with pytest.raises(AttributeError, match="has no attribute 'Predict'"):
         _ = implicitmeshnet.Predict
+
+
+def test_the_evaluation_offers_every_format_of_meshes():
+    assert [f".{name}" for name in implicitmeshnet_eval.MESH_FORMATS] == list(ENCODERS)
+
+
+@pytest.mark.parametrize("script", MODULES)
+def test_help_comes_before_the_slow_imports(script):
+    code = (
+        "import runpy, sys; sys.argv[1:] = ['--help']\n"
+        f"try: runpy.run_module({script!r}, run_name='__main__', alter_sys=True)\n"
+        "except SystemExit: assert not {'torch', 'numpy', 'scipy'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout.startswith("usage: ")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from create_phantom_dataset import case_paths, write_case
+from create_phantom_dataset import case_paths
+from implicitmeshnet.data.nifti import write_volume
+from implicitmeshnet.phantom.case import create_case
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,13 +28,13 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def after_the_demo(tmp_path_factory):
-    """A folder that has what the README's Python reads: the configs, and a phantom of `make demo`."""
+    """A folder with what the README's Python reads: the configs, and a coarse phantom named as `make demo` does."""
     folder = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "configs_implicitmeshnet", folder / "configs_implicitmeshnet")
     phantoms = folder / "demo/phantoms"
     phantoms.mkdir(parents=True)
-    write_case(phantoms, 0, "cardiac", 0.0, 901)
-    assert case_paths(phantoms, 901)[0].name == "ct_train_1901_image.nii.gz"
+    image, _, affine = create_case(0, 901, spacing_mm=2.5)
+    write_volume(case_paths(phantoms, 901)[0], image, affine)
     return folder
 
 

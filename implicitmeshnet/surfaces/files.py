@@ -261,4 +261,3 @@ def _vtp_array(kind: str, name: str, values: np.ndarray, components: str = "") -
 
 PARSERS = {".ply": _parse_ply, ".stl": _parse_stl, ".obj": _parse_obj}
 ENCODERS = {".ply": _ply, ".stl": _stl, ".obj": _obj, ".vtp": _vtp}
-MESH_FORMATS = tuple(suffix.removeprefix(".") for suffix in ENCODERS)

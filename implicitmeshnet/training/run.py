@@ -1,6 +1,5 @@
 """What the trainings share: the run folder that a run claims and resumes from, learning rates, steps and logs."""
 
-import argparse
 import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import torch
 
 from implicitmeshnet.config import Config, DrnConfig, load_config, save_config
 from implicitmeshnet.models.weights import load_checkpoint, pick_device, restore, save_checkpoint
-from implicitmeshnet.script import InputError, keep_freed_memory, locked, remove_partials, shorten
+from implicitmeshnet.script import InputError, keep_freed_memory, locked, remove_partials, shorten, training_arguments
 from implicitmeshnet.training.cosine import cosine
 from implicitmeshnet.training.curves import training_overview
 from implicitmeshnet.training.events import EventFile
@@ -29,10 +28,7 @@ FROM_DATA = ("template_centres", "template_radii", "intensity_statistics")  # ke
 
 def parse_arguments(description: str, kind: type[AnyConfig]) -> tuple[AnyConfig, Path, torch.device]:
     """What a training is called with: its config of a kind, the file that holds it, and the torch device."""
-    parser = argparse.ArgumentParser(description=description, epilog="--section.key=value overrides the config")
-    parser.add_argument("--config", required=True, help="JSON config, see configs_implicitmeshnet/")
-    parser.add_argument("--device", default="auto", help="auto (the fastest there is), cpu, cuda or mps")
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = training_arguments(description)
     keep_freed_memory()
     config = load_config(arguments.config, overrides, kind)
     return config, Path(arguments.config), pick_device(arguments.device)
