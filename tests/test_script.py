@@ -27,13 +27,14 @@ from implicitmeshnet.script import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = [
-    "create_phantom_dataset",
-    "implicitmeshnet_eval",
-    "implicitmeshnet_train",
-    "mmwhs_create_submission",
-    "pretrain_drn",
-]
+SCRIPTS = {
+    "create_phantom_dataset": ["--output_dir=out"],
+    "implicitmeshnet_eval": ["--implicitmeshnet_config=a.json", "--test_dir_in=in", "--test_dir_out=out"],
+    "implicitmeshnet_train": ["--config=a.json"],
+    "mmwhs_create_submission": ["out"],
+    "pretrain_drn": ["--config=a.json"],
+}
+"""Arguments that each script takes; without them it ends before its slow imports."""
 
 
 def run_main(body: str, *arguments, **options):
@@ -306,7 +307,7 @@ def start_importing(tmp_path, script: str, interrupt):
     (tmp_path / "torch.py").write_text("import sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     (tmp_path / "numpy.py").write_text((tmp_path / "torch.py").read_text())
     process = subprocess.Popen(
-        [sys.executable, ROOT / f"{script}.py"],
+        [sys.executable, ROOT / f"{script}.py", *SCRIPTS[script]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
