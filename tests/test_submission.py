@@ -601,3 +601,11 @@ def test_real_wine_runs_a_real_windows_program(inputs, monkeypatch):
     call(monkeypatch, *both(inputs), f"--encrypted_gt_dir={inputs / 'challenge'}")
     check_scores(inputs, truth)
     assert read_grid(inputs / "out/ct_test_2001_label.nii.gz").shape == SHAPE
+
+
+@pytest.mark.parametrize("text", ["1.2.3", "0.1.2", "1e", "e-1", ".", "", "-0.5", "1.01"])
+def test_a_field_that_is_no_number_from_0_to_1_is_refused_in_one_sentence(text):
+    row = f"0.1\t0.2\t0.3\t0.4\t0.5\t0.6\t0.7\t{text}\t\tct2018\t--decodeseg2"
+    with pytest.raises(InputError, match="ct_test_2018: wanted 8 Dice values and the case's name") as caught:
+        mmwhs_create_submission.parse_row(row, "ct_test_2018", ["LV", "LA"])
+    assert "\n" not in str(caught.value)

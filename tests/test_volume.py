@@ -14,6 +14,7 @@ from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.nifti import read_grid, read_image, read_labels, write_volume
 from implicitmeshnet.data.volume import (
+    TIE_BREAK,
     Grid,
     Volume,
     canonical,
@@ -256,3 +257,23 @@ def test_up_to_half_a_voxel_beyond_its_border_a_volume_goes_on():
     finer.affine[:3, 3] = -1.0, 0.0, 0.0  # x from -1 to 4.5
     for result in (resample_image(volume, finer, -1.0) == 5, resample_labels(volume, finer, structures_of(5)) == 1):
         assert result[:, 0, 0].tolist() == [False] + [True] * 9 + [False] * 2
+
+
+@pytest.mark.parametrize(("values", "wanted"), [((4, 9), [1, 1, 1, 1, 2, 2]), ((9, 4), [2, 2, 2, 1, 1, 1])])
+def test_a_voxel_that_two_structures_fill_alike_goes_to_the_first(values, wanted):
+    """On a grid that lies half a voxel aside along x where labels are sampled: the border runs through its voxel 3."""
+    labels = np.full((8, 6, 6), 4, np.int32)
+    labels[4:] = 9
+    aside = np.eye(4)
+    aside[0, 3] = 0.5 - TIE_BREAK[0]
+    result = resample_labels(Volume(labels, unit_grid(8, 6, 6)), Grid((6, 4, 4), aside), structures_of(*values))
+    assert result[:, 2, 2].tolist() == wanted
+
+
+def test_a_voxel_that_a_structure_and_the_background_fill_alike_is_background():
+    labels = np.zeros((8, 6, 6), np.int32)
+    labels[:4] = 7
+    aside = np.eye(4)
+    aside[0, 3] = 0.5 - TIE_BREAK[0]
+    result = resample_labels(Volume(labels, unit_grid(8, 6, 6)), Grid((6, 4, 4), aside), structures_of(7))
+    assert result[:, 2, 2].tolist() == [1, 1, 1, 0, 0, 0]

@@ -121,7 +121,7 @@ def resample_labels(volume: Volume, target: Grid, structures: Structures) -> np.
     """The class map of a label map on the target grid: uint8 (X, Y, Z), see `Structures`.
 
     The mask of each structure is resampled like an image; the background has what they leave of a voxel. Each voxel
-    gets the class with the largest share of it.
+    gets the class with the largest share of it; ties go to the background, else to the structure that comes first.
     Raises ValueError as `resample_image`.
     """
     largest = np.zeros(target.shape, np.float32)
