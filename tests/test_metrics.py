@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from implicitmeshnet.script import InputError
-from implicitmeshnet.surfaces.metrics import dice, surface_distances, volume_ml
+from implicitmeshnet.surfaces.metrics import (
+    LEAST_AGREEMENT,
+    agreement_warning,
+    agreements,
+    dice,
+    mean_and_deviation,
+    surface_distances,
+    volume_ml,
+)
 from implicitmeshnet.surfaces.soundness import euler_characteristic, is_closed, mesh_volume_ml, self_intersecting_faces
 
 TETRAHEDRON = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])  # of a corner at 0 and the unit vectors
@@ -224,3 +232,32 @@ def test_degenerate_faces_raise_no_warning():
         warnings.simplefilter("error")
         assert not self_intersecting_faces(vertices, faces).any()
         assert self_intersecting_faces(vertices, np.empty((0, 3), dtype=int)).shape == (0,)
+
+
+def test_a_volume_is_the_voxels_times_their_size():
+    assert volume_ml(box((30, 30, 30), (0, 0, 0), (10, 20, 25)), (0.5, 1, 3)) == 7.5
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.8, 0.9], "0.850 +- 0.050"),
+        (np.array([2.0]), "2.000 +- 0.000"),
+        ([1.0, np.inf], "inf"),  # a mask without any voxel has no finite distance, so the mean has no deviation
+        ([], "-"),
+    ],
+)
+def test_a_mean_as_text_has_its_deviation_where_all_numbers_are_finite(values, text):
+    assert mean_and_deviation(values) == text
+
+
+def test_the_least_agreement_is_still_enough_and_less_or_none_is_named():
+    assert agreement_warning({"LV": LEAST_AGREEMENT, "LA": 1.0}) is None
+    warning = agreement_warning({"LV": LEAST_AGREEMENT - 0.01, "LA": 0.9, "RA": np.nan})
+    assert "LV 0.69, RA nan" in warning
+    assert "LA" not in warning
+
+
+def test_agreement_is_the_dice_of_each_structures_value():
+    labelmap, segmentation = np.array([[0, 5, 5, 7], [0, 5, 7, 7]])
+    assert agreements(labelmap, segmentation, {"LV": 5, "LA": 7}) == {"LV": 2 / 3, "LA": 2 / 3}
