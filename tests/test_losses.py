@@ -129,3 +129,56 @@ def test_the_total_is_the_weighted_sum():
     total, losses = criterion(Prediction([0.9 * vertices, vertices], logits), label, 0.0)
     wanted = losses.occupancy + 0.1 * losses.surface + 3 * losses.laplacian + 0.1 * losses.segmentation
     torch.testing.assert_close(total, wanted)
+
+
+def test_the_surface_loss_is_the_mean_over_cases_and_structures_and_never_below_zero():
+    vertices, faces = ball_mesh(0.5)
+    meshes = torch.stack([vertices[0, 0], 0.8 * vertices[0, 0], 1.2 * vertices[0, 0], 1.4 * vertices[0, 0]])
+    masks = torch.cat([ball_mask(radius) for radius in (0.5, 0.45, 0.5, 0.7)])
+    each = [surface(mesh[None, None], faces, mask[None]).item() for mesh, mask in zip(meshes, masks, strict=True)]
+    together = surface(meshes.view(2, 2, -1, 3), faces, masks.view(2, 2, *SHAPE))
+    assert together.item() == pytest.approx(sum(each) / 4, rel=1e-5)
+    assert 0 <= min(each) < 0.15
+    assert max(each) < 1
+
+
+def test_the_laplacian_loss_is_the_mean_squared_distance_to_the_neighbours_mean():
+    corners = torch.cat([torch.eye(3), -torch.eye(3)])  # of an octahedron: each one's neighbours have their mean at 0
+    faces = torch.tensor([[0, 1, 2], [1, 3, 2], [3, 4, 2], [4, 0, 2], [1, 0, 5], [3, 1, 5], [4, 3, 5], [0, 4, 5]])
+    around = neighbours(faces, 6)
+    assert laplacian_loss(3 * corners[None, None] + 0.5, around).item() == pytest.approx(9)
+
+
+@pytest.mark.parametrize("axis", [2, 3, 4])
+def test_border_density_is_the_same_along_each_axis(axis):
+    masks = torch.zeros(1, 1, 16, 16, 16)
+    masks.narrow(axis, 0, 8).fill_(1)
+    middle = border_density(masks)[..., 1:-1, 1:-1, 1:-1]
+    along = middle.sum([other for other in (2, 3, 4) if other != axis]).flatten()
+    assert along.sum().item() == pytest.approx(12 * 12, rel=1e-5)
+    assert torch.equal(along, along.flip(0))  # the border lies in the middle
+
+
+def test_the_losses_are_those_of_the_last_stage_and_the_means_over_all():
+    vertices, faces = ball_mesh(0.5, 2)
+    routed = []
+
+    def distance(meshes, shape):
+        routed.append(shape)
+        return mesh2sdf(meshes, faces, shape)
+
+    config = LossConfig()
+    criterion = MeshLoss(faces, vertices.shape[2], config, structures_of(1), distance)
+    label = ball_mask(0.6)[0].long()
+    logits = torch.randn(1, 2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    stages = [0.7 * vertices, vertices]
+    _, losses = criterion(Prediction(stages, logits), label, 0.0)
+    assert routed == [list(SHAPE)]
+    masks = label[None].float()
+    around = neighbours(faces, vertices.shape[2])
+    wanted = occupancy_loss(vertices, exact(faces), masks, config.temperature)
+    torch.testing.assert_close(losses.occupancy, wanted)
+    torch.testing.assert_close(losses.surface, sum(surface(stage, faces, masks) for stage in stages) / 2)
+    torch.testing.assert_close(losses.laplacian, sum(laplacian_loss(stage, around) for stage in stages) / 2)
+    log_share = logits.log_softmax(1).gather(1, label[None])
+    torch.testing.assert_close(losses.segmentation, -log_share.mean())
