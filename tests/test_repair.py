@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 
@@ -42,3 +44,24 @@ def test_what_cannot_be_mended_is_not_made_worse(sphere):
     before = self_intersecting_faces(torn, faces).sum()
     assert before > 0
     assert self_intersecting_faces(untangle(torn, faces), faces).sum() <= before
+
+
+@pytest.mark.parametrize("height", [4, 6, 8])
+def test_a_cap_turned_around_is_mended_though_its_first_surroundings_do_not_suffice(height):
+    vertices, faces = icosphere(2)
+    turned = 20 * vertices.double().numpy()
+    turned[turned[:, 2] > height, :2] *= -1  # the ring of faces around the cap runs through itself
+    assert self_intersecting_faces(turned, faces.numpy()).sum() > 40
+    assert not self_intersecting_faces(untangle(turned, faces.numpy()), faces.numpy()).any()
+
+
+def test_a_vertex_of_no_face_stays_and_makes_no_warning(sphere):
+    vertices, faces = sphere
+    with_another = np.vstack([vertices, [[100.0, 0.0, 0.0]]])
+    with_another[0] *= -1.5  # through the far side
+    assert self_intersecting_faces(with_another, faces).any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        repaired = untangle(with_another, faces)
+    assert not self_intersecting_faces(repaired, faces).any()
+    assert repaired[-1].tolist() == [100, 0, 0]
