@@ -17,12 +17,18 @@ from implicitmeshnet.data.volume import (
     TIE_BREAK,
     Grid,
     Volume,
+    box_inside,
     canonical,
+    in_order_of,
     network_grid,
     normalise_intensity,
     resample_image,
     resample_labels,
+    resample_nearest,
+    resample_nearest_onto,
+    voxels_apart,
 )
+from implicitmeshnet.script import InputError
 
 fast = settings(max_examples=60, derandomize=True, deadline=None)
 INSIDE = slice(1, -1)
@@ -277,3 +283,75 @@ def test_a_voxel_that_a_structure_and_the_background_fill_alike_is_background():
     aside[0, 3] = 0.5 - TIE_BREAK[0]
     result = resample_labels(Volume(labels, unit_grid(8, 6, 6)), Grid((6, 4, 4), aside), structures_of(7))
     assert result[:, 2, 2].tolist() == [1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_affines_are_as_far_apart_as_the_corner_where_they_differ_most(axis):
+    shape = (11, 21, 31)
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    stretched, moved = affine.copy(), affine.copy()
+    stretched[axis, axis] *= 1.01
+    moved[axis, 3] -= 0.5 * affine[axis, axis]
+    assert voxels_apart(shape, affine, affine) == 0
+    assert voxels_apart(shape, affine, stretched) == pytest.approx(0.01 * (shape[axis] - 1))
+    assert voxels_apart(shape, affine, moved) == pytest.approx(0.5)
+
+
+def test_nearest_neighbours_at_another_spacing_by_hand():
+    data = np.arange(16, dtype=np.int16).reshape(4, 2, 2)
+    affine = np.array([[0, -1, 0, 7], [1.5, 0, 0, 8], [0, 0, 1, 9], [0, 0, 0, 1.0]])  # axes permuted, one flipped
+    result = resample_nearest(Volume(data, Grid((4, 2, 2), affine)), 1.0)
+    # Six voxels of 1 mm for four of 1.5 mm around the same middle: -1/6, 1/2, 7/6, 11/6, 5/2 and 19/6 of the old.
+    assert (result.data == data[[0, 1, 1, 2, 3, 3]]).all()
+    assert result.data.dtype == np.int16
+    assert result.grid.shape == (6, 2, 2)
+    np.testing.assert_allclose(result.grid.affine, [[0, -1, 0, 7], [1, 0, 0, 7.75], [0, 0, 1, 9], [0, 0, 0, 1]])
+
+
+def test_nearest_neighbours_want_two_voxels_along_each_axis_and_not_too_many(monkeypatch):
+    volume = Volume(np.zeros((4, 4, 8), np.int16), unit_grid(4, 4, 8))
+    assert resample_nearest(volume, 2.0).grid.shape == (2, 2, 4)
+    for spacing_mm in (4.0, 1e-3):
+        with pytest.raises(InputError, match=f"volume: wanted 2 to 2\\^31 voxels at {spacing_mm:g} mm, found"):
+            resample_nearest(volume, spacing_mm)
+    huge = unit_grid(2**11, 2**10, 2**10 + 1)
+    with pytest.raises(InputError, match=r"grid: wanted at most 2\^31 voxels, found \[2048, 1024, 1025\]"):
+        resample_nearest_onto(volume, huge)
+    monkeypatch.setattr("implicitmeshnet.data.volume.MAX_VOXELS", 16)
+    assert resample_nearest(volume, 2.0).grid.shape == (2, 2, 4)
+    assert resample_nearest_onto(volume, unit_grid(2, 2, 4)).data.shape == (2, 2, 4)
+
+
+def test_nearest_neighbours_onto_a_grid_that_sticks_out_are_zero_there():
+    volume = Volume(np.arange(1, 28, dtype=np.int16).reshape(3, 3, 3), unit_grid(3, 3, 3))
+    affine = np.eye(4)
+    affine[:3, 3] = [-1, 0.4, 1]
+    result = resample_nearest_onto(volume, Grid((5, 2, 3), affine))
+    wanted = np.zeros((5, 2, 3), np.int16)
+    wanted[1:4, :, :2] = volume.data[:, :2, 1:]
+    assert (result.data == wanted).all()
+
+
+def test_the_middle_of_the_networks_grid_lies_at_the_volumes_voxel_nearest_to_a_given_centre():
+    grid = Grid((30, 40, 50), np.array([[0, -2, 0, 7], [0, 0, 3, 8], [1.5, 0, 0, 9], [0, 0, 0, 1.0]]))
+    for shape in ((9, 11, 13), (8, 10, 12)):
+        target = network_grid(grid, shape, 1.2, [-31.0, 65.0, 30.0])
+        middle = target.affine[:3, :3] @ ((np.array(shape) - 1) / 2) + target.affine[:3, 3]
+        assert (np.abs(middle - [-31, 65, 30]) <= np.array([2, 3, 1.5]) / 2 + 1e-6).all()
+
+
+def test_the_voxels_inside_a_grid_are_those_whose_centres_its_outer_faces_enclose():
+    target = Grid((4, 4, 4), np.diag([2.0, 2.0, -2.0, 1.0]))
+    target.affine[:3, 3] = [3, -3, 8]  # outer faces at 2 and 10, -4 and 4, 9 and 1
+    assert box_inside(unit_grid(20, 20, 5), target) == (slice(2, 11), slice(0, 5), slice(1, 10))
+    target.affine[0, 3] = -20
+    assert box_inside(unit_grid(20, 20, 5), target)[0] == slice(0, 0)
+
+
+def test_a_volume_in_the_order_of_another_grid_keeps_its_world():
+    data = np.arange(24).reshape(2, 3, 4)
+    volume = Volume(data, unit_grid(2, 3, 4, spacing=(1.0, 2.0, 3.0)))
+    turned = in_order_of(volume, Grid((4, 2, 3), np.array([[0, 1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])))
+    assert (turned.data == data.transpose(2, 0, 1)[:, :, ::-1]).all()
+    assert turned.grid.shape == (4, 2, 3)
+    np.testing.assert_allclose(turned.grid.affine, [[0, 1, 0, 0], [0, 0, -2, 4], [3, 0, 0, 0], [0, 0, 0, 1]])
