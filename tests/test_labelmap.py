@@ -18,7 +18,7 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.volume import Grid
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.files import orient_outward, read_mesh, write_mesh
-from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
+from implicitmeshnet.surfaces.labelmap import masks_to_labelmap, mesh_to_mask, meshes_to_labelmap, overlaps_ml
 from implicitmeshnet.surfaces.metrics import volume_ml
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
@@ -404,3 +404,51 @@ def test_overlaps_far_apart_are_measured_as_finely_as_one():
 
 def test_no_meshes_give_an_empty_label_map():
     assert not meshes_to_labelmap([], structures_of(), Grid((4, 5, 6), np.eye(4))).any()
+
+
+def block(low, high):
+    mesh = trimesh.creation.box(bounds=[low, high])
+    return np.array(mesh.vertices), np.array(mesh.faces)
+
+
+def test_a_voxel_of_two_masks_goes_to_the_deeper_and_of_equals_to_the_first():
+    left, right = np.zeros((2, 20, 15, 15), bool)
+    left[:11] = True  # the image's edge counts as outside
+    right[8:17] = True
+    for masks, values in (((left, right), (420, 500)), ((right, left), (500, 420))):
+        line = masks_to_labelmap(masks, structures_of(*values), Grid(left.shape, np.eye(4)))[:, 7, 7]
+        assert line.tolist() == [420] * 9 + [values[0]] + [500] * 7 + [0] * 3
+
+
+def test_the_depth_in_a_mask_is_measured_in_millimetres():
+    flat, long = np.zeros((2, 21, 21, 21), bool)
+    flat[2:19, 2:19, 9:12] = True
+    long[9:12, 9:12, 2:19] = True
+    thick_slices = Grid(flat.shape, np.diag([1, 1, 4, 1.0]))  # flat is 12 mm thick there, and long 3 mm wide
+    thin_slices = Grid(flat.shape, np.diag([4, 4, 1, 1.0]))
+    structures = structures_of(1, 2)
+    assert masks_to_labelmap([flat, long], structures, thick_slices)[10, 10, 10] == 1
+    assert masks_to_labelmap([flat, long], structures, thin_slices)[10, 10, 10] == 2
+
+
+def test_overlaps_are_counted_in_voxels_by_hand():
+    """Voxels of 1 x 2 x 0.5 mm; the first two share 3 x 4 x 8 of them, the third lies apart, the fourth is outside."""
+    grid = Grid((30, 20, 40), np.diag([-1, 2, 0.5, 1.0]))
+    meshes = [
+        block([-10.5, 3, 1.75], [-0.5, 11, 9.75]),
+        block([-14.5, 3, 5.75], [-7.5, 15, 11.75]),
+        block([-28.5, 3, 1.75], [-20.5, 11, 9.75]),
+        block([40, 3, 1.75], [50, 11, 9.75]),
+    ]
+    wanted = np.zeros((4, 4))
+    wanted[0, 1] = wanted[1, 0] = 3 * 4 * 8 / 1000
+    np.testing.assert_allclose(overlaps_ml(meshes, structures_of(1, 2, 3, 4), grid), wanted)
+    # What an enclosing mesh should hold and does not: of the second what lies outside the first, and the whole third.
+    sticks_out = wanted.copy()
+    sticks_out[0, 1] = sticks_out[1, 0] = (7 * 6 * 12 - 3 * 4 * 8) / 1000
+    sticks_out[0, 2] = sticks_out[2, 0] = 8 * 4 * 16 / 1000
+    found = overlaps_ml(meshes, structures_of(1, 2, 3, 4, encloses={0: (1, 2)}), grid)
+    np.testing.assert_allclose(found, sticks_out)
+    order = [3, 2, 1, 0]
+    found = overlaps_ml([meshes[index] for index in order], structures_of(4, 3, 2, 1, encloses={3: (2, 1)}), grid)
+    np.testing.assert_allclose(found, sticks_out[np.ix_(order, order)])
