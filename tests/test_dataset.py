@@ -4,9 +4,11 @@ import itertools
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from meshes import structures_of
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
@@ -14,15 +16,18 @@ from implicitmeshnet.data.dataset import (
     Case,
     Sample,
     TrainingSet,
+    check_cases,
+    check_labels,
     find_cases,
     read_case,
+    read_labelled,
     split_cases,
     splits_of,
     template_statistics,
     training_sample,
 )
 from implicitmeshnet.data.nifti import read_image, write_volume
-from implicitmeshnet.data.volume import Grid
+from implicitmeshnet.data.volume import Grid, Volume
 from implicitmeshnet.script import InputError
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -347,3 +352,69 @@ def test_the_heart_stays_where_it_is():
     assert len(heart) * 2.3**3 == pytest.approx(len(original) * 1.5**3, rel=0.02)
     world = transform(read_image(case.image).grid.affine, original.mean(0))
     np.testing.assert_allclose(transform(sample.grid.affine, heart.mean(0)), world, atol=0.2)
+
+
+@pytest.mark.parametrize(("count", "ending"), [(20, "18, 19"), (21, "18, 19, ...")])
+def test_of_many_label_values_the_first_twenty_are_named(count, ending):
+    labels = Volume(np.arange(count).reshape(count, 1, 1), Grid((count, 1, 1), np.eye(4)), name="heart")
+    with pytest.raises(InputError) as caught:
+        check_labels(labels, structures_of(500))
+    assert str(caught.value).startswith("heart: wanted some of the label values 500, found 0, 1, 2, ")
+    assert str(caught.value).endswith(f"17, {ending}")
+
+
+def test_beyond_the_volume_a_sample_is_as_dark_as_can_be_and_background(tmp_path):
+    config = DataConfig(structures={"LV": [500], "LA": [420, 421]}, shape=(48, 48, 48), spacing_mm=1.7)
+    sample = training_sample(write_case(tmp_path), config)
+    voxels = np.stack(np.indices(sample.grid.shape), -1).astype(float)
+    source = transform(np.linalg.inv(AFFINE) @ sample.grid.affine, voxels)
+    outside = ((source < -0.51) | (source > np.array([20, 30, 16]) - 0.49)).any(-1)
+    assert outside.any() and not outside.all()
+    assert (sample.image.numpy()[outside] == -1).all()
+    assert (sample.label.numpy()[outside] == 0).all()
+    assert sample.image.numpy()[~outside].min() > -0.6
+    assert sample.label.any()
+
+
+def test_a_training_set_is_iterated_and_counts_what_the_box_cuts(tmp_path, capsys):
+    cases = [write_case(tmp_path, "a"), write_case(tmp_path, "b")]
+    samples = TrainingSet(cases, CONFIG)
+    assert capsys.readouterr().out == ""
+    assert [sample.image.dtype for sample in samples] == [torch.float32] * 2
+    assert samples.intensity_statistics is not None
+    assert samples.intensity_statistics.cases == 2
+    narrow = DataConfig(structures=CONFIG.structures, shape=(16, 14, 16), spacing_mm=1.0)
+    TrainingSet(cases, narrow)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["LV", "LA"]
+    assert all("outside the box in 2 of 2 cases" in line for line in lines)
+
+
+def test_validation_cases_are_checked_before_they_are_needed(tmp_path):
+    good, bad = write_case(tmp_path, "good"), write_case(tmp_path, "bad", values=(600,))
+    check_cases([good], CONFIG)
+    with pytest.raises(InputError, match=r"bad_label\.nii\.gz: wanted some of the label values"):
+        check_cases([good, bad], CONFIG)
+
+
+def test_what_is_doubtful_about_both_files_of_a_case_is_printed_once(tmp_path, capsys):
+    case = Case("a", tmp_path / "a_image.nii", tmp_path / "a_label.nii")
+    for path, value in ((case.image, -50), (case.label, 500)):
+        image = nib.Nifti1Image(np.full((20, 20, 20), value, np.int16), None)
+        image.header.set_zooms((2, 2, 2))
+        nib.save(image, path)
+    image, labels = read_case(case)
+    assert len(image.warnings) == 1
+    assert labels.warnings == ()
+    read_labelled(case, CONFIG)
+    captured = capsys.readouterr()
+    assert captured.err == f"warning: {image.warnings[0]}\n"
+    assert captured.out == ""
+
+
+def test_one_case_may_be_left_for_training():
+    cases = [Case(name, Path(name), None) for name in "cab"]
+    training, validation = split_cases(cases, 2, seed=0)
+    assert len(training) == 1
+    assert len(validation) == 2
+    assert validation == sorted(validation, key=lambda case: case.name)

@@ -452,3 +452,15 @@ def test_overlaps_are_counted_in_voxels_by_hand():
     order = [3, 2, 1, 0]
     found = overlaps_ml([meshes[index] for index in order], structures_of(4, 3, 2, 1, encloses={3: (2, 1)}), grid)
     np.testing.assert_allclose(found, sticks_out[np.ix_(order, order)])
+
+
+def test_a_label_map_does_not_depend_on_where_the_worlds_origin_lies():
+    grid = Grid((40, 40, 40), np.eye(4))
+    plates = [block([low, 5.3, 5.3], [high, 33.7, 33.7]) for low, high in ((10.2, 14.6), (12.2, 18.0))]
+    away_mm = np.array([500, -300, 900])
+    affine = np.eye(4)
+    affine[:3, 3] = away_mm
+    moved = [(vertices + away_mm, faces) for vertices, faces in plates]
+    here = meshes_to_labelmap(plates, structures_of(1, 2), grid)
+    assert set(np.unique(here)) == {0, 1, 2}
+    assert (meshes_to_labelmap(moved, structures_of(1, 2), Grid(grid.shape, affine)) == here).all()
