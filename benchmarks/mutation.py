@@ -82,6 +82,9 @@ class Module:
 
 
 SUBMISSION = "tests/test_submission.py"
+OF_LABEL_MAPS = "ball or grid or mesh_cut or bad_files or overlap or nested or holds or enclosed or no_meshes"
+OF_LABEL_MAPS += " or masks or millimetres or origin"
+"""The tests of tests/test_labelmap.py that are not of mesh files alone."""
 MODULES = {
     "volume": Module(
         "implicitmeshnet/data/volume.py",
@@ -101,7 +104,7 @@ MODULES = {
     "losses": Module("implicitmeshnet/training/losses.py", own=("tests/test_losses.py",)),
     "labelmap": Module(
         "implicitmeshnet/surfaces/labelmap.py",
-        own=("tests/test_labelmap.py",),
+        own=("tests/test_labelmap.py", "-k", OF_LABEL_MAPS),
         beside=(
             "tests/test_predict.py::test_surfaces_lie_in_the_middle_of_the_volume_in_world_millimetres",
             "tests/test_predict.py::test_what_sticks_out_of_an_enclosing_mesh_is_its_overlap",

@@ -464,3 +464,16 @@ def test_a_label_map_does_not_depend_on_where_the_worlds_origin_lies():
     here = meshes_to_labelmap(plates, structures_of(1, 2), grid)
     assert set(np.unique(here)) == {0, 1, 2}
     assert (meshes_to_labelmap(moved, structures_of(1, 2), Grid(grid.shape, affine)) == here).all()
+
+
+def test_overlapping_balls_of_other_sizes_are_parted_by_their_true_depths():
+    grid = grid_around(np.array([5.0, 8.0, -3.0]), (50, 40, 60), np.array([1.0, 1.3, 0.8]), rotation(25))
+    balls = [((5.0, 8.0, -3.0), 14.0), ((12.0, 15.0, 3.0), 8.0)]
+    labelmap = meshes_to_labelmap([sphere(*ball, 4) for ball in balls], structures_of(1, 2), grid)
+    points = transform(grid.affine, np.argwhere(np.ones(grid.shape)).astype(float))
+    depths = [radius - np.linalg.norm(points - centre, axis=1) for centre, radius in balls]
+    contested = np.min(depths, 0) > 0.1  # inside the faceted balls
+    clear = contested & (np.abs(depths[0] - depths[1]) > 0.4)
+    wanted = 1 + np.argmax(depths, 0)
+    assert set(wanted[clear]) == {1, 2}
+    assert (labelmap.ravel()[clear] == wanted[clear]).all()
