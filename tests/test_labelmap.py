@@ -477,3 +477,12 @@ def test_overlapping_balls_of_other_sizes_are_parted_by_their_true_depths():
     wanted = 1 + np.argmax(depths, 0)
     assert set(wanted[clear]) == {1, 2}
     assert (labelmap.ravel()[clear] == wanted[clear]).all()
+
+
+def test_an_empty_mask_among_others_changes_nothing():
+    left, right, empty = np.zeros((3, 20, 15, 15), bool)
+    left[2:11] = True
+    right[8:17] = True
+    grid = Grid(left.shape, np.eye(4))
+    without = masks_to_labelmap([left, right], structures_of(1, 3), grid)
+    assert (masks_to_labelmap([left, empty, right], structures_of(1, 2, 3), grid) == without).all()
