@@ -19,6 +19,7 @@ from implicitmeshnet.data.dataset import (
     check_cases,
     check_labels,
     find_cases,
+    on_network_grid,
     read_case,
     read_labelled,
     split_cases,
@@ -27,7 +28,7 @@ from implicitmeshnet.data.dataset import (
     training_sample,
 )
 from implicitmeshnet.data.nifti import read_image, write_volume
-from implicitmeshnet.data.volume import Grid, Volume
+from implicitmeshnet.data.volume import Grid, Volume, network_grid
 from implicitmeshnet.script import InputError
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -418,3 +419,22 @@ def test_one_case_may_be_left_for_training():
     assert len(training) == 1
     assert len(validation) == 2
     assert validation == sorted(validation, key=lambda case: case.name)
+
+
+def test_a_name_that_ends_in_four_digits_or_beside_a_channel_is_not_cut(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "a_left.nii.gz", "b_1234.nii.gz", "c.nii.gz")
+    expected = [("a", "a_0000"), ("a_left", "a_left"), ("b_1234", "b_1234"), ("c", "c")]
+    found = find_cases(tmp_path, labelled=False)
+    assert names(found) == [(name, f"{stem}.nii.gz", None) for name, stem in expected]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_without_a_margin_a_sample_is_as_large_as_its_grid(labelled):
+    volume = Volume(np.ones((12, 12, 12), np.float32), Grid((12, 12, 12), np.eye(4)))
+    labels = Volume(np.full((12, 12, 12), 5, np.int32), volume.grid) if labelled else None
+    grid = network_grid(volume.grid, (8, 6, 4), 1.0)
+    sample = on_network_grid(volume, labels, grid, structures_of(5))
+    assert sample.image.shape == grid.shape == (8, 6, 4)
+    assert sample.grid is grid
+    assert (sample.label is not None) == labelled
+    assert not labelled or (sample.label == 1).all()
