@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import struct
 from pathlib import Path
 
 import nibabel as nib
@@ -438,3 +439,18 @@ def test_without_a_margin_a_sample_is_as_large_as_its_grid(labelled):
     assert sample.grid is grid
     assert (sample.label is not None) == labelled
     assert not labelled or (sample.label == 1).all()
+
+
+def test_what_is_doubtful_about_the_label_map_alone_is_said_too(tmp_path):
+    case = Case("a", tmp_path / "a_image.nii", tmp_path / "a_label.nii")
+    data = np.full((20, 20, 20), 500, np.int16)
+    write_volume(case.image, data, np.eye(4))
+    write_volume(case.label, data, np.diag([2.0, 2, 2, 1]))
+    header = bytearray(case.label.read_bytes())
+    struct.pack_into("<3f", header, 80, 1, 1, 1)  # pixdim, which is believed
+    struct.pack_into("<h", header, 252, 0)  # qform_code: the sform alone, whose columns say 2 mm
+    case.label.write_bytes(header)
+    image, labels = read_case(case)
+    assert image.warnings == ()
+    (warning,) = labels.warnings
+    assert warning.startswith(f"{case.label}: pixdim says 1 x 1 x 1 mm")
