@@ -486,3 +486,12 @@ def test_an_empty_mask_among_others_changes_nothing():
     grid = Grid(left.shape, np.eye(4))
     without = masks_to_labelmap([left, right], structures_of(1, 3), grid)
     assert (masks_to_labelmap([left, empty, right], structures_of(1, 2, 3), grid) == without).all()
+
+
+def test_an_overlap_of_a_single_voxel_goes_to_the_deeper_mesh():
+    deeper = block([0.5] * 3, [5.6] * 3)
+    shallower = block([4.6] * 3, [9.4] * 3)
+    grid = Grid((11, 11, 11), np.eye(4))
+    assert np.argwhere(mesh_to_mask(*deeper, grid) & mesh_to_mask(*shallower, grid)).tolist() == [[5, 5, 5]]
+    assert meshes_to_labelmap([deeper, shallower], structures_of(1, 2), grid)[5, 5, 5] == 1
+    assert meshes_to_labelmap([shallower, deeper], structures_of(2, 1), grid)[5, 5, 5] == 1
