@@ -383,6 +383,7 @@ def test_a_training_set_is_iterated_and_counts_what_the_box_cuts(tmp_path, capsy
     samples = TrainingSet(cases, CONFIG)
     assert capsys.readouterr().out == ""
     assert [sample.image.dtype for sample in samples] == [torch.float32] * 2
+    assert [sample.image.shape for sample in samples] == [CONFIG.shape] * 2
     assert samples.intensity_statistics is not None
     assert samples.intensity_statistics.cases == 2
     narrow = DataConfig(structures=CONFIG.structures, shape=(16, 14, 16), spacing_mm=1.0)
