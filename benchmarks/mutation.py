@@ -82,7 +82,9 @@ class Module:
 
 
 SUBMISSION = "tests/test_submission.py"
-OF_LABEL_MAPS = "ball or grid or mesh_cut or bad_files or overlap or nested or holds or enclosed or no_meshes or empty"
+OF_LABEL_MAPS = (
+    "ball or grid or mesh_cut or bad_files or overlap or nested or holds or enclosed or no_meshes or empty or neighbour"
+)
 OF_LABEL_MAPS += " or masks or millimetres or origin"
 """The tests of tests/test_labelmap.py that are not of mesh files alone."""
 MODULES = {

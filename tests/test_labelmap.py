@@ -495,3 +495,13 @@ def test_an_overlap_of_a_single_voxel_goes_to_the_deeper_mesh():
     assert np.argwhere(mesh_to_mask(*deeper, grid) & mesh_to_mask(*shallower, grid)).tolist() == [[5, 5, 5]]
     assert meshes_to_labelmap([deeper, shallower], structures_of(1, 2), grid)[5, 5, 5] == 1
     assert meshes_to_labelmap([shallower, deeper], structures_of(2, 1), grid)[5, 5, 5] == 1
+
+
+def test_a_neighbour_takes_no_wall_beside_the_cavity_that_lies_deeper_in_the_wall():
+    cavity, epicardium = sphere((20, 20, 20), 9), sphere((20, 20, 20), 15)
+    neighbour = sphere((33, 33, 20), 8)  # over the corner of the cavity's box
+    heart = structures_of(500, 205, 600, encloses={1: (0,)})
+    labelmap = meshes_to_labelmap([cavity, epicardium, neighbour], heart, Grid((45, 45, 40), np.eye(4)))
+    assert mesh_to_mask(*neighbour, Grid((45, 45, 40), np.eye(4)))[28, 28, 20]
+    assert labelmap[28, 28, 20] == 205  # 3.7 deep in the epicardium, 0.9 in the neighbour
+    assert labelmap[30, 30, 20] == 600
