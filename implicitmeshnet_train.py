@@ -103,7 +103,7 @@ def train(config: Config, run_dir: Path, device: torch.device) -> None:
     events = EventFile(run_dir, len(history))
 
     def keep() -> None:
-        save_snapshot(run_dir / "best.pt", run.network)
+        save_snapshot(run_dir / "best.pt", run.network, config.network)
         draw_preview(predictor, validation[0], run_dir / "preview.png", events, len(history))
 
     publish(run_dir, history, keep)

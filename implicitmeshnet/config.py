@@ -131,8 +131,8 @@ class NetworkConfig:
     template_subdivisions: Subdivisions = 4
     """How often the icosahedron's faces are cut into four: n gives 10 * 4^n + 2 vertices for each structure."""
     template_centres: tuple[tuple[float, ...], ...] | None = None
-    """Centres of template 'mean', three normalised coordinates for each structure; training fills it in the config that
-    it writes beside the snapshot."""
+    """Centres of template 'mean', three normalised coordinates for each structure; training fills it in, and its
+    snapshots hold it too."""
     template_radii: tuple[tuple[float, ...], ...] | None = None
     """Semi-axes of template 'mean', three normalised lengths for each structure; filled in likewise."""
     stage_levels: Annotated[tuple[LevelNames, ...], Length(1, items="stages")] = (

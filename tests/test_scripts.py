@@ -23,7 +23,7 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import find_cases
 from implicitmeshnet.data.nifti import read_grid, read_image, read_labels, write_volume
 from implicitmeshnet.data.volume import Grid, network_grid
-from implicitmeshnet.models.weights import load_checkpoint, save_snapshot
+from implicitmeshnet.models.weights import load_checkpoint, load_network, save_snapshot
 from implicitmeshnet.phantom.case import create_case
 from implicitmeshnet.predict import Predictor, segmentation_on_grid
 from implicitmeshnet.surfaces.files import read_mesh
@@ -89,6 +89,13 @@ def test_training_writes_what_evaluation_and_a_person_need(trained):
     assert any(name.startswith("events.out.tfevents") for name in names)
     config = json.loads((trained / "run/config.json").read_text())
     assert np.shape(config["network"]["template_centres"]) == np.shape(config["network"]["template_radii"]) == (2, 3)
+
+
+def test_the_config_that_training_began_with_can_name_the_snapshot(trained):
+    of_the_run = load_config(trained / "run/config.json")
+    before = load_config(trained / "config.json")
+    templates = [load_network(config, trained / "run/best.pt").decoder.template for config in (of_the_run, before)]
+    assert torch.equal(*templates)
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(trained, monkeypatch):

@@ -1,6 +1,7 @@
 """Checkpoints as files: what fits is loaded, whatever else is one sentence that names the file."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -190,8 +191,8 @@ MOMENTS = {
     "a name": lambda state: {"state": {"weight": state["state"][0]}},
     "a tensor's number": lambda state: {"state": {torch.zeros(2): state["state"][0]}},
     "no means": lambda state: {"state": {0: None}},
-    "a mean missing": lambda state: {"state": {0: {"step": torch.ones(()), "exp_avg": torch.zeros(2, 3)}}},
-    "a mean too many": lambda state: {"state": {0: state["state"][0] | {"max_exp_avg_sq": torch.zeros(2, 3)}}},
+    "a mean missing": lambda state: {"state": {0: {"step": torch.ones(()), "exp_avg": torch.zeros(1, 3)}}},
+    "a mean too many": lambda state: {"state": {0: state["state"][0] | {"max_exp_avg_sq": torch.zeros(1, 3)}}},
     "another shape": lambda state: {"state": {1: state["state"][0]}},
     "no step": lambda state: {"state": {0: state["state"][0] | {"step": torch.zeros(())}}},
     "a step that is no tensor": lambda state: {"state": {0: state["state"][0] | {"step": 2}}},
@@ -211,3 +212,62 @@ def test_an_optimisers_state_that_does_not_fit_is_refused_in_words(kind):
 
 def test_a_fit_is_no_misfit(weights):
     assert misfit(dict(weights), weights) == ""
+
+
+def with_template(centres, radii):
+    config = small_config()
+    config.network = replace(config.network, template="mean", template_centres=centres, template_radii=radii)
+    return config
+
+
+CENTRES = ((0.1, 0.0, -0.25),)
+RADII = ((0.3, 1 / 3, 0.5),)
+
+
+def test_a_snapshot_brings_the_template_to_a_config_without_one(tmp_path):
+    config = with_template(CENTRES, RADII)
+    save_snapshot(tmp_path / "best.pt", build_network(config), config.network)
+    wanted = build_network(config).decoder.template
+    bare = with_template(None, None)
+    for asked in (config, bare):
+        assert torch.equal(load_network(asked, tmp_path / "best.pt").decoder.template, wanted)
+    assert bare.network.template_centres is None  # what the caller holds stays as it was
+
+
+def test_a_config_of_another_template_does_not_fit_the_snapshot(tmp_path):
+    config = with_template(CENTRES, RADII)
+    save_snapshot(tmp_path / "best.pt", build_network(config), config.network)
+    other = with_template(CENTRES, ((0.3, 0.3, 0.3),))
+    with pytest.raises(InputError, match=r"best\.pt: does not fit the config: wanted its network\.template_radii"):
+        load_network(other, tmp_path / "best.pt")
+
+
+def test_a_snapshot_without_template_needs_the_config_that_has_it(tmp_path):
+    config = with_template(CENTRES, RADII)
+    save_snapshot(tmp_path / "best.pt", build_network(config))
+    loaded = load_network(config, tmp_path / "best.pt")
+    assert torch.equal(loaded.decoder.template, build_network(config).decoder.template)
+    with pytest.raises(InputError, match=r"network\.template_centres: wanted three numbers .*, found None"):
+        load_network(with_template(None, None), tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        7,
+        "mean",
+        {"template_centres": CENTRES},
+        {"template_centres": CENTRES, "template_radii": RADII * 2},
+        {"template_centres": CENTRES, "template_radii": torch.zeros(1, 3)},
+        {"template_centres": CENTRES, "template_radii": ((0.3, 0.3),)},
+        {"template_centres": CENTRES, "template_radii": ((0.3, "x", 0.3),)},
+        {"template_centres": CENTRES, "template_radii": ((0.3, float("nan"), 0.3),)},
+    ],
+    ids=str,
+)
+def test_a_snapshots_strange_template_is_one_sentence(tmp_path, saved):
+    network = build_network(with_template(CENTRES, RADII))
+    torch.save({"network": network.state_dict(), "template": saved}, tmp_path / "best.pt")
+    with pytest.raises(InputError, match=r"wanted three numbers for each of 1 structures") as error:
+        load_network(with_template(None, None), tmp_path / "best.pt")
+    assert len(str(error.value)) < 800

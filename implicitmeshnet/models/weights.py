@@ -1,18 +1,21 @@
 """Save, load and resume: checkpoints hold tensors and plain values only, so they load with weights_only=True."""
 
 import io
+import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from implicitmeshnet.config import Config, DrnConfig, load_config
+from implicitmeshnet.config import Config, DrnConfig, NetworkConfig, load_config
 from implicitmeshnet.models.drn import DeepRepresentationNetwork
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
 from implicitmeshnet.script import InputError, atomic_path, reason, shorten
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TEMPLATE = ("template_centres", "template_radii")  # keys of a NetworkConfig that come with its snapshot
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
@@ -45,12 +48,19 @@ def load_checkpoint(path: Path | str) -> Any:
         raise InputError(f"{path}: wanted a checkpoint of tensors, found an unreadable file") from error
 
 
-def save_snapshot(path: Path | str, network: torch.nn.Module) -> None:
-    """Write a network's weights alone, floating-point tensors in half precision; InputError as `save_checkpoint`."""
+def save_snapshot(path: Path | str, network: torch.nn.Module, config: NetworkConfig | None = None) -> None:
+    """Write a network's weights, floating-point tensors in half precision; InputError as `save_checkpoint`.
+
+    With the `config` of an ImplicitMeshNet its template's centres and radii come along, where it has some: the data
+    gave them, so no other config could.
+    """
     halved = {}
     for name, value in network.state_dict().items():
         halved[name] = value.half() if value.is_floating_point() else value
-    save_checkpoint(path, {"network": halved})
+    snapshot: dict[str, Any] = {"network": halved}
+    if config and config.template == "mean":
+        snapshot["template"] = {key: getattr(config, key) for key in TEMPLATE}
+    save_checkpoint(path, snapshot)
 
 
 def snapshot_path(config: Config | DrnConfig, config_path: Path | str) -> Path:
@@ -59,25 +69,52 @@ def snapshot_path(config: Config | DrnConfig, config_path: Path | str) -> Path:
 
 
 def load_network(config: Config, path: Path | str, device: torch.device | str = "cpu") -> ImplicitMeshNet:
-    """The config's network with a snapshot's weights, in evaluation mode; InputError where the two do not fit."""
+    """The config's network with a snapshot's weights, in evaluation mode; InputError where the two do not fit.
+
+    The template of a config that has none is the snapshot's.
+    """
+    snapshot = _read_snapshot(path)
     if config.network.template == "mean":
-        _check_template(config)
+        template = _template_of(config, snapshot.get("template"), path)
+        config = replace(config, network=replace(config.network, **template))
     network = build_network(config)
     needless = None if network.localiser else "localiser."  # under data.region 'centre' nothing is localised
-    return _with_weights(network, path, needless).to(device)
+    return _with_weights(network, snapshot, path, needless).to(device)
 
 
-def _check_template(config: Config) -> None:
-    """Raise InputError unless a config has the template's centres and radii, three numbers for each structure."""
+def _template_of(config: Config, saved: Any, path: Path | str) -> dict[str, Any]:
+    """The template's centres and radii, by TEMPLATE, that a config has or else a snapshot has `saved`.
+
+    Raises InputError unless they are three numbers for each structure, and where config and snapshot contradict.
+    """
     structures = len(config.data.structures)
-    for key in ("template_centres", "template_radii"):
-        rows = getattr(config.network, key)
-        lengths = [len(row) for row in rows or ()]
-        if lengths != [3] * structures:
+    template = {}
+    for key in TEMPLATE:
+        own = getattr(config.network, key)
+        other = saved.get(key) if isinstance(saved, dict) else None
+        rows = other if own is None else own
+        if not _is_rows_of_three(rows, structures):
             raise InputError(
                 f"network.{key}: wanted three numbers for each of {structures} structures, found {shorten(rows)}; take"
                 " the config that training writes beside its snapshot"
             )
+        if other is not None and other != rows:
+            raise InputError(
+                f"{path}: does not fit the config: wanted its network.{key} {shorten(rows)}, found {shorten(other)}"
+            )
+        template[key] = rows
+    return template
+
+
+def _is_rows_of_three(rows: Any, count: int) -> bool:
+    """Whether these are so many tuples of three finite numbers."""
+    if not isinstance(rows, tuple) or len(rows) != count:
+        return False
+    return all(isinstance(row, tuple) and len(row) == 3 and all(map(_is_finite, row)) for row in rows)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def load_drn(
@@ -95,18 +132,24 @@ def load_drn(
             f" have, found {found}"
         )
     network = DeepRepresentationNetwork(config.network)
-    return _with_weights(network, snapshot_path(config, config_path)).to(device)
+    path = snapshot_path(config, config_path)
+    return _with_weights(network, _read_snapshot(path), path).to(device)
 
 
-def _with_weights(network: Network, path: Path | str, needless: str | None = None) -> Network:
-    """The network with a snapshot's weights, in evaluation mode; InputError where the two do not fit.
+def _read_snapshot(path: Path | str) -> dict[str, Any]:
+    """What `save_snapshot` wrote, weights under 'network'; InputError for anything else."""
+    state = load_checkpoint(path)
+    if not (isinstance(state, dict) and isinstance(state.get("network"), dict)):
+        raise InputError(f"{path}: wanted a snapshot with the entry 'network', found none")
+    return state
+
+
+def _with_weights(network: Network, snapshot: dict[str, Any], path: Path | str, needless: str | None = None) -> Network:
+    """The network with the weights of a snapshot from `path`, in evaluation mode; InputError where they do not fit.
 
     The snapshot may hold weights whose names begin with `needless`; these are left out.
     """
-    state = load_checkpoint(path)
-    found = state.get("network") if isinstance(state, dict) else None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: wanted a snapshot with the entry 'network', found none")
+    found = snapshot["network"]
     if needless:
         found = {name: value for name, value in found.items() if not str(name).startswith(needless)}
     found = dict(found)  # without the attributes that an OrderedDict may bring
