@@ -200,7 +200,7 @@ def draw(
     label = volume.label.to(run.device)
     if not run.config.training.augmentation:
         return image, label
-    return augment(image, label, shape, generator)
+    return augment(image, label, shape, volume.grid.spacing_mm, generator)
 
 
 def localiser_loss(

@@ -39,6 +39,7 @@ BelowOne = Annotated[float, Range(low=0, below=1)]
 BelowTen = Annotated[float, Range(low=0, below=10)]
 LearningRate = Annotated[float, Range(above=0, high=1)]
 SpacingMm = Annotated[float, Range(1e-3, 1e3)]
+Spacings = Annotated[tuple[SpacingMm, SpacingMm, SpacingMm], Length(3, 3, "numbers")]
 
 # Of data.
 LabelValue = Annotated[int, Range(1, 2**15 - 1)]
@@ -97,8 +98,8 @@ class DataConfig:
     """Voxel spacing of the coarse pass of region 'found', in mm."""
     shape: Grid = (128, 128, 128)
     """Voxels of the network's grid, each a multiple of 2^(encoder levels - 1)."""
-    spacing_mm: SpacingMm = 1.3
-    """Voxel spacing of the network's grid, in mm, the same along each axis."""
+    spacing_mm: SpacingMm | Spacings = 1.3
+    """Voxel spacing of the network's grid, in mm: the same along each axis, or three numbers where slices are thick."""
     intensity: Literal["window", "percentile"] = "window"
     """How voxel values become [-1, 1]. 'window': CT, clipped to level +- width / 2. 'percentile': each volume by its
     own percentiles (MR)."""
