@@ -63,7 +63,7 @@ import numpy as np
 from tqdm import tqdm
 
 from implicitmeshnet.config import Config
-from implicitmeshnet.data.dataset import Case, find_cases, read_case, split_cases, splits_of
+from implicitmeshnet.data.dataset import Case, configured_split, find_cases, read_case, splits_of
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.predict import Predictor, Surfaces, preview
@@ -120,7 +120,7 @@ def chosen_cases(arguments: argparse.Namespace, config: Config) -> list[Case]:
         if arguments.split is not None:
             raise InputError(f"--split: wanted none beside --validation_split, found {arguments.split}")
         cases = find_cases(folder, labelled=True)
-        return split_cases(cases, config.data.validation_cases, config.training.seed)[1]
+        return configured_split(cases, config)[1]
     split = arguments.split or next(iter(splits), "Tr")
     if len(splits) > 1 and arguments.split is None:
         print(f"{folder}: took imagesTs; --split=Tr takes imagesTr")

@@ -29,9 +29,9 @@ from implicitmeshnet.data.dataset import (
     Sample,
     TrainingSet,
     check_cases,
+    configured_split,
     find_cases,
     read_case,
-    split_cases,
     template_statistics,
 )
 from implicitmeshnet.data.overview import Overview
@@ -91,7 +91,7 @@ def train(config: Config, run_dir: Path, device: torch.device) -> None:
     settings = config.training
     deep = load_deep_route(config, device)
     cases = find_cases(config.data.dir, labelled=True)
-    training, validation = split_cases(cases, config.data.validation_cases, settings.seed)
+    training, validation = configured_split(cases, config)
     check_cases(validation, config.data)
     margin = max(config.data.shape) // 8 if settings.augmentation else 0
     samples = TrainingSet(training, config.data, margin)

@@ -48,6 +48,8 @@ StructureName = Annotated[str, Name(longest=50)]
 GridSide = Annotated[int, Range(6, 4095)]
 Grid = Annotated[tuple[GridSide, GridSide, GridSide], Length(3, 3, "numbers")]
 Percentile = Annotated[float, Range(0, 100)]
+Fold = Annotated[int, Range(0, 2**31 - 1)]
+Folds = Annotated[int, Range(2, 2**31 - 1)]
 PerQuantile = Annotated[tuple[float, ...], Length(len(QUANTILES), len(QUANTILES), "numbers")]
 
 # Of the networks; a width is a layer's channels.
@@ -111,6 +113,11 @@ class DataConfig:
     """The percentiles of a volume's values, in %, that become -1 and 1 with intensity 'percentile'."""
     validation_cases: Count = 4
     """Cases held out of `dir` for validation, drawn with training.seed."""
+    fold: Fold | None = None
+    """Which of `folds` parts of the cases is held out instead of validation_cases, from 0 on; null for none."""
+    folds: Folds = 5
+    """Parts of equal size, to one case, that a cross-validation cuts the cases into, in an order drawn with
+    training.seed: a training with each fold holds every case out once."""
     intensity_statistics: IntensityStatistics | None = None
     """Training fills it in the config that it writes beside the snapshot; evaluation warns of images unlike it."""
 
@@ -339,6 +346,13 @@ def enclosed_structures(config: Config) -> None:
             refuse("data.encloses", wanted, encloses)
 
 
+def known_fold(config: Config) -> None:
+    """data.fold: null or below data.folds."""
+    fold = config.data.fold
+    if fold is not None and fold >= config.data.folds:
+        refuse("data.fold", f"null or a fold from 0 to {config.data.folds - 1}, as data.folds says", fold)
+
+
 def grid_fits_the_encoder(config: Config) -> None:
     """data.shape: multiples of d = 2^(levels - 1), for as many levels as network.encoder_channels has, and not all d,
     as one voxel at the bottleneck cannot be normalised."""
@@ -442,6 +456,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
     Config: (
         distinct_label_values,
         enclosed_structures,
+        known_fold,
         grid_fits_the_encoder,
         grid_has_no_two_voxels_along_x,
         one_decoder_width_a_level,

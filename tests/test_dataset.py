@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from implicitmeshnet.config import DataConfig
+from implicitmeshnet.config import Config, DataConfig
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import (
     Case,
     Sample,
     TrainingSet,
+    configured_split,
     find_cases,
     read_case,
     split_cases,
@@ -185,6 +186,35 @@ def test_the_split_of_a_seed_is_pinned_so_that_runs_compare_between_versions(see
     cases = [Case(f"{number:02}", Path(f"{number}"), None) for number in range(20)]
     _, validation = split_cases(cases, 4, seed)
     assert [case.name for case in validation] == names
+
+
+@pytest.mark.parametrize(("count", "folds"), [(20, 5), (23, 5), (5, 5), (7, 2)])
+def test_folds_hold_out_every_case_once_and_are_of_equal_size_to_one(count, folds):
+    cases = [Case(f"{number:02}", Path(f"{number}"), None) for number in range(count)]
+    held_out = []
+    for fold in range(folds):
+        training, validation = split_cases(cases[::-1], 4, 3, (fold, folds))
+        assert sorted(training + validation, key=lambda case: case.name) == cases
+        held_out.append(validation)
+    assert sorted(itertools.chain(*held_out), key=lambda case: case.name) == cases
+    sizes = [len(validation) for validation in held_out]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_folds_of_a_seed_are_pinned_and_those_of_another_differ():
+    cases = [Case(f"{number:02}", Path(f"{number}"), None) for number in range(20)]
+    config = Config(data=DataConfig(fold=1, folds=5))
+    names = [case.name for case in configured_split(cases, config)[1]]
+    assert names == ["03", "12", "14", "19"]
+    assert split_cases(cases, 4, 3, (1, 5))[1] != configured_split(cases, config)[1]
+    config.data.fold = None
+    assert configured_split(cases, config) == split_cases(cases, 4, 0)
+
+
+def test_fewer_cases_than_folds_are_one_sentence():
+    cases = [Case(str(number), Path(str(number)), None) for number in range(4)]
+    with pytest.raises(InputError, match=r"^data\.folds: wanted at most the 4 cases of the folder, found 5$"):
+        split_cases(cases, 1, 0, (0, 5))
 
 
 def test_a_case_on_the_networks_grid(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from implicitmeshnet.config import DataConfig
+from implicitmeshnet.config import Config, DataConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.data.nifti import NOTICEABLE_VOXELS, read_image, read_labels
 from implicitmeshnet.data.overview import Overview, label_centre_mm, overview_of
@@ -144,23 +144,44 @@ def _nifti_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def split_cases(cases: list[Case], validation_cases: int, seed: int) -> tuple[list[Case], list[Case]]:
+def configured_split(cases: list[Case], config: Config) -> tuple[list[Case], list[Case]]:
+    """The training and the validation cases of a config's training, as `split_cases`."""
+    data = config.data
+    fold = None if data.fold is None else (data.fold, data.folds)
+    return split_cases(cases, data.validation_cases, config.training.seed, fold)
+
+
+def split_cases(
+    cases: list[Case], validation_cases: int, seed: int, fold: tuple[int, int] | None = None
+) -> tuple[list[Case], list[Case]]:
     """Draw the validation cases at random: (training, validation), both sorted by name.
 
-    The same names and seed give the same split. Raises InputError where no case would be left for training.
+    With a `fold` (k, n) they are part k of n parts, which hold every case once and differ in size by at most one,
+    instead of so many `validation_cases`. The same names and seed give the same split. Raises InputError where no case
+    would be left for training, and for fewer cases than folds.
     """
-    if len(cases) <= validation_cases:
-        raise InputError(
-            f"data.validation_cases: wanted fewer than the {len(cases)} cases of the folder, found {validation_cases}"
-        )
     order = np.random.default_rng(seed).permutation(len(cases))
-    drawn = set(order[:validation_cases].tolist())
+    drawn = set(_held_out(order, validation_cases, fold).tolist())
     training: list[Case] = []
     validation: list[Case] = []
     for index, case in enumerate(sorted(cases, key=lambda case: case.name)):
         part = validation if index in drawn else training
         part.append(case)
     return training, validation
+
+
+def _held_out(order: np.ndarray, validation_cases: int, fold: tuple[int, int] | None) -> np.ndarray:
+    """Which of the cases are held out, by number, from a random order of all of them."""
+    if fold is not None:
+        number, folds = fold
+        if len(order) < folds:
+            raise InputError(f"data.folds: wanted at most the {len(order)} cases of the folder, found {folds}")
+        return order[number::folds]
+    if len(order) <= validation_cases:
+        raise InputError(
+            f"data.validation_cases: wanted fewer than the {len(order)} cases of the folder, found {validation_cases}"
+        )
+    return order[:validation_cases]
 
 
 def read_case(case: Case) -> tuple[Volume, Volume | None]:
