@@ -487,6 +487,28 @@ def test_the_validation_split_alone_is_the_case_that_training_held_out(evaluated
     assert "1 of 1 cases written" in capsys.readouterr().out
 
 
+def test_several_configs_are_averaged_over_the_cases_that_all_hold_out(evaluated, tmp_path, monkeypatch, capsys):
+    configs = []
+    for fold in (0, 1):
+        tree = json.loads((evaluated / "run/config.json").read_text())
+        tree["snapshot"] = str(evaluated / "run/best.pt")
+        configs.append(tmp_path / f"{fold}.json")
+        configs[-1].write_text(json.dumps(tree))
+    arguments = ["--implicitmeshnet_config", *configs, f"--test_dir_in={evaluated / 'data'}", "--device=cpu"]
+    arguments += [f"--test_dir_out={tmp_path / 'out'}", "--validation_split"]
+    call(implicitmeshnet_eval, monkeypatch, *arguments)
+    assert "1 of 1 cases written" in capsys.readouterr().out
+    (case,) = {path.name for path in (tmp_path / "out").glob("*_LV_mesh.ply")}
+    ours, _ = read_mesh(tmp_path / "out" / case)
+    alone, _ = read_mesh(evaluated / "out" / case)
+    np.testing.assert_allclose(ours, alone, atol=1e-3)
+    for fold, path in enumerate(configs):
+        tree["data"] |= {"fold": fold, "folds": 2}
+        path.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match="--validation_split: wanted cases that every config holds out, found none"):
+        call(implicitmeshnet_eval, monkeypatch, *arguments)
+
+
 def test_the_segmentation_is_the_largest_of_the_interpolated_probabilities():
     """Against plain interpolation at every voxel, for a permuted, flipped, oblique image partly outside the box."""
     affine = np.eye(4)
