@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from implicitmeshnet.models.localiser import CoarsePass
-from implicitmeshnet.models.mesh_net import GraphDecoder, ImplicitMeshNet, Prediction
+from implicitmeshnet.models.mesh_net import ImplicitMeshNet, Prediction
 
 
 class Ensemble(nn.Module):
@@ -20,13 +20,9 @@ class Ensemble(nn.Module):
     def __init__(self, networks: Sequence[ImplicitMeshNet]):
         super().__init__()
         self.networks = nn.ModuleList(networks)
+        self.decoder = networks[0].decoder  # whose faces are those of all
         localisers = [network.localiser for network in networks if network.localiser is not None]
         self.localiser = CoarseEnsemble(localisers) if localisers else None
-
-    @property
-    def decoder(self) -> GraphDecoder:
-        """The first network's, whose faces are those of all."""
-        return self.networks[0].decoder
 
     def forward(self, image: torch.Tensor) -> Prediction:
         predictions = [network(image) for network in self.networks]
