@@ -217,17 +217,18 @@ def remove_stale_meshes(out: Path, case: str, written: set[str]) -> None:
 
 def compare(surfaces: Surfaces, labels: Volume | None, structure: int) -> dict:
     """Metrics of one structure on the image's own grid, mesh label map and voxel segmentation against the label; empty
-    where there is no label."""
+    where there is no label. Voxels that the label has ignored are left out."""
     spacing_mm = surfaces.grid.spacing_mm
     value = surfaces.structures.written[surfaces.names[structure]]
     mesh = surfaces.labelmap == value
     row = dict.fromkeys(("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml"))
     if labels is not None:
         truth = surfaces.structures.mask(labels.data, structure)
+        ignored = surfaces.structures.ignored_in(labels.data)
         row |= {
-            "dice": dice(mesh, truth),
-            **surface_distances(mesh, truth, spacing_mm),
-            "unet_dice": dice(surfaces.segmentation == value, truth),
+            "dice": dice(mesh, truth, ignored),
+            **surface_distances(mesh, truth, spacing_mm, ignored),
+            "unet_dice": dice(surfaces.segmentation == value, truth, ignored),
             "label_volume_ml": volume_ml(truth, spacing_mm),
         }
     return row | {"volume_ml": volume_ml(mesh, spacing_mm)}

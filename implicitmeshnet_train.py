@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from implicitmeshnet.config import Config
@@ -34,7 +33,7 @@ from implicitmeshnet.data.dataset import (
     read_case,
     template_statistics,
 )
-from implicitmeshnet.data.overview import Overview
+from implicitmeshnet.data.overview import IGNORED, Overview
 from implicitmeshnet.models.localiser import Localiser
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
 from implicitmeshnet.models.weights import save_snapshot
@@ -45,7 +44,7 @@ from implicitmeshnet.surfaces.metrics import dice
 from implicitmeshnet.training.deep_route import DeepRoute, load_deep_route
 from implicitmeshnet.training.events import EventFile
 from implicitmeshnet.training.history import Epoch, History, validation_is_due
-from implicitmeshnet.training.losses import MeshLoss
+from implicitmeshnet.training.losses import MeshLoss, class_loss
 from implicitmeshnet.training.run import (
     Parts,
     begin,
@@ -209,7 +208,7 @@ def localiser_loss(
     """Cross-entropy of the coarse pass on one case; one of a batch will do, as it learns sooner than the rest."""
     assert overview is not None, "samples of data.region 'found' have one"
     image, label = draw(run, overview, overview.image.shape, generator)
-    return F.cross_entropy(localiser(image[None].float()), label[None].long())
+    return class_loss(localiser(image[None].float()), label[None], IGNORED)
 
 
 def validate(predictor: Predictor, cases: list[Case]) -> dict[str, float]:
@@ -224,10 +223,11 @@ def validate(predictor: Predictor, cases: list[Case]) -> dict[str, float]:
             labelmap = predictor(image).labelmap
         except NothingFound:
             labelmap = np.zeros_like(labels.data)
+        ignored = structures.ignored_in(labels.data)
         for structure, (name, value) in enumerate(structures.written.items()):
             reference = structures.mask(labels.data, structure)
             if reference.any():
-                found[name].append(dice(labelmap == value, reference))
+                found[name].append(dice(labelmap == value, reference, ignored))
     return {name: sum(values) / max(len(values), 1) for name, values in found.items()}
 
 

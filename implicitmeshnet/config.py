@@ -93,6 +93,8 @@ class DataConfig:
     """Structure name -> the label values that mean it."""
     encloses: dict[str, list[str]] = field(default_factory=dict)
     """Structure -> others that its mesh holds too, as the epicardium holds the left ventricle: {"Myo": ["LV"]}."""
+    ignore: list[LabelValue] = field(default_factory=list)
+    """Label values of voxels of which nothing is known: they are out of all losses and metrics, no background."""
     region: Literal["centre", "found"] = "centre"
     """Where the network's grid lies. 'centre': of the volume, the paper's. 'found': around the structures, in training
     by the label, in evaluation by a coarse pass over the whole volume; one connected part of it counts."""
@@ -334,6 +336,13 @@ def distinct_label_values(config: Config) -> None:
         refuse("data.structures", "distinct label values", config.data.structures)
 
 
+def ignored_values_are_no_structures(config: Config) -> None:
+    """data.ignore: no label value that means a structure."""
+    values = set(chain.from_iterable(config.data.structures.values()))
+    if not values.isdisjoint(config.data.ignore):
+        refuse("data.ignore", "label values that mean no structure", config.data.ignore)
+
+
 def enclosed_structures(config: Config) -> None:
     """data.encloses: names structures of data.structures, each enclosing distinct others that enclose none."""
     encloses = config.data.encloses
@@ -455,6 +464,7 @@ def shares_of_shapes(config: DrnConfig) -> None:
 RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
     Config: (
         distinct_label_values,
+        ignored_values_are_no_structures,
         enclosed_structures,
         known_fold,
         grid_fits_the_encoder,

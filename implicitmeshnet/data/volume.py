@@ -123,8 +123,8 @@ def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarra
 def resample_labels(volume: Volume, target: Grid, structures: Structures) -> np.ndarray:
     """The class map of a label map on the target grid: uint8 (X, Y, Z), see `Structures`.
 
-    The mask of each structure is resampled like an image; the background has what they leave of a voxel. Each voxel
-    gets the class with the largest share of it.
+    The mask of each structure, and of what is ignored, is resampled like an image; the background has what they leave
+    of a voxel. Each voxel gets the class with the largest share of it.
     Raises ValueError as `resample_image`.
     """
     largest = np.zeros(target.shape, np.float32)
@@ -141,14 +141,15 @@ def resample_labels(volume: Volume, target: Grid, structures: Structures) -> np.
 def shares(volume: Volume, target: Grid, structures: Structures) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each structure that is in a label map, by its number, and the share of each target voxel that it fills.
 
-    Shares are float32 (X, Y, Z), the structure's mask resampled like an image, 0 outside the volume. On grids that lie
-    half a voxel apart, structure and background would tie along every border and the background would win, which would
-    cost a tenth of a hippocampus; so the label map is sampled TIE_BREAK source voxels beside each target voxel's
-    centre. Raises ValueError as `resample_image`.
+    What is ignored comes last, where there is any, as if it were structure S of S. Shares are float32 (X, Y, Z), the
+    structure's mask resampled like an image, 0 outside the volume. On grids that lie half a voxel apart, structure and
+    background would tie along every border and the background would win, which would cost a tenth of a hippocampus; so
+    the label map is sampled TIE_BREAK source voxels beside each target voxel's centre. Raises ValueError as
+    `resample_image`.
     """
     classes = structures.class_map(volume.data)
     weights, inside = _axis_weights(volume.grid, target, TIE_BREAK)
-    for structure, box in enumerate(find_objects(classes, len(structures))):
+    for structure, box in enumerate(find_objects(classes, structures.ignored_class)):
         if box is None:
             continue
         mask = structures.own(classes[box], structure).astype(np.float32)
