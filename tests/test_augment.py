@@ -39,6 +39,15 @@ def test_with_every_strength_zero_it_is_the_central_crop(monkeypatch):
     assert torch.equal(moved, label[inner].long())
 
 
+def test_what_is_ignored_moves_with_its_surroundings():
+    image, label = sample()
+    warped = augment(image, label, SHAPE, SPACING_MM, torch.Generator().manual_seed(0))[1]
+    label[label == 2] = 3
+    ignored = augment(image, label, SHAPE, SPACING_MM, torch.Generator().manual_seed(0))[1]
+    assert (warped == 2).any()
+    assert torch.equal(ignored == 3, warped == 2)
+
+
 def test_image_and_label_move_together(monkeypatch):
     for name in ("GAIN", "OFFSET", "GAMMA", "NOISE"):
         monkeypatch.setattr(module, name, 0.0)

@@ -231,6 +231,8 @@ def test_overrides_parse_json_and_bare_words(tmp_path):
         ("--data.region=middle", "data.region: wanted 'centre' or 'found', found middle"),
         ("--data.fold=5", "data.fold: wanted null or a fold from 0 to 4, as data.folds says, found 5"),
         ("--data.folds=1", "data.folds: wanted 2 to 2^31 - 1, found 1"),
+        ("--data.ignore=[7,421]", "data.ignore: wanted label values that mean no structure, found [7, 421]"),
+        ("--data.ignore=[0]", "data.ignore: wanted each 1 to 32767, found [0]"),
         ("--data.overview_spacing_mm=0", "data.overview_spacing_mm: wanted 0.001 to 1000"),
         ("--network.localiser_channels=[8]", "network.localiser_channels: wanted 2 to 6 widths, each 1 to 4096"),
         ("--network.stage_channels=[8]", "one width for each entry of stage_levels"),

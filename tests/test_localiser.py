@@ -16,7 +16,7 @@ from implicitmeshnet.config import Config, DataConfig
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import Case, standardise, training_sample
 from implicitmeshnet.data.nifti import read_image, write_volume
-from implicitmeshnet.data.overview import label_centre_mm, mask_centre_mm, overview_of
+from implicitmeshnet.data.overview import IGNORED, label_centre_mm, mask_centre_mm, overview_of
 from implicitmeshnet.data.volume import Grid, Volume, canonical
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.models.localiser import Localiser, parts_that_belong
@@ -64,6 +64,29 @@ def test_an_overview_of_a_thin_slab_shows_it(thickness):
 def test_an_overview_beyond_all_measure_is_refused(case):
     with pytest.raises(InputError, match=r"a_image\.nii\.gz: data\.overview_spacing_mm: wanted an overview of at most"):
         training_sample(case, replace(CONFIG, overview_spacing_mm=0.05))
+
+
+def test_what_is_ignored_has_a_class_of_its_own_in_an_overview():
+    labels = np.zeros((60, 24, 24), np.int32)
+    labels[12:24] = 1
+    labels[24:48] = 9
+    grid = Grid(labels.shape, np.eye(4))
+    volumes = [Volume(labels.astype(np.float32), grid), Volume(labels, grid)]
+    config = replace(CONFIG, structures={"LV": [1]}, ignore=[9])
+    assert overview_of(*volumes, config).label[:, 2, 2].tolist() == [
+        0,
+        0,
+        1,
+        1,
+        IGNORED,
+        IGNORED,
+        IGNORED,
+        IGNORED,
+        0,
+        0,
+    ]
+    counted = overview_of(*volumes, replace(config, ignore=[]))
+    assert set(counted.label.unique().tolist()) == {0, 1}
 
 
 @settings(max_examples=30, derandomize=True, deadline=None)

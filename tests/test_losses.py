@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from meshes import structures_of
 
 from implicitmeshnet.config import LossConfig
@@ -12,6 +13,8 @@ from implicitmeshnet.ops import mesh2sdf
 from implicitmeshnet.training.losses import (
     MeshLoss,
     border_density,
+    class_loss,
+    known_neighbourhoods,
     laplacian_loss,
     laplacian_weight,
     occupancy_loss,
@@ -103,6 +106,78 @@ def test_border_density_sums_to_the_area_of_a_box_face():
     masks = torch.zeros(1, 1, 16, 16, 16)
     masks[..., :8] = 1
     assert border_density(masks)[..., 1:-1, 1:-1, :].sum().item() == pytest.approx(12 * 12, rel=1e-5)
+
+
+def test_where_a_structure_touches_what_is_ignored_it_has_no_border():
+    masks = torch.zeros(1, 1, 16, 16, 16)
+    masks[..., :8] = 1
+    kept = torch.ones(1, 1, 16, 16, 16)
+    kept[..., 8:] = 0
+    assert border_density(masks).sum() > 200
+    assert border_density(masks, known_neighbourhoods(kept)).sum() == 0
+    kept[..., 8:] = 1
+    assert torch.equal(border_density(masks, known_neighbourhoods(kept)), border_density(masks))
+
+
+HALF = SHAPE[0] // 2
+
+
+def half_ignored(radius):
+    """A ball of class 1 of which nothing is known beyond the middle of X, where the class is 2."""
+    classes = ball_mask(radius)[0].long()
+    classes[:, HALF:] = 2
+    return classes
+
+
+def criterion_with_ignored(faces, vertex_count):
+    return MeshLoss(faces, vertex_count, LossConfig(temperature=20.0), structures_of(1, ignore=(9,)))
+
+
+@pytest.mark.parametrize("term", ["occupancy", "surface"])
+def test_the_right_radius_has_the_least_loss_where_half_of_the_ball_is_ignored(term):
+    losses = []
+    for radius in (0.5, 0.6, 0.7):
+        vertices, faces = ball_mesh(radius)
+        prediction = Prediction([vertices], torch.zeros(1, 2, *SHAPE))
+        _, terms = criterion_with_ignored(faces, vertices.shape[2])(prediction, half_ignored(0.6), 0.0)
+        losses.append(getattr(terms, term).item())
+    assert losses[1] < min(losses[0], losses[2])
+    assert losses[1] < 0.15
+
+
+@pytest.mark.parametrize("term", ["occupancy", "surface"])
+def test_nothing_pulls_at_a_mesh_where_voxels_are_ignored(term):
+    vertices, faces = ball_mesh(0.5)
+    vertices.requires_grad_()
+    prediction = Prediction([vertices], torch.zeros(1, 2, *SHAPE))
+    _, terms = criterion_with_ignored(faces, vertices.shape[2])(prediction, half_ignored(0.6), 0.0)
+    getattr(terms, term).backward()
+    pull = vertices.grad[0, 0].norm(dim=-1)
+    x = vertices.detach()[0, 0, :, 0]
+    assert (pull[x > 0.3] == 0).all()
+    assert (pull[x < -0.3] > 0).any()
+
+
+def test_the_segmentation_learns_nothing_from_what_is_ignored():
+    logits = torch.randn(1, 2, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    classes = half_ignored(0.6)
+    loss = class_loss(logits, classes, 2)
+    loss.backward()
+    assert (logits.grad[:, :, HALF:] == 0).all()
+    assert (logits.grad[:, :, :HALF] != 0).all()
+    torch.testing.assert_close(loss, F.cross_entropy(logits[:, :, :HALF], classes[:, :HALF]))
+    nothing_known = class_loss(logits, torch.full_like(classes, 2), 2)
+    assert nothing_known == 0
+
+
+def test_a_config_that_ignores_nothing_has_the_losses_of_one_whose_values_do_not_occur():
+    vertices, faces = ball_mesh(0.5, 2)
+    logits = torch.randn(1, 2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    results = []
+    for structures in (structures_of(1), structures_of(1, ignore=(9,))):
+        criterion = MeshLoss(faces, vertices.shape[2], LossConfig(), structures)
+        results.append(criterion(Prediction([vertices], logits), ball_mask(0.6)[0].long(), 0.0)[0])
+    assert torch.equal(*results)
 
 
 def test_laplacian_vanishes_on_a_flat_patch_and_grows_with_noise():

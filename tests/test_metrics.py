@@ -49,6 +49,42 @@ def test_dice_by_hand():
     assert np.isnan(dice(a & False, a & False))
 
 
+def test_what_is_ignored_is_out_of_the_metrics():
+    """A prediction that is right but for ignored voxels, into which it grows, and which cut the reference off."""
+    reference = box((20, 20, 20), (4, 4, 4), (10, 16, 16))
+    prediction = box((20, 20, 20), (4, 4, 4), (18, 16, 16))
+    ignored = box((20, 20, 20), (10, 0, 0), (20, 20, 20))
+    assert dice(prediction, reference) < 0.7
+    assert dice(prediction, reference, ignored) == 1
+    assert surface_distances(prediction, reference, (1, 1, 1))["hd95_mm"] > 4
+    assert surface_distances(prediction, reference, (1, 1, 1), ignored) == {"assd_mm": 0, "hd95_mm": 0}
+
+
+def test_an_ignored_cut_is_no_border_and_what_has_no_border_has_no_distance():
+    """Of a half box that is 1 voxel short of the reference's outer face alone: the cut would pull the mean down."""
+    reference = box((20, 20, 20), (4, 0, 0), (10, 20, 20))
+    prediction = box((20, 20, 20), (5, 0, 0), (10, 20, 20))
+    ignored = box((20, 20, 20), (10, 0, 0), (20, 20, 20))
+    cut = surface_distances(prediction, reference, (2, 1, 1), ignored)
+    whole = surface_distances(prediction, reference, (2, 1, 1))
+    assert whole["assd_mm"] < cut["assd_mm"] < 2
+    inside = box((20, 20, 20), (9, 9, 9), (11, 11, 11))
+    around = box((20, 20, 20), (7, 7, 7), (13, 13, 13)) & ~inside
+    assert surface_distances(inside, inside, (1, 1, 1), around) == pytest.approx(
+        {"assd_mm": float("nan"), "hd95_mm": float("nan")}, nan_ok=True
+    )
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=10, derandomize=True, deadline=None)
+def test_an_empty_mask_of_ignored_voxels_changes_no_distance(seed):
+    masks = np.random.default_rng(seed).random((2, 7, 8, 9)) < 0.2
+    nothing = np.zeros_like(masks[0])
+    expected = surface_distances(*masks, (1.5, 1, 0.7))
+    assert surface_distances(*masks, (1.5, 1, 0.7), nothing) == pytest.approx(expected)
+    assert dice(*masks, nothing) == dice(*masks)
+
+
 def test_masks_are_checked():
     mask = np.zeros((2, 2, 2), dtype=bool)
     with pytest.raises(InputError, match=r"reference: wanted a boolean mask, found int64"):

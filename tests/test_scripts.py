@@ -509,6 +509,38 @@ def test_several_configs_are_averaged_over_the_cases_that_all_hold_out(evaluated
         call(implicitmeshnet_eval, monkeypatch, *arguments)
 
 
+def test_a_training_that_ignores_a_structure_learns_and_leaves_it_out_of_the_table(folder, tmp_path, monkeypatch):
+    call(
+        implicitmeshnet_train,
+        monkeypatch,
+        f"--config={folder / 'config.json'}",
+        f"--training.run_dir={tmp_path / 'run'}",
+        '--data.structures={"LV": [500]}',
+        "--data.ignore=[205]",  # the wall around it: the mesh may end anywhere in it
+        "--data.region=found",
+        "--training.epochs=1",
+        "--device=cpu",
+    )
+    assert load_config(tmp_path / "run/config.json").data.ignore == [205]
+    for run, override in (("ignoring", [205]), ("counting", [])):
+        tree = json.loads((tmp_path / "run/config.json").read_text())
+        tree["data"] |= {"ignore": override, "region": "centre"}
+        (tmp_path / "run" / f"{run}.json").write_text(json.dumps(tree))
+        call(
+            implicitmeshnet_eval,
+            monkeypatch,
+            f"--implicitmeshnet_config={tmp_path / 'run' / run}.json",
+            f"--test_dir_in={folder / 'data'}",
+            f"--test_dir_out={tmp_path / run}",
+            "--validation_split",
+        )
+    (ignoring,), (counting,) = (
+        list(csv.DictReader((tmp_path / run / "metrics.csv").open())) for run in ("ignoring", "counting")
+    )
+    assert float(ignoring["dice"]) > float(counting["dice"])
+    assert ignoring["label_volume_ml"] == counting["label_volume_ml"]
+
+
 def test_the_segmentation_is_the_largest_of_the_interpolated_probabilities():
     """Against plain interpolation at every voxel, for a permuted, flipped, oblique image partly outside the box."""
     affine = np.eye(4)

@@ -118,6 +118,15 @@ def test_what_lies_more_than_half_a_voxel_outside_is_background():
     assert set(np.unique(image)) == {-1, 5}
 
 
+def test_what_is_ignored_is_resampled_like_a_structure_and_is_no_background():
+    labels = np.zeros((12, 8, 8), np.int32)
+    labels[2:6] = 5
+    labels[6:10] = 7
+    volume = Volume(labels, unit_grid(12, 8, 8))
+    coarse = resample_labels(volume, network_grid(volume.grid, (6, 4, 4), 2.0), structures_of(5, ignore=(7,)))
+    assert coarse[:, 2, 2].tolist() == [0, 1, 1, 2, 2, 0]
+
+
 def test_cropping_takes_the_middle_voxels():
     data = np.random.default_rng(0).normal(size=(10, 12, 14)).astype(np.float32)
     grid = unit_grid(10, 12, 14)
