@@ -87,7 +87,7 @@ LABELMAP, SEGMENTATION = "_mesh_labelmap.nii.gz", "_unet_segmentation.nii.gz"
 def main():
     arguments = parse_arguments()
     predictor = Predictor.from_config(*arguments.implicitmeshnet_config, device=arguments.device)
-    cases = chosen_cases(arguments)
+    cases = chosen_cases(arguments, predictor.data.channels)
     out = Path(arguments.test_dir_out)
     check_output(out, Path(arguments.test_dir_in), cases, predictor.structures.names)
 
@@ -118,8 +118,9 @@ def main():
         raise InputError(f"{len(failures)} of {len(cases)} cases failed: {failures[0]}{others}")
 
 
-def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
-    """The cases of --test_dir_in that the arguments name; says which split was taken where a data set has both."""
+def chosen_cases(arguments: argparse.Namespace, channels: int) -> list[Case]:
+    """The cases of --test_dir_in that the arguments name, of so many channels; says which split was taken where a data
+    set has both."""
     folder = arguments.test_dir_in
     splits = splits_of(folder)
     if arguments.split is not None and arguments.split not in splits:
@@ -127,11 +128,11 @@ def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
     if arguments.validation_split:
         if arguments.split is not None:
             raise InputError(f"--split: wanted none beside --validation_split, found {arguments.split}")
-        return held_out_cases(find_cases(folder, labelled=True), arguments.implicitmeshnet_config)
+        return held_out_cases(find_cases(folder, labelled=True, channels=channels), arguments.implicitmeshnet_config)
     split = arguments.split or next(iter(splits), "Tr")
     if len(splits) > 1 and arguments.split is None:
         print(f"{folder}: took imagesTs; --split=Tr takes imagesTr")
-    return find_cases(folder, labelled=False, split=split)
+    return find_cases(folder, labelled=False, split=split, channels=channels)
 
 
 def held_out_cases(cases: list[Case], configs: Sequence[str]) -> list[Case]:

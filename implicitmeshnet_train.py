@@ -89,7 +89,7 @@ def train(config: Config, run_dir: Path, device: torch.device) -> None:
     """Read the cases, then epoch after epoch from where last.pt ends, or from the start."""
     settings = config.training
     deep = load_deep_route(config, device)
-    cases = find_cases(config.data.dir, labelled=True)
+    cases = find_cases(config.data.dir, labelled=True, channels=config.data.channels)
     training, validation = configured_split(cases, config)
     check_cases(validation, config.data)
     margin = max(config.data.shape) // 8 if settings.augmentation else 0
@@ -184,7 +184,7 @@ def train_step(
 
 
 def draw_batch(run: Run, samples: list[Sample], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 1, X, Y, Z) and labels (B, X, Y, Z) on the device, augmented where the config asks for it."""
+    """Images (B, C, X, Y, Z) and labels (B, X, Y, Z) on the device, augmented where the config asks for it."""
     drawn = [draw(run, sample, run.config.data.shape, generator) for sample in samples]
     images, labels = zip(*drawn, strict=True)
     return torch.stack(images), torch.stack(labels)
@@ -193,9 +193,9 @@ def draw_batch(run: Run, samples: list[Sample], generator: torch.Generator) -> t
 def draw(
     run: Run, volume: Sample | Overview, shape: Sequence[int], generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image (1, X, Y, Z) and label (X, Y, Z), augmented onto `shape` where the config asks for it."""
+    """Image (C, X, Y, Z) and label (X, Y, Z), augmented onto `shape` where the config asks for it."""
     assert volume.label is not None, "training cases are labelled"
-    image = volume.image[None].to(run.device)
+    image = volume.image.to(run.device)
     label = volume.label.to(run.device)
     if not run.config.training.augmentation:
         return image, label
@@ -207,7 +207,7 @@ def localiser_loss(
 ) -> torch.Tensor:
     """Cross-entropy of the coarse pass on one case; one of a batch will do, as it learns sooner than the rest."""
     assert overview is not None, "samples of data.region 'found' have one"
-    image, label = draw(run, overview, overview.image.shape, generator)
+    image, label = draw(run, overview, overview.image.shape[1:], generator)
     return class_loss(localiser(image[None].float()), label[None], IGNORED)
 
 

@@ -47,6 +47,8 @@ LabelValues = Annotated[list[LabelValue], Length(1, items="label values")]
 StructureName = Annotated[str, Name(longest=50)]
 GridSide = Annotated[int, Range(6, 4095)]
 Grid = Annotated[tuple[GridSide, GridSide, GridSide], Length(3, 3, "numbers")]
+Intensity = Literal["window", "percentile"]
+Intensities = Annotated[list[Intensity], Length(1, 99, "rules")]
 Percentile = Annotated[float, Range(0, 100)]
 Fold = Annotated[int, Range(0, 2**31 - 1)]
 Folds = Annotated[int, Range(2, 2**31 - 1)]
@@ -104,9 +106,9 @@ class DataConfig:
     """Voxels of the network's grid, each a multiple of 2^(encoder levels - 1)."""
     spacing_mm: SpacingMm | Spacings = 1.3
     """Voxel spacing of the network's grid, in mm: the same along each axis, or three numbers where slices are thick."""
-    intensity: Literal["window", "percentile"] = "window"
+    intensity: Intensity | Intensities = "window"
     """How voxel values become [-1, 1]. 'window': CT, clipped to level +- width / 2. 'percentile': each volume by its
-    own percentiles (MR)."""
+    own percentiles (MR). A list has a rule for each channel of an image, in the order of their files."""
     window_hu: Positive = 1000.0
     """Width of the intensity window, in Hounsfield units."""
     level_hu: float = 200.0
@@ -120,8 +122,27 @@ class DataConfig:
     folds: Folds = 5
     """Parts of equal size, to one case, that a cross-validation cuts the cases into, in an order drawn with
     training.seed: a training with each fold holds every case out once."""
-    intensity_statistics: IntensityStatistics | None = None
-    """Training fills it in the config that it writes beside the snapshot; evaluation warns of images unlike it."""
+    intensity_statistics: IntensityStatistics | list[IntensityStatistics] | None = None
+    """Training fills it in the config that it writes beside the snapshot, a list where there are several channels;
+    evaluation warns of images unlike it."""
+
+    @property
+    def intensity_rules(self) -> list[Intensity]:
+        """The rule of each channel of an image."""
+        return self.intensity if isinstance(self.intensity, list) else [self.intensity]
+
+    @property
+    def channels(self) -> int:
+        """Of an image: the network's input."""
+        return len(self.intensity_rules)
+
+    @property
+    def channel_statistics(self) -> list[IntensityStatistics]:
+        """The intensity_statistics of each channel; none before a training has filled them in."""
+        statistics = self.intensity_statistics
+        if statistics is None:
+            return []
+        return statistics if isinstance(statistics, list) else [statistics]
 
 
 @dataclass
@@ -343,6 +364,14 @@ def ignored_values_are_no_structures(config: Config) -> None:
         refuse("data.ignore", "label values that mean no structure", config.data.ignore)
 
 
+def statistics_of_each_channel(config: Config) -> None:
+    """data.intensity_statistics: null, or an object for each rule of data.intensity."""
+    found = len(config.data.channel_statistics)
+    if found not in (0, config.data.channels):
+        wanted = f"null, or an object for each rule of data.intensity, {config.data.channels}"
+        refuse("data.intensity_statistics", wanted, found)
+
+
 def enclosed_structures(config: Config) -> None:
     """data.encloses: names structures of data.structures, each enclosing distinct others that enclose none."""
     encloses = config.data.encloses
@@ -465,6 +494,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
     Config: (
         distinct_label_values,
         ignored_values_are_no_structures,
+        statistics_of_each_channel,
         enclosed_structures,
         known_fold,
         grid_fits_the_encoder,

@@ -120,7 +120,7 @@ def _json_type(kind: Any, plural: bool = False) -> str:
         count = f"{len(arguments)} " if is_fixed else ""
         return f"{'lists' if plural else 'list'} of {count}{items}"
     if dataclasses.is_dataclass(kind):
-        return "object"
+        return "objects" if plural else "object"
     singular, several = PLAIN_TYPES[str if origin is typing.Literal else kind]
     return several if plural else singular
 

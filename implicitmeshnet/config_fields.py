@@ -117,6 +117,9 @@ def check_limits(section: Any, prefix: str = "") -> None:
         value = getattr(section, name)
         if dataclasses.is_dataclass(value):
             check_limits(value, f"{key}.")
+        elif isinstance(value, list) and all(map(dataclasses.is_dataclass, value)):
+            for number, item in enumerate(value):
+                check_limits(item, f"{key}[{number}].")
         elif not permits(value, kind):
             refuse(key, describe(kind), value)
 

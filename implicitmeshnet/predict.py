@@ -6,7 +6,8 @@ surfaces.names  # ["LV", "RV", ...], S of them
 surfaces.vertices, surfaces.faces  # (S, V, 3) in world mm, (F, 3)
 surfaces.labelmap  # (X, Y, Z), on the image's own grid
 
-Several configs are averaged: Predictor.from_config("fold_0/config.json", "fold_1/config.json").
+An image of several channels is a list of files, in the order of data.intensity's rules: predictor(["a_0000.nii.gz",
+"a_0001.nii.gz"]). Several configs are averaged: Predictor.from_config("fold_0/config.json", "fold_1/config.json").
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,9 @@ import torch.nn.functional as F
 
 from implicitmeshnet.config import Config, DataConfig, load_config
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.data.dataset import Sample, on_network_grid, standardise
-from implicitmeshnet.data.nifti import read_image
+from implicitmeshnet.data.dataset import Sample, on_network_grid, read_channels, standardise
 from implicitmeshnet.data.overview import mask_centre_mm, overview_of
-from implicitmeshnet.data.plausibility import intensity_warning
+from implicitmeshnet.data.plausibility import intensity_warnings
 from implicitmeshnet.data.volume import Grid, Volume, box_inside, canonical, network_grid, resample_labels
 from implicitmeshnet.models.ensemble import Ensemble
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
@@ -95,14 +95,16 @@ class Predictor:
             networks.append(load_network(config, snapshot_path(config, path), pick_device(device)))
         return cls(Ensemble(networks) if len(networks) > 1 else networks[0], configs[0])
 
-    def __call__(self, image: Volume | str | Path) -> Surfaces:
+    def __call__(self, image: Volume | str | Path | Sequence[str | Path]) -> Surfaces:
         """Surfaces of a volume in the world, in any voxel order, or of a NIfTI file; its name begins the warnings.
 
-        Raises NothingFound where no region of it shows the structures, InputError where it cannot be read or is too
-        large for that.
+        An image of several channels is a list of files. Raises NothingFound where no region of it shows the structures,
+        InputError where it cannot be read, has another number of channels, or is too large for that.
         """
+        if isinstance(image, str | Path):
+            image = [image]
         if not isinstance(image, Volume):
-            image = read_image(image)
+            image = read_channels(image)
         seen = standardise(image, self.data)
         grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, self._centre_mm(seen))
         sample = on_network_grid(seen, None, grid, self.structures)
@@ -115,8 +117,9 @@ class Predictor:
         segmentation = segmentation_on_grid(logits, grid, self.structures, image.grid)
         agreement = agreements(labelmap, segmentation, self.structures.written)
         crossing = [int(self_intersecting_faces(mesh, faces).sum()) for mesh in repaired]
+        within = sample.image.numpy()[(..., *box_inside(grid, seen.grid))]
         doubts = (
-            intensity_warning(sample.image.numpy()[box_inside(grid, seen.grid)], self.data.intensity_statistics),
+            *intensity_warnings(within, self.data),
             agreement_warning(agreement),
             _crossing_warning(self.structures.names, crossing),
         )
@@ -154,10 +157,10 @@ class Predictor:
 
     @torch.inference_mode()
     def _run(self, image: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
-        """Vertices (S, V, 3) float64 in normalised coordinates, and logits (S + 1, X, Y, Z), of an image (X, Y, Z)."""
+        """Of an image (C, X, Y, Z) vertices (S, V, 3) float64, normalised coordinates, and logits (S + 1, X, Y, Z)."""
         device = self.network.decoder.faces.device
         training = self.network.training
-        prediction = self.network.eval()(image[None, None].to(device))
+        prediction = self.network.eval()(image[None].to(device))
         self.network.train(training)
         return prediction.vertices[0].cpu().double().numpy(), prediction.segmentation[0].cpu()
 
@@ -231,7 +234,7 @@ def _agreed_classes(probabilities: torch.Tensor) -> np.ndarray:
 
 
 def preview(path: Path, surfaces: Surfaces, labels: Volume | None) -> Figure:
-    """Slices with contours on the network's grid, the label filled, and the meshes; PNG."""
+    """Slices of the first channel with contours on the network's grid, the label filled, and the meshes; PNG."""
     structures = surfaces.structures
     grid = surfaces.sample.grid
     masks = structures.own_parts([mesh_to_mask(*mesh, grid) for mesh in surfaces.meshes])
@@ -248,4 +251,4 @@ def preview(path: Path, surfaces: Surfaces, labels: Volume | None) -> Figure:
                 encloses=bool(structures.encloses[structure]),
             )
         )
-    return case_preview(path, surfaces.sample.image.numpy(), grid.affine, views)
+    return case_preview(path, surfaces.sample.image[0].numpy(), grid.affine, views)

@@ -220,7 +220,8 @@ def test_fewer_cases_than_folds_are_one_sentence():
 def test_a_case_on_the_networks_grid(tmp_path):
     case = write_case(tmp_path)
     sample = training_sample(case, CONFIG)
-    assert sample.image.shape == sample.label.shape == sample.grid.shape == (16, 16, 16)
+    assert sample.image.shape == (1, 16, 16, 16)
+    assert sample.label.shape == sample.grid.shape == (16, 16, 16)
     assert sample.image.dtype == torch.float32
     assert sample.label.dtype == torch.uint8
     assert sample.image.min() >= -1
@@ -229,19 +230,19 @@ def test_a_case_on_the_networks_grid(tmp_path):
         box = (sample.label == index).nonzero().double().mean(0).numpy()
         centre = transform(AFFINE, np.array(corner) + 3.5)
         np.testing.assert_allclose(transform(sample.grid.affine, box), centre, atol=0.6)
-    np.testing.assert_allclose(sample.image[sample.label == 0][0], -0.5, atol=1e-6)
+    np.testing.assert_allclose(sample.image[0][sample.label == 0][0], -0.5, atol=1e-6)
 
 
 def test_a_margin_surrounds_the_same_voxels(tmp_path):
     case = write_case(tmp_path)
     sample, padded = training_sample(case, CONFIG), training_sample(case, CONFIG, margin=3)
     inner = (slice(3, -3),) * 3
-    assert padded.image.shape == (22, 22, 22)
+    assert padded.image.shape == (1, 22, 22, 22)
     assert padded.grid.shape == (16, 16, 16)
-    assert torch.allclose(padded.image[inner], sample.image, atol=1e-5)
+    assert torch.allclose(padded.image[0][inner], sample.image[0], atol=1e-5)
     assert torch.equal(padded.label[inner], sample.label)
     assert (padded.grid.affine == sample.grid.affine).all()
-    assert (padded.image[:, :, :3] > -0.9).any()  # the margin holds real data
+    assert (padded.image[..., :3] > -0.9).any()  # the margin holds real data
 
 
 def test_a_label_maps_by_value_not_by_rank(tmp_path):
@@ -311,7 +312,7 @@ def ellipsoid_sample(shape, margin, centre, radii):
     points = (np.stack(np.indices(padded), -1) - margin) / half - 1
     inside = ((points - centre) ** 2 / np.square(radii)).sum(-1) < 1
     label = torch.from_numpy(inside.astype(np.uint8))
-    return Sample(label.float(), label, Grid(shape, np.eye(4)))
+    return Sample(label.float()[None], label, Grid(shape, np.eye(4)))
 
 
 @pytest.mark.parametrize("margin", [0, 5])
@@ -337,7 +338,7 @@ def test_a_single_voxel_has_a_size():
     label = torch.zeros(9, 9, 9, dtype=torch.uint8)
     label[4, 2, 6] = 1
     centres, radii = template_statistics(
-        [Sample(label.float(), label, Grid((9,) * 3, np.eye(4)))],
+        [Sample(label.float()[None], label, Grid((9,) * 3, np.eye(4)))],
         DataConfig(structures={"LV": [1]}, shape=(9,) * 3),
     )
     np.testing.assert_allclose(centres, [[0, -0.5, 0.5]])

@@ -42,7 +42,8 @@ def test_an_overview_spans_the_volume_and_keeps_the_label_in_place():
     image, label, centre = ball_volume()
     volumes = [canonical(Volume(data, Grid(data.shape, AFFINE))) for data in (image, label)]
     overview = overview_of(*volumes, CONFIG)
-    assert overview.image.shape == overview.label.shape == overview.grid.shape == (17, 30, 20)
+    assert overview.image.shape == (1, 17, 30, 20)
+    assert overview.label.shape == overview.grid.shape == (17, 30, 20)
     np.testing.assert_allclose(overview.grid.spacing_mm, 6)
     corners = transform(np.linalg.inv(overview.grid.affine), transform(AFFINE, np.array([[0, 0, 0], [119, 79, 49.0]])))
     assert (corners > -1).all()
@@ -237,7 +238,7 @@ def test_a_localiser_takes_any_size_and_learns_to_find():
 
     for _ in range(60):
         shown, _ = overview()
-        loss = F.cross_entropy(localiser(shown.image[None, None]), shown.label[None].long())
+        loss = F.cross_entropy(localiser(shown.image[None]), shown.label[None].long())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -253,4 +254,4 @@ def test_where_background_is_likelier_everywhere_nothing_is_found():
     with torch.no_grad():
         localiser.unet.head.weight.zero_()
         localiser.unet.head.bias.copy_(torch.tensor([1.0, -1.0]))
-    assert not localiser.find(torch.zeros(12, 12, 12), (12, 12, 12)).any()
+    assert not localiser.find(torch.zeros(1, 12, 12, 12), (12, 12, 12)).any()

@@ -154,7 +154,7 @@ def test_coarse_passes_are_averaged_by_their_probabilities():
         torch.nn.init.zeros_(localiser.unet.head.weight)
         localiser.unet.head.bias.data = torch.tensor([0.0, logit])
         localisers.append(localiser)
-    overview = torch.zeros(12, 12, 12)
+    overview = torch.zeros(1, 12, 12, 12)
     assert not localisers[0].find(overview, np.full(3, 20)).any()
     assert CoarseEnsemble(localisers).find(overview, np.full(3, 20)).all()
 

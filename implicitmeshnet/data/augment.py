@@ -32,10 +32,10 @@ def augment(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Warp and crop one padded case, then change its intensities.
 
-    image (1, X', Y', Z') in [-1, 1] and label (X', Y', Z') integer, both with a margin around the network's `shape`,
-    of voxels of so many mm along each axis; returns image (1, X, Y, Z) float32 and label (X, Y, Z) int64. Labels are
-    interpolated as indicator functions and the largest wins. The same generator state gives the same result on the same
-    device.
+    image (C, X', Y', Z') in [-1, 1] and label (X', Y', Z') integer, both with a margin around the network's `shape`,
+    of voxels of so many mm along each axis; returns image (C, X, Y, Z) float32 and label (X, Y, Z) int64. Labels are
+    interpolated as indicator functions and the largest wins. All channels are warped alike, and each changes its
+    intensities by itself. The same generator state gives the same result on the same device.
     """
     grid = _warp_grid(image.shape[1:], shape, spacing_mm, generator).to(image.device)
     # One channel for each label value, because label values themselves cannot be interpolated.
@@ -43,7 +43,8 @@ def augment(
     indicators = F.one_hot(label.long(), classes).movedim(-1, 0)
     both = torch.cat([image.float(), indicators.float()])
     warped = F.grid_sample(both[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
-    return _change_intensity(warped[:1], generator), warped[1:].argmax(0)
+    channels = [_change_intensity(channel, generator) for channel in warped[: len(image)].split(1)]
+    return torch.cat(channels), warped[len(image) :].argmax(0)
 
 
 def _warp_grid(

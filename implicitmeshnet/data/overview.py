@@ -9,7 +9,7 @@ import torch
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.data.volume import Grid, Volume, network_grid, resample_image, shares
+from implicitmeshnet.data.volume import Grid, Volume, network_grid, resample_channels, shares
 from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
 
@@ -22,8 +22,8 @@ MAX_VOXELS = 2**24  # of an overview: a body of 2 m at 4 mm
 class Overview:
     """A whole volume at a coarse spacing."""
 
-    image: torch.Tensor  # (X, Y, Z) in [-1, 1]
-    label: torch.Tensor | None  # the same shape, uint8: 1 where any structure is, or IGNORED
+    image: torch.Tensor  # (C, X, Y, Z) in [-1, 1]
+    label: torch.Tensor | None  # (X, Y, Z) uint8: 1 where any structure is, or IGNORED
     grid: Grid
 
 
@@ -43,7 +43,7 @@ def overview_of(image: Volume, labels: Volume | None, config: DataConfig) -> Ove
         )
     grid = network_grid(image.grid, shape, spacing_mm)
     label = None if labels is None else torch.from_numpy(_coarse_label(labels, grid, config))
-    resampled = resample_image(image, grid, background=-1.0)
+    resampled = resample_channels(image, grid, background=-1.0)
     return Overview(torch.from_numpy(resampled), label, grid)
 
 

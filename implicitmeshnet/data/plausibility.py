@@ -58,6 +58,16 @@ def intensity_quantiles(image: np.ndarray) -> list[float]:
     return np.quantile(image, QUANTILES).tolist()
 
 
+def intensity_warnings(image: np.ndarray, config: DataConfig) -> list[str]:
+    """The `intensity_warning` of each channel of an image (C, X, Y, Z) that is unlike the training's."""
+    warnings = []
+    for number, statistics in enumerate(config.channel_statistics):
+        warning = intensity_warning(image[number], statistics)
+        if warning is not None:
+            warnings.append(warning if len(image) == 1 else f"channel {number}: {warning}")
+    return warnings
+
+
 def intensity_statistics(quantiles: Sequence[Sequence[float]]) -> IntensityStatistics:
     """Mean and covariance over the training cases of their `intensity_quantiles`."""
     table = np.asarray(quantiles)  # (cases, Q)

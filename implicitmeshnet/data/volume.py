@@ -51,6 +51,17 @@ class Volume:
     """A sentence on each thing about the file that may make results wrong."""
     name: str = "volume"
     """What messages call it: its file, where it has one."""
+    others: tuple[np.ndarray, ...] = ()
+    """Of an image of several channels the second and further ones, each (X, Y, Z); `data` is the first."""
+
+    @property
+    def channels(self) -> tuple[np.ndarray, ...]:  # each (X, Y, Z)
+        return (self.data, *self.others)
+
+    def with_channels(self, channels: Sequence[np.ndarray], grid: Grid | None = None) -> "Volume":
+        """The same volume with other channels, each (X, Y, Z), on another grid where one is given."""
+        first, *others = channels
+        return replace(self, data=first, others=tuple(others), grid=grid or self.grid)
 
 
 def voxels_apart(shape: Sequence[int], affine: np.ndarray, other: np.ndarray) -> float:
@@ -66,15 +77,15 @@ def voxels_apart(shape: Sequence[int], affine: np.ndarray, other: np.ndarray) ->
 def canonical(volume: Volume) -> Volume:
     """The same volume with its voxel axes permuted and flipped to those closest to RAS+."""
     orientation = io_orientation(volume.grid.affine)
-    data = apply_orientation(volume.data, orientation)
-    return replace(volume, data=data, grid=_canonical_grid(volume.grid))
+    channels = [apply_orientation(channel, orientation) for channel in volume.channels]
+    return volume.with_channels(channels, _canonical_grid(volume.grid))
 
 
 def in_order_of(volume: Volume, grid: Grid) -> Volume:
     """The same volume with its voxel axes permuted and flipped to those closest to another grid's."""
     orientation = io_orientation(np.linalg.inv(grid.affine) @ volume.grid.affine)
-    data = apply_orientation(volume.data, orientation)
-    return replace(volume, data=data, grid=_turned(volume.grid, orientation))
+    channels = [apply_orientation(channel, orientation) for channel in volume.channels]
+    return volume.with_channels(channels, _turned(volume.grid, orientation))
 
 
 def network_grid(
@@ -110,7 +121,7 @@ def network_grid(
 
 
 def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarray:
-    """The volume on the target grid, float32 (X, Y, Z): linear, anti-aliased where the target is coarser.
+    """A volume's first channel on the target grid, float32 (X, Y, Z): linear, anti-aliased where that is coarser.
 
     Voxels whose centre lies more than half a source voxel outside the volume are `background`. Raises ValueError where
     the two grids' axes are not parallel.
@@ -118,6 +129,14 @@ def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarra
     weights, inside = _axis_weights(volume.grid, target)
     resampled = _apply(weights, volume.data.astype(np.float32, copy=False))
     return np.where(inside, resampled, np.float32(background))
+
+
+def resample_channels(volume: Volume, target: Grid, background: float) -> np.ndarray:
+    """All channels of an image on the target grid, float32 (C, X, Y, Z), each as `resample_image`."""
+    resampled = []
+    for channel in volume.channels:
+        resampled.append(resample_image(replace(volume, data=channel), target, background))
+    return np.stack(resampled)
 
 
 def resample_labels(volume: Volume, target: Grid, structures: Structures) -> np.ndarray:
@@ -221,12 +240,13 @@ def resample_nearest_onto(volume: Volume, grid: Grid) -> Volume:
     return Volume(data, grid)
 
 
-def normalise_intensity(data: np.ndarray, config: DataConfig) -> np.ndarray:
+def normalise_intensity(data: np.ndarray, config: DataConfig, channel: int = 0) -> np.ndarray:
     """Map voxel values to [-1, 1], float32, clipped: the config's window in HU, or the volume's own percentiles.
 
-    A volume whose percentiles coincide is mapped from its minimum and maximum, a constant one to -1.
+    Which of the two is the rule of the image's `channel` that they are of. A volume whose percentiles coincide is
+    mapped from its minimum and maximum, a constant one to -1.
     """
-    low, high = _intensity_range(data, config)
+    low, high = _intensity_range(data, config, channel)
     if high - low < np.finfo(np.float32).tiny:  # so narrow a range means nothing, and its inverse would be infinite
         return np.full(data.shape, -1, np.float32)
     scale = 2 / (high - low)
@@ -235,9 +255,9 @@ def normalise_intensity(data: np.ndarray, config: DataConfig) -> np.ndarray:
     return np.clip(mapped, -1, 1)
 
 
-def _intensity_range(data: np.ndarray, config: DataConfig) -> tuple[float, float]:
+def _intensity_range(data: np.ndarray, config: DataConfig, channel: int) -> tuple[float, float]:
     """The voxel values that become -1 and 1."""
-    if config.intensity == "window":
+    if config.intensity_rules[channel] == "window":
         half = config.window_hu / 2
         return config.level_hu - half, config.level_hu + half
     step = int(np.ceil((data.size / 2e6) ** (1 / 3)))  # a regular subset of about two million voxels is enough

@@ -11,7 +11,7 @@ from implicitmeshnet.models.mesh_net import ImplicitMeshNet, Prediction
 
 
 class Ensemble(nn.Module):
-    """Image (B, 1, X, Y, Z) in [-1, 1] -> Prediction of one stage: the mean vertices of the networks' last stages.
+    """Image (B, C, X, Y, Z) in [-1, 1] -> Prediction of one stage: the mean vertices of the networks' last stages.
 
     The networks have the same structures and template faces, and one grid. The segmentation's logits are the logarithms
     of the mean probabilities.
@@ -31,7 +31,7 @@ class Ensemble(nn.Module):
 
 
 class CoarseEnsemble(CoarsePass):
-    """Overview (B, 1, X, Y, Z) -> the logarithms (B, 2, X, Y, Z) of several coarse passes' mean probabilities."""
+    """Overview (B, C, X, Y, Z) -> the logarithms (B, 2, X, Y, Z) of several coarse passes' mean probabilities."""
 
     def __init__(self, members: Sequence[CoarsePass]):
         super().__init__()

@@ -19,25 +19,25 @@ BOTTLENECK_VOXELS = 3  # at least, along each axis, as for data.shape
 
 
 class CoarsePass(nn.Module):
-    """What finds structures by its logits: overview (B, 1, X, Y, Z) -> (B, 2, X, Y, Z) of background and structures."""
+    """What finds structures by its logits: overview (B, C, X, Y, Z) -> (B, 2, X, Y, Z) of background and structures."""
 
     @torch.inference_mode()
     def find(self, overview: torch.Tensor, room: np.ndarray) -> np.ndarray:
-        """Where the structures are in an overview (X, Y, Z): bool (X, Y, Z).
+        """Where the structures are in an overview (C, X, Y, Z): bool (X, Y, Z).
 
         What is found fits into `room` voxels along each axis (3,).
         """
         device = next(self.parameters()).device
-        background, structures = self(overview[None, None].to(device))[0].cpu()
+        background, structures = self(overview[None].to(device))[0].cpu()
         return parts_that_belong((structures - background).numpy(), room)
 
 
 class Localiser(CoarsePass):
     """The coarse pass of one network, a small UNet that takes overviews of any size."""
 
-    def __init__(self, channels: Sequence[int]):
+    def __init__(self, channels: Sequence[int], image_channels: int = 1):
         super().__init__()
-        self.unet = UNet(channels, channels[:-1], 2, 0.0)
+        self.unet = UNet(channels, channels[:-1], 2, 0.0, image_channels)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         divisor = 2 ** (len(self.unet.encoder) - 1)

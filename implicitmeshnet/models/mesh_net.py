@@ -74,7 +74,7 @@ class GraphDecoder(nn.Module):
 
 
 class ImplicitMeshNet(nn.Module):
-    """Image (B, 1, X, Y, Z) in [-1, 1] -> Prediction. Where the UNet runs in bfloat16, the mesh part stays float32.
+    """Image (B, C, X, Y, Z) in [-1, 1] -> Prediction. Where the UNet runs in bfloat16, the mesh part stays float32.
 
     `localiser` is the network of the coarse pass, which finds where such images are to be cut from a volume; None where
     they are cut from the centre.
@@ -96,12 +96,13 @@ def build_network(config: Config) -> ImplicitMeshNet:
     """The untrained network that a config describes; where template is 'mean', its centres and radii must be set."""
     network = config.network
     structures = Structures.of(config.data)
-    unet = UNet(network.encoder_channels, network.decoder_channels, structures.class_count, network.dropout)
+    channels = config.data.channels
+    unet = UNet(network.encoder_channels, network.decoder_channels, structures.class_count, network.dropout, channels)
     sphere, faces = icosphere(network.template_subdivisions)
     template = _template(network, sphere, len(structures))
     level_channels = {f"e{level}": width for level, width in enumerate(network.encoder_channels)}
     level_channels |= {f"d{level}": width for level, width in enumerate(network.decoder_channels)}
-    localiser = Localiser(network.localiser_channels) if config.data.region == "found" else None
+    localiser = Localiser(network.localiser_channels, channels) if config.data.region == "found" else None
     decoder = GraphDecoder(template, faces, level_channels, network)
     return ImplicitMeshNet(unet, decoder, localiser)
 
