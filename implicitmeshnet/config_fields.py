@@ -117,7 +117,7 @@ def check_limits(section: Any, prefix: str = "") -> None:
         value = getattr(section, name)
         if dataclasses.is_dataclass(value):
             check_limits(value, f"{key}.")
-        elif isinstance(value, list) and all(map(dataclasses.is_dataclass, value)):
+        elif isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
             for number, item in enumerate(value):
                 check_limits(item, f"{key}[{number}].")
         elif not permits(value, kind):

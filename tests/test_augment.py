@@ -39,6 +39,18 @@ def test_with_every_strength_zero_it_is_the_central_crop(monkeypatch):
     assert torch.equal(moved, label[inner].long())
 
 
+def test_channels_are_warped_alike_and_change_their_intensities_each_by_itself(monkeypatch):
+    image, label = sample()
+    both = torch.cat([image, image])
+    first, second = augment(both, label, SHAPE, SPACING_MM, torch.Generator().manual_seed(0))[0]
+    assert torch.equal(first, augment(image, label, SHAPE, SPACING_MM, torch.Generator().manual_seed(0))[0][0])
+    assert not torch.equal(first, second)
+    for name in ("GAIN", "OFFSET", "GAMMA", "NOISE"):
+        monkeypatch.setattr(module, name, 0.0)
+    first, second = augment(both, label, SHAPE, SPACING_MM, torch.Generator().manual_seed(0))[0]
+    assert torch.equal(first, second)
+
+
 def test_what_is_ignored_moves_with_its_surroundings():
     image, label = sample()
     warped = augment(image, label, SHAPE, SPACING_MM, torch.Generator().manual_seed(0))[1]

@@ -233,6 +233,9 @@ def test_overrides_parse_json_and_bare_words(tmp_path):
         ("--data.folds=1", "data.folds: wanted 2 to 2^31 - 1, found 1"),
         ("--data.ignore=[7,421]", "data.ignore: wanted label values that mean no structure, found [7, 421]"),
         ("--data.ignore=[0]", "data.ignore: wanted each 1 to 32767, found [0]"),
+        ("--data.intensity=[]", "data.intensity: wanted 'window' or 'percentile', or 1 to 99 rules, each 'window' or"),
+        ('--data.intensity=["mr"]', "each 'window' or 'percentile', found ['mr']"),
+        ('--data.intensity_statistics=[{"cases":3}]', "data.intensity_statistics[0].mean: wanted 9 numbers, found ()"),
         ("--data.overview_spacing_mm=0", "data.overview_spacing_mm: wanted 0.001 to 1000"),
         ("--network.localiser_channels=[8]", "network.localiser_channels: wanted 2 to 6 widths, each 1 to 4096"),
         ("--network.stage_channels=[8]", "one width for each entry of stage_levels"),
@@ -250,6 +253,30 @@ def test_a_bad_override_is_one_sentence(tmp_path, override, sentence):
         load_config(write(tmp_path, {}), [override])
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def statistics_of(value):
+    return {"cases": 2, "mean": [value] * 9, "covariance": [[0.0] * 9] * 9}
+
+
+def test_several_channels_have_a_rule_and_statistics_each(tmp_path):
+    tree = {"intensity": ["window", "percentile"], "intensity_statistics": [statistics_of(0.1), statistics_of(0.2)]}
+    config = load_config(write(tmp_path, {"data": tree}))
+    assert config.data.intensity_rules == ["window", "percentile"]
+    assert [statistics.mean[0] for statistics in config.data.channel_statistics] == [0.1, 0.2]
+    save_config(config, tmp_path / "saved.json")
+    assert load_config(tmp_path / "saved.json") == config
+    tree["intensity_statistics"].pop()
+    with pytest.raises(InputError, match="intensity_statistics: wanted null, or an object for each rule of"):
+        load_config(write(tmp_path, {"data": tree}))
+
+
+def test_one_channel_has_one_rule_and_the_statistics_that_older_configs_hold(tmp_path):
+    tree = {"intensity": "percentile", "intensity_statistics": statistics_of(0.1)}
+    config = load_config(write(tmp_path, {"data": tree}))
+    assert (config.data.channels, config.data.intensity_rules) == (1, ["percentile"])
+    assert config.data.channel_statistics == [config.data.intensity_statistics]
+    assert Config().data.channel_statistics == []
 
 
 def test_missing_and_malformed_files_are_named(tmp_path):

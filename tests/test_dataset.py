@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,91 @@ def test_nnunet_layout(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"file_ending": ".nii"}))
     expected = [("a_1001", "a_1001_0000.nii", "a_1001.nii"), ("b", "b_0000.nii", "b.nii")]
     assert names(find_cases(tmp_path, labelled=True)) == expected
+
+
+CHANNELS = ["a_0001.nii", "a_0000.nii", "b_0000.nii", "b_0001.nii"]
+
+
+@pytest.mark.parametrize("split", ["Tr", "Ts"])
+def test_channels_of_a_data_set_are_the_files_of_one_case(tmp_path, split):
+    touch(tmp_path, *(f"images{split}/{name}" for name in CHANNELS), f"labels{split}/a.nii", f"labels{split}/b.nii")
+    cases = find_cases(tmp_path, labelled=True, split=split, channels=2)
+    assert names(cases) == [("a", "a_0000.nii", "a.nii"), ("b", "b_0000.nii", "b.nii")]
+    assert [path.name for path in cases[0].images] == ["a_0000.nii", "a_0001.nii"]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_channels_may_lie_in_one_folder_with_their_labels(tmp_path, labelled):
+    touch(tmp_path, *CHANNELS, "a_label.nii.gz", "b_label.nii.gz", "notes.nii")
+    cases = find_cases(tmp_path, labelled, channels=2)
+    assert names(cases) == [("a", "a_0000.nii", "a_label.nii.gz"), ("b", "b_0000.nii", "b_label.nii.gz")]
+    assert [path.name for path in cases[1].others] == ["b_0001.nii"]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["a_0000.nii.gz"], "a_0001.nii.gz: wanted this channel, as data.intensity has 2 rules, found no file"),
+        (["a_0001.nii"], "a_0000.nii: wanted this channel, as data.intensity has 2 rules, found no file"),
+        (["a.nii"], "a_0001.nii: wanted this channel, as data.intensity has 2 rules, found no file"),
+        (
+            [*CHANNELS, "b_0002.nii"],
+            "b_0002.nii: wanted 2 channels, one for each rule of data.intensity, found another",
+        ),
+        ([*CHANNELS, "a.nii"], "a_0000.nii: wanted one file for each channel, found a.nii beside it"),
+    ],
+)
+def test_a_channel_too_few_or_too_many_is_one_sentence_that_names_its_file(tmp_path, files, sentence):
+    touch(tmp_path, *(f"imagesTs/{name}" for name in files))
+    with pytest.raises(InputError) as caught:
+        find_cases(tmp_path, labelled=False, split="Ts", channels=2)
+    assert str(caught.value) == f"{tmp_path}/imagesTs/{sentence}"
+
+
+def write_channels(folder):
+    """Two channels and a label; the second is stored in another voxel order."""
+    case = write_case(folder)
+    data = read_image(case.image).data
+    second = folder / "ct_second.nii.gz"
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = len(data) - 1
+    noise = np.random.default_rng(0).normal(0, 20, data.shape)
+    write_volume(second, (3 * data + noise).astype(np.float32)[::-1], AFFINE @ flip)
+    return Case("ct", case.image, case.label, (second,))
+
+
+def test_each_channel_of_a_sample_is_what_a_sample_of_its_file_alone_is(tmp_path):
+    case = write_channels(tmp_path)
+    config = replace(CONFIG, intensity=["window", "percentile"], region="found")
+    sample = training_sample(case, config, margin=2)
+    assert sample.image.shape == (2, 20, 20, 20)
+    for number, path in enumerate(case.images):
+        alone = training_sample(
+            Case("ct", path, case.label), replace(config, intensity=config.intensity[number]), margin=2
+        )
+        torch.testing.assert_close(sample.image[number], alone.image[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(sample.overview.image[number], alone.overview.image[0], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(sample.quantiles[number], alone.quantiles[0], atol=1e-5)
+    samples = TrainingSet([case], config)
+    assert [statistics.cases for statistics in samples.intensity_statistics] == [1, 1]
+
+
+def test_a_channel_must_lie_on_the_first(tmp_path):
+    case = write_channels(tmp_path)
+    (second,) = case.others
+    moved = AFFINE.copy()
+    moved[2, 3] += 1
+    write_volume(second, read_image(case.image).data, moved)
+    with pytest.raises(InputError) as caught:
+        read_case(case)
+    assert str(caught.value) == f"{second}: wanted the first channel's affine, found one that lies 0.5 voxels off"
+
+
+def test_an_image_of_another_number_of_channels_is_refused(tmp_path):
+    case = write_channels(tmp_path)
+    with pytest.raises(InputError) as caught:
+        training_sample(case, CONFIG)
+    assert str(caught.value) == f"{case.image}: wanted 1 channels, as data.intensity has rules, found 2"
 
 
 def test_any_volumes_serve_evaluation(tmp_path):

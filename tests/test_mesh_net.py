@@ -30,6 +30,15 @@ def test_shapes_for_several_structures_and_an_anisotropic_grid():
     assert prediction.segmentation.dtype == prediction.vertices.dtype == torch.float32
 
 
+def test_the_first_convolutions_take_all_channels():
+    config = small_config()
+    config.data.intensity = ["window", "percentile", "percentile"]
+    config.data.region = "found"
+    network = build_network(config)
+    assert network(torch.randn(1, 3, 16, 12, 8)).segmentation.shape == (1, 4, 16, 12, 8)
+    assert network.localiser(torch.randn(1, 3, 16, 12, 8)).shape == (1, 2, 16, 12, 8)
+
+
 def test_the_papers_layers_are_the_defaults():
     network = build_network(Config(network=NetworkConfig(template="centred", template_subdivisions=2)))
     widths = [stage.input.weight.shape[1] for stage in network.decoder.stages]

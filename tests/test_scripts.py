@@ -541,6 +541,43 @@ def test_a_training_that_ignores_a_structure_learns_and_leaves_it_out_of_the_tab
     assert ignoring["label_volume_ml"] == counting["label_volume_ml"]
 
 
+def test_images_of_two_channels_are_trained_on_and_evaluated(folder, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    for case in find_cases(folder / "data", labelled=True):
+        image = read_image(case.image)
+        for number, values in enumerate((image.data, 100 - image.data)):
+            write_volume(data / f"imagesTr/{case.name}_{number:04}.nii.gz", values, image.grid.affine)
+        (data / "labelsTr").mkdir(exist_ok=True)
+        shutil.copy(case.label, data / f"labelsTr/{case.name}.nii.gz")
+    call(
+        implicitmeshnet_train,
+        monkeypatch,
+        f"--config={folder / 'config.json'}",
+        f"--data.dir={data}",
+        f"--training.run_dir={tmp_path / 'run'}",
+        '--data.intensity=["window", "percentile"]',
+        "--data.region=found",
+        "--training.epochs=1",
+        "--device=cpu",
+    )
+    config = load_config(tmp_path / "run/config.json")
+    assert [statistics.cases for statistics in config.data.channel_statistics] == [3, 3]
+    shapes = {name: value.shape for name, value in load_network(config, tmp_path / "run/best.pt").state_dict().items()}
+    assert shapes["unet.encoder.0.body.0.weight"][1] == shapes["localiser.unet.encoder.0.body.0.weight"][1] == 2
+    tree = json.loads((tmp_path / "run/config.json").read_text())
+    tree["data"]["region"] = "centre"  # an epoch finds no hearts
+    (tmp_path / "run/centre.json").write_text(json.dumps(tree))
+    arguments = [f"--implicitmeshnet_config={tmp_path / 'run/centre.json'}", f"--test_dir_in={data}"]
+    arguments += [f"--test_dir_out={tmp_path / 'out'}", "--validation_split", "--device=cpu"]
+    call(implicitmeshnet_eval, monkeypatch, *arguments)
+    rows = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
+    assert [row["structure"] for row in rows] == ["LV", "LA"]
+    missing = data / f"imagesTr/{rows[0]['case']}_0001.nii.gz"
+    missing.unlink()
+    with pytest.raises(ValueError, match=f"^{missing}: wanted this channel"):
+        call(implicitmeshnet_eval, monkeypatch, *arguments)
+
+
 def test_the_segmentation_is_the_largest_of_the_interpolated_probabilities():
     """Against plain interpolation at every voxel, for a permuted, flipped, oblique image partly outside the box."""
     affine = np.eye(4)
