@@ -34,12 +34,17 @@ def main():
     arguments = parser.parse_args()
     predictor = Predictor.from_config(arguments.config)
     config = predictor.config
-    cases = find_cases(arguments.held_out, labelled=True)
+    cases = find_cases(arguments.held_out, labelled=True, channels=config.data.channels)
     _, held_out = configured_split(cases, config)
     print(f"{'folder':<40}{'cases':>7}{'warned':>8}{'intensities':>13}{'agreement':>11}{'nothing found':>15}")
     print_row(predictor, f"{arguments.held_out}, held out", held_out, arguments.offset)
     for folder in arguments.others:
-        print_row(predictor, folder, find_cases(folder, labelled=True)[: arguments.cases], arguments.offset)
+        print_row(
+            predictor,
+            folder,
+            find_cases(folder, labelled=True, channels=config.data.channels)[: arguments.cases],
+            arguments.offset,
+        )
 
 
 def print_row(predictor: Predictor, name: str, cases: list[Case], offset: float):

@@ -82,17 +82,18 @@ class Predictor:
         self.structures = Structures.of(config.data)
 
     @classmethod
-    def from_config(cls, *paths: str | Path, device: str = "auto") -> "Predictor":
+    def from_config(cls, path: str | Path, *others: str | Path, device: str = "auto") -> "Predictor":
         """The networks of JSON configs with the weights that they name, on 'cpu', 'cuda', 'mps', or the best there is.
 
         One is taken as it is, several are averaged. Raises InputError where there are no weights, where they do not fit
         their config, where configs contradict each other, and for a device that is not there.
         """
-        configs = [load_config(path) for path in paths]
+        paths = (path, *others)
+        configs = [load_config(each) for each in paths]
         check_alike(configs, paths)
         networks = []
-        for config, path in zip(configs, paths, strict=True):
-            networks.append(load_network(config, snapshot_path(config, path), pick_device(device)))
+        for config, source in zip(configs, paths, strict=True):
+            networks.append(load_network(config, snapshot_path(config, source), pick_device(device)))
         return cls(Ensemble(networks) if len(networks) > 1 else networks[0], configs[0])
 
     def __call__(self, image: Volume | str | Path | Sequence[str | Path]) -> Surfaces:
