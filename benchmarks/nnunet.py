@@ -67,6 +67,8 @@ class Progress:
     seconds: float = 0.0
     loading_seconds: float = 0.0
     """Of these, for making batches."""
+    processor_seconds: float = 0.0
+    """Of all cores together; on a busy machine fewer than the threads could have had."""
     steps: int = 0
     gflop_a_step: float = 0.0
     """Of convolutions and products, forward and backward; a multiplication with its addition is two."""
@@ -222,10 +224,12 @@ def train(trainer, checkpoint: Path, seconds: float, seed: int) -> Progress:
     trainer.network.train()
     saved_s = progress.seconds
     begin = time.perf_counter() - progress.seconds
+    begin_processor = time.process_time() - progress.processor_seconds
     while progress.seconds < seconds:
         set_learning_rate(trainer, progress.seconds / seconds)
         loss = take_step(trainer, batches, progress)
         progress.seconds = time.perf_counter() - begin
+        progress.processor_seconds = time.process_time() - begin_processor
         if progress.seconds - saved_s >= SAVE_EVERY_S:
             saved_s = progress.seconds
             save(trainer, checkpoint, progress)
@@ -350,11 +354,15 @@ def print_plan(trainer) -> None:
 
 
 def print_progress(progress: Progress, preparation_s: float, threads: int) -> None:
+    """What the training did of nnU-Net's full schedule, and what it cost."""
     steps = progress.steps
+    seconds = progress.seconds / steps
+    batch_seconds = progress.loading_seconds / steps
+    share = progress.processor_seconds / progress.seconds
     print(
-        f"training: {progress.seconds / 60:.1f} min on {threads} threads after {preparation_s:.0f} s of preparation,"
-        f" {steps} of {FULL_STEPS} steps ({100 * steps / FULL_STEPS:.2g} %), {progress.seconds / steps:.2f} s a step,"
-        f" {progress.loading_seconds / steps:.2f} s of it for the batch"
+        f"training: {progress.seconds / 60:.1f} min with threads {threads} ({share:.2f} cores busy), after"
+        f" {preparation_s:.0f} s of preparation: {steps} of {FULL_STEPS} steps ({100 * steps / FULL_STEPS:.2g} %),"
+        f" {seconds:.2f} s a step, {batch_seconds:.2f} s of it for its batch"
     )
     print(
         f"arithmetic: {progress.gflop_a_step:.0f} GFLOP a step, {progress.gflop_a_step * steps / 1e3:.0f} TFLOP in all"
