@@ -4,12 +4,15 @@ import importlib
 import importlib.util
 import json
 import sys
+from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from implicitmeshnet.config import load_config
 from implicitmeshnet.data.dataset import Case, find_cases
@@ -130,3 +133,70 @@ def test_a_segmentation_has_the_voxel_order_of_the_image_and_the_predictor_that_
             return (array[0] > 0).astype(np.uint8)
 
     np.testing.assert_array_equal(nnunet.segment(Predictor(), image), image.data > 0)
+
+
+class Trainer:
+    """What a training asks of nnU-Net's trainer; a step lasts ten seconds of a clock of its own."""
+
+    initial_lr = 0.01
+
+    def __init__(self, clock, interrupted_at=None):
+        self.clock = clock
+        self.interrupted_at = interrupted_at
+        self.network = torch.nn.Linear(1, 1)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), 1.0)
+        self.rates = []
+
+    def get_dataloaders(self):
+        return repeat(torch.ones(1, 1)), None
+
+    def train_step(self, batch):
+        if len(self.rates) == self.interrupted_at:
+            raise KeyboardInterrupt
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        loss = self.network(batch).square().sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.clock.now += 10
+        return {"loss": loss.item()}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=1000.0)
+    read = lambda: clock.now  # noqa: E731
+    monkeypatch.setattr(nnunet, "time", SimpleNamespace(perf_counter=read, process_time=read))
+    monkeypatch.setattr(nnunet, "SAVE_EVERY_S", 10)
+    return clock
+
+
+RATES = [0.01 * share**0.9 for share in (1, 0.75, 0.5, 0.25)]
+"""Of four steps of ten seconds in a training of forty."""
+
+
+def test_the_learning_rate_follows_the_elapsed_share_of_the_time(clock, tmp_path):
+    trainer = Trainer(clock)
+    progress = nnunet.train(trainer, tmp_path / "checkpoint.pt", 40, seed=0)
+    assert trainer.rates == pytest.approx(RATES)
+    assert (progress.steps, progress.seconds, progress.processor_seconds) == (4, 40, 40)
+
+
+def test_an_interrupted_training_goes_on_with_its_weights_and_the_time_that_is_left(clock, tmp_path):
+    first = Trainer(clock, interrupted_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        nnunet.train(first, tmp_path / "checkpoint.pt", 40, seed=0)
+    clock.now += 500  # until somebody starts it again
+    second = Trainer(clock)
+    nnunet.load(second, tmp_path / "checkpoint.pt")
+    torch.testing.assert_close(second.network.state_dict(), first.network.state_dict())
+    progress = nnunet.train(second, tmp_path / "checkpoint.pt", 40, seed=0)
+    assert second.rates == pytest.approx(RATES[2:])
+    assert (progress.steps, progress.seconds) == (4, 40)
+
+
+def test_a_finished_training_takes_no_further_step(clock, tmp_path):
+    done = nnunet.train(Trainer(clock), tmp_path / "checkpoint.pt", 40, seed=0)
+    again = Trainer(clock)
+    assert nnunet.train(again, tmp_path / "checkpoint.pt", 40, seed=0) == done
+    assert not again.rates
