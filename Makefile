@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml requirements.txt $(wildcard csrc/*)
 KERNELS := $(wildcard csrc/* benchmarks/*.cu tests/gpu_shim/*.h)
 
-.PHONY: demo test install clean
+.PHONY: demo test check lint install clean
 
 install: $(VENV)/installed
 
@@ -16,11 +16,17 @@ $(VENV)/installed: $(SOURCES)
 	$(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
-test: install
+lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(KERNELS)
 	$(RUN) -m mypy
+
+# While working on it: all but the tests that are marked as slow.
+check: lint
+	$(RUN) -m pytest -q -m "not slow"
+
+test: lint
 	$(RUN) -m pytest -q
 
 demo: install

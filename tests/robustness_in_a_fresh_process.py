@@ -24,7 +24,6 @@ if sys.platform != "linux":
     pytest.skip("needs processes that are forked and held to memory, as Linux does", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
 children, kills, project, robustness, values = (
     importlib.import_module(name)
     for name in ("faults.children", "faults.kills", "faults.project", "robustness", "faults.values")

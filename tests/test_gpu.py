@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import setuptools
 import torch
+from meshes import bumpy_sphere
 
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.ops import _gpu, _kernels, mesh2sdf, reference, voxelize
@@ -66,10 +67,7 @@ def projection(tmp_path_factory):
 
 
 def bumpy(subdivisions, dtype, batch=1):
-    vertices, faces = icosphere(subdivisions)
-    phase = torch.arange(batch)[:, None, None]
-    vertices = vertices.double() * (0.5 + 0.06 * torch.sin(4 * vertices[:, [1, 2, 0]] + phase)) + 0.01 * phase
-    return vertices.to(dtype), faces
+    return bumpy_sphere(subdivisions, torch.arange(batch)[:, None, None], dtype)
 
 
 @needs_compiler

@@ -11,6 +11,7 @@ import torch
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from meshes import bumpy_sphere
 
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.ops import Mesh2SDF, compiled, mesh2sdf, reference
@@ -37,13 +38,8 @@ def mesh(kind):
 
 
 def bumpy(subdivisions, dtype=torch.float64, seed=0):
-    """A smoothly displaced sphere that touches no special position of a grid."""
-    vertices, faces = icosphere(subdivisions)
-    generator = torch.Generator().manual_seed(seed)
-    phase = torch.rand(3, generator=generator, dtype=torch.float64) * 6
-    vertices = vertices.double()
-    vertices = vertices * (0.5 + 0.06 * torch.sin(4 * vertices[:, [1, 2, 0]] + phase)) + 0.01 * phase
-    return vertices.to(dtype), faces
+    phase = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 6
+    return bumpy_sphere(subdivisions, phase, dtype)
 
 
 def brute_force(points, vertices, faces):
