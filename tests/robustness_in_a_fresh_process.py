@@ -68,7 +68,6 @@ def test_what_is_planted_is_seen_for_what_it_is(name):
     use, wanted = PLANTED[name]
     outcome = children.call(use, NAMES, hang_s=0.5 if name == "time" else children.HANG_SECONDS)
     assert outcome.kind == wanted, outcome.text
-    assert outcome.seconds < 8
 
 
 def test_memory_below_the_limit_is_measured():

@@ -16,7 +16,7 @@ def sample():
     return image, label
 
 
-def test_shapes_values_and_determinism():
+def test_augmented_samples_have_the_shape_and_labels_asked_for_and_follow_the_seed():
     image, label = sample()
     first = augment(image, label, SHAPE, torch.Generator().manual_seed(0))
     again = augment(image, label, SHAPE, torch.Generator().manual_seed(0))

@@ -52,7 +52,7 @@ def write_boxes(folder, name="ct", values=(500, 420), affine=AFFINE):
     return write_case(folder, name, np.where(labels > 0, 400, -50).astype(np.int16), labels, affine)
 
 
-def test_mm_whs_naming(tmp_path):
+def test_files_in_mm_whs_naming_become_cases_by_name(tmp_path):
     files = ["ct_train_1002_image.nii.gz", "ct_train_1002_label.nii.gz", "ct_train_1001_image.nii"]
     touch(tmp_path, *files, "ct_train_1001_label.nii.gz", "._ct_train_1001_image.nii.gz", "notes.txt")
     expected = [
@@ -71,7 +71,7 @@ def test_mm_whs_images_without_labels_serve_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize("description", [None, {}, {"file_ending": ".nii.gz"}])
-def test_decathlon_layout(tmp_path, description):
+def test_the_decathlon_layout_becomes_cases_by_name(tmp_path, description):
     """Names of four digits, the first 0000 among them, are no channels where labels have the same names."""
     touch(tmp_path, *[f"{part}/case_000{i}.nii.gz" for part in ("imagesTr", "labelsTr") for i in (2, 0, 1)])
     touch(tmp_path, "imagesTr/._case_0001.nii.gz")
@@ -81,7 +81,7 @@ def test_decathlon_layout(tmp_path, description):
     assert names(find_cases(tmp_path, labelled=True)) == expected
 
 
-def test_nnunet_layout(tmp_path):
+def test_the_nnunet_layout_becomes_cases_by_name(tmp_path):
     touch(tmp_path, "imagesTr/b_0000.nii", "imagesTr/a_1001_0000.nii", "labelsTr/a_1001.nii", "labelsTr/b.nii")
     touch(tmp_path, "imagesTr/c_0000.nii.gz")
     (tmp_path / "dataset.json").write_text(json.dumps({"file_ending": ".nii"}))
@@ -94,7 +94,7 @@ def test_any_volumes_serve_evaluation(tmp_path):
     assert names(find_cases(tmp_path, labelled=False)) == [("a", "a.nii", None), ("b", "b_0000.nii.gz", None)]
 
 
-def test_the_test_split_of_a_data_set(tmp_path):
+def test_the_test_split_of_a_data_set_becomes_cases_with_labels_where_there_are_some(tmp_path):
     """Decathlon has no labels there, nnU-Net may."""
     touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTs/b_0000.nii.gz", "imagesTs/c_0000.nii.gz")
     touch(tmp_path, "labelsTs/c.nii.gz")

@@ -38,7 +38,7 @@ def test_colours_are_distinct_and_constant():
     assert len(set(colours(["anterior", "LV", "posterior"]).values())) == 3
 
 
-def test_preview_is_radiological(tmp_path):
+def test_a_preview_shows_the_patients_right_on_the_left(tmp_path):
     # Bright in the patient's right half (low index is left in RAS), structure there too: the viewer's left.
     shape = (40, 50, 60)
     image = np.zeros(shape, dtype=np.float32)
@@ -73,7 +73,7 @@ def test_contours_lie_on_the_mask_in_mm():
     np.testing.assert_allclose(outline.max(0), [30.5, 39.5 * 1.5], atol=0.1)
 
 
-def test_preview_with_nothing_in_it(tmp_path):
+def test_previews_of_empty_masks_and_of_no_structures_are_written(tmp_path):
     empty = np.zeros((8, 9, 10), dtype=bool)
     case_preview(tmp_path / "a.png", np.ones((8, 9, 10)), np.eye(4), [StructureView("LV", empty, empty)])
     case_preview(tmp_path / "b.png", np.ones((8, 9, 10)), np.eye(4), [])

@@ -604,7 +604,7 @@ def test_nvcc_compiles_without_a_warning(tmp_path, source, architecture):
 
 @pytest.mark.skipif(not PRESENT, reason="neither a CUDA nor an MPS device is present")
 @pytest.mark.parametrize("device", PRESENT)
-def test_on_the_device_itself(device):
+def test_distances_and_gradients_on_the_device_are_the_cpus(device):
     vertices, faces = bumpy(4, torch.float32, batch=2)
     grad = torch.randn(2, 33, 20, 18, generator=torch.Generator().manual_seed(0))
     results = []

@@ -33,7 +33,7 @@ def rotation(degrees, axis=(0.3, -0.5, 0.8)):
 
 @pytest.mark.parametrize("space", ["LPS", "RAS"])
 @pytest.mark.parametrize("suffix", ["ply", "stl", "obj"])
-def test_files_read_back(tmp_path, suffix, space):
+def test_a_written_mesh_is_read_back_in_place_by_us_and_by_trimesh(tmp_path, suffix, space):
     vertices, faces = sphere(CENTRE, 20)
     path = tmp_path / f"mesh.{suffix}"
     write_mesh(path, vertices, faces, space)
@@ -48,7 +48,7 @@ def test_files_read_back(tmp_path, suffix, space):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_ply_bytes(tmp_path):
+def test_a_ply_file_holds_these_bytes(tmp_path):
     write_mesh(tmp_path / "a.ply", np.array([[1, 2, 3], [4, 5, 6], [7, 8, 10]]), np.array([[0, 1, 2]]))
     header, body = (tmp_path / "a.ply").read_bytes().split(b"end_header\n")
     lines = header.decode("ascii").splitlines()
@@ -57,7 +57,7 @@ def test_ply_bytes(tmp_path):
     assert body == struct.pack("<9fB3i", -1, -2, 3, -4, -5, 6, -7, -8, 10, 3, 0, 1, 2)
 
 
-def test_stl_bytes(tmp_path):
+def test_an_stl_file_holds_these_bytes(tmp_path):
     write_mesh(tmp_path / "a.stl", np.array([[0, 0, 0], [2, 0, 0], [0, 3, 0]]), np.array([[0, 1, 2], [0, 0, 1]]))
     content = (tmp_path / "a.stl").read_bytes()
     assert len(content) == 84 + 2 * 50
@@ -69,14 +69,14 @@ def test_stl_bytes(tmp_path):
     assert struct.unpack("<3f", content[134:146]) == (0, 0, 0)  # the face without area
 
 
-def test_obj_text(tmp_path):
+def test_an_obj_file_holds_these_lines(tmp_path):
     write_mesh(tmp_path / "a.obj", np.array([[1, 2, 3], [4, 5.5, 6], [7, 8, 10]]), np.array([[0, 1, 2]]), "RAS")
     assert (tmp_path / "a.obj").read_text().splitlines() == [
         "# ImplicitMeshNet SPACE=RAS", "v 1 2 3", "v 4 5.5 6", "v 7 8 10", "f 1 2 3",
     ]  # fmt: skip
 
 
-def test_vtp_content(tmp_path):
+def test_a_vtp_file_holds_these_arrays(tmp_path):
     vertices, faces = sphere(CENTRE, 20, 1)
     write_mesh(tmp_path / "a.vtp", vertices, faces)
     root = ElementTree.parse(tmp_path / "a.vtp").getroot()
@@ -103,7 +103,7 @@ def test_a_file_that_names_no_space_is_lps(tmp_path):
     np.testing.assert_allclose(read_mesh(tmp_path / "a.ply")[0], vertices * LPS, atol=1e-5)
 
 
-def test_bad_files_and_arguments(tmp_path):
+def test_a_bad_mesh_file_or_space_is_one_sentence_that_names_it(tmp_path):
     vertices, faces = sphere(CENTRE, 20, 0)
     with pytest.raises(InputError, match=r"a\.gltf: wanted .* \.ply, \.stl, \.obj, \.vtp, found '\.gltf'"):
         write_mesh(tmp_path / "a.gltf", vertices, faces)
@@ -266,7 +266,7 @@ def test_a_damaged_file_is_a_mesh_or_one_sentence(tmp_path_factory, seed):
         assert len(faces) > 0 and faces.shape[1:] == (3,) and 0 <= faces.min() <= faces.max() < len(vertices)
 
 
-def test_orient_outward():
+def test_a_mirrored_mesh_is_turned_outward_and_a_sound_one_left():
     vertices, faces = sphere(CENTRE, 20)
     mirrored = vertices * [-1, 1, 1]
     assert mesh_volume_ml(mirrored, faces) < 0 < mesh_volume_ml(mirrored, orient_outward(mirrored, faces))

@@ -101,14 +101,14 @@ def test_distances_are_symmetric_and_match_brute_force(seed, spacing_mm):
     assert found["hd95_mm"] == pytest.approx(np.percentile(np.concatenate([between.min(0), between.min(1)]), 95))
 
 
-def test_distances_of_empty_masks():
+def test_distances_to_an_empty_mask_are_infinite_and_between_two_undefined():
     empty, full = np.zeros((4, 4, 4), dtype=bool), np.ones((4, 4, 4), dtype=bool)
     assert all(np.isinf(value) for value in surface_distances(empty, full, (1, 1, 1)).values())
     assert all(np.isinf(value) for value in surface_distances(full, empty, (1, 1, 1)).values())
     assert all(np.isnan(value) for value in surface_distances(empty, empty, (1, 1, 1)).values())
 
 
-def test_volumes():
+def test_volumes_of_a_mask_and_of_a_mesh_by_hand():
     assert volume_ml(block_mask((30, 30, 30), (0, 0, 0), (10, 20, 25)), (0.5, 1, 2)) == 5
     corner = np.vstack([np.zeros(3), 10 * np.eye(3)]) + np.array([100, -50, 7])
     assert mesh_volume_ml(corner, TETRAHEDRON) == pytest.approx(1 / 6)
@@ -130,7 +130,7 @@ def test_euler_characteristic_and_closedness():
     assert not is_closed(np.array([[0, 1, 1], [0, 1, 1]]))
 
 
-def test_two_crossing_triangles():
+def test_two_triangles_intersect_where_they_cross_and_not_beside():
     # The second stands on edge through the first's inside; moved aside, it crosses nothing.
     vertices = np.array([[0, 0, 0], [4, 0, 0], [0, 4, 0], [1, 1, -1], [1, 1, 1], [9, 9, 0]], dtype=float)
     faces = np.array([[0, 1, 2], [3, 4, 5]])
@@ -149,7 +149,7 @@ def test_faces_that_share_one_vertex_can_cross_and_those_that_touch_do_not():
     assert not self_intersecting_faces(vertices, folded).any()
 
 
-def test_two_crossing_tetrahedra():
+def test_of_two_crossing_tetrahedra_the_faces_that_cross_are_found():
     # A spike from z = 5 down into the first one's oblique face: its three sides cross that face, its lid does not.
     first = np.vstack([np.zeros(3), 3 * np.eye(3)])
     spike = np.array([[0.9, 0.9, 0.9], [0.8, 1, 5], [1, 0.8, 5], [1, 1, 5]])

@@ -1,7 +1,5 @@
 """Voxelisation by winding number: analytic shapes, ties on the grid, open and overlapping meshes, its reference."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -41,12 +39,12 @@ def test_boxes_on_voxel_centres_tile_without_gap_or_overlap():
     assert whole.sum() == 8 * 5 * 6
 
 
-def test_sphere_volume():
+def test_a_sphere_has_its_volume_in_voxels():
     inside = voxelize(*tensors(sphere((31.3, 30.8, 29.6), 20, 4)), 64)
     assert inside.sum() == pytest.approx(4 / 3 * np.pi * 20**3, rel=5e-3)
 
 
-def test_vertices_on_voxel_centres():
+def test_an_octahedron_on_voxel_centres_holds_those_inside_and_no_others():
     """An octahedron whose corners, edges and diagonals all meet columns of voxels."""
     vertices = torch.tensor([[8.0, 4, 4], [0, 4, 4], [4, 8, 4], [4, 0, 4], [4, 4, 8], [4, 4, 0]])
     faces = torch.tensor([[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]])
@@ -105,11 +103,9 @@ def test_closed_meshes_are_closed_along_every_axis(seed, on_grid):
 
 
 @pytest.mark.skipif(not compiled(), reason="no compiled library, and the reference is slow")
-def test_large_grids_take_about_a_second():
+def test_a_ball_in_a_grid_of_80_million_voxels_has_its_volume():
     vertices, faces = tensors(sphere((1, 1, 1), 0.9, 5))
-    begin = time.perf_counter()
     inside = voxelize(vertices * torch.tensor([255.5, 255.5, 149.5]), faces, (512, 512, 300))
-    assert time.perf_counter() - begin < 5  # about 0.1 s on two idle cores
     assert inside.sum() == pytest.approx(4 / 3 * np.pi * 0.9**3 * 255.5**2 * 149.5, rel=1e-2)
 
 
@@ -123,7 +119,7 @@ def test_far_and_degenerate_faces_are_harmless():
     assert torch.equal(inside, voxelize(vertices, faces, 5))
 
 
-def test_opcheck_and_layout():
+def test_torchs_own_checks_pass_and_layouts_make_no_difference():
     vertices, faces = tensors(box([0.5, 0.5, 0.5], [3.5, 2.5, 3.5]))
     torch.library.opcheck(torch.ops.implicitmeshnet.voxelize.default, (vertices, faces, [5, 4, 6]))
     strided = vertices.T.contiguous().T
