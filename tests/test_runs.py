@@ -65,27 +65,6 @@ def train(script, *arguments):
     call(script, *arguments, "--device=cpu")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-@both
-@pytest.mark.parametrize("start", ["anew", "lengthened"])
-def test_a_run_killed_anywhere_ends_with_the_same_files(folder, tmp_path, script, config, start):
-    """Before each of its files is put in place, the first best.pt and last.pt among them; then the same command."""
-    options = [f"--config={folder / config}"]
-    if start == "lengthened":
-        train(script, *options, f"--training.run_dir={tmp_path / 'start'}")
-        options.append("--training.epochs=3")
-    run = subprocess.run(
-        [sys.executable, ROOT / "tests/killed_runs.py", tmp_path, script.__name__, *options],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout.splitlines()[-1]) >= (6 if start == "anew" else 3)
-
-
 @pytest.fixture(scope="module")
 def finished(folder):
     """The folder with a run of both scripts, two epochs each."""
@@ -96,6 +75,42 @@ def finished(folder):
 
 def run_of(script, folder: Path) -> Path:
     return folder / ("run" if script is implicitmeshnet_train else "drn")
+
+
+@pytest.fixture(scope="module")
+def killed(finished):
+    """What became of kills, by (script, start): of runs anew, and of finished ones that are lengthened."""
+    jobs = {}
+    for script, config in SCRIPTS:
+        for start in ("anew", "lengthened"):
+            place = finished / f"killed_{script.__name__}_{start}"
+            place.mkdir()
+            options = [f"--config={finished / config}"]
+            if start == "lengthened":
+                shutil.copytree(run_of(script, finished), place / "start")
+                options.append("--training.epochs=3")
+            jobs[script, start] = [str(place), script.__name__, options]
+    run = subprocess.run(
+        [sys.executable, ROOT / "tests/killed_runs.py", json.dumps(list(jobs.values()))],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return dict(zip(jobs, json.loads(run.stdout.splitlines()[-1]), strict=True)), run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+@pytest.mark.parametrize("script", [script for script, _ in SCRIPTS], ids=lambda script: script.__name__)
+@pytest.mark.parametrize(("start", "fewest"), [("anew", 6), ("lengthened", 3)])
+def test_a_run_killed_anywhere_ends_with_the_same_files(killed, script, start, fewest):
+    """Before each of its files is put in place, the first best.pt and last.pt among them; then the same command."""
+    kills, said = killed
+    assert isinstance(kills[script, start], int), f"{kills[script, start]}\n{said}"
+    assert kills[script, start] >= fewest
 
 
 def contents(folder: Path) -> dict[str, bytes]:
