@@ -3,8 +3,8 @@
 import csv
 import json
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -594,14 +594,18 @@ def test_the_summary_leaves_out_cases_in_which_a_structure_is_not_labelled(capsy
         ),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_status_2(trained, tmp_path, arguments, sentence):
+def test_bad_input_is_one_sentence_and_exit_status_2(trained, tmp_path, monkeypatch, capsys, arguments, sentence):
+    """As `python script.py` runs it, but in this process, where torch is imported already."""
     script, *options = arguments
     names = {"run": trained / "run/config.json", "config": trained / "config.json"}
-    command = [sys.executable, ROOT / script, *(option.format(**names) for option in options)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    last = run.stderr.strip().splitlines()[-1]
-    assert run.returncode == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *(option.format(**names) for option in options)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    said = capsys.readouterr().err
+    last = said.strip().splitlines()[-1]
+    assert ended.value.code == 2
     assert last.startswith(f"{script}: ")
     assert sentence in last
-    assert "Traceback" not in run.stderr
+    assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
