@@ -561,6 +561,7 @@ def test_each_generation_has_its_code(tmp_path, monkeypatch, toolkit, wanted):
     assert flags == [*compiled, f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
 @pytest.mark.skipif("cuda" in PRESENT, reason="a CUDA device is present, on which the kernels run")
 def test_a_real_cuda_library_without_a_driver_gives_way(tmp_path, monkeypatch):
@@ -577,6 +578,7 @@ def test_a_real_cuda_library_without_a_driver_gives_way(tmp_path, monkeypatch):
     assert_is_the_reference(kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
 @pytest.mark.parametrize("architecture", [75, 80, 86, 90, 100])
 @pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)

@@ -267,6 +267,7 @@ def test_another_checkpoint_is_one_sentence_that_names_the_file(finished, tmp_pa
         train(script, f"--config={finished / config}", f"--training.run_dir={tmp_path / 'run'}")
 
 
+@pytest.mark.slow
 @both
 def test_a_disk_that_fills_up_is_one_sentence_and_the_last_checkpoint_stays(
     folder, tmp_path, monkeypatch, script, config
@@ -328,6 +329,7 @@ def test_tensorboard_shows_each_epoch_once(tmp_path):
     assert image.encoded_image_string.startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_folder_whose_name_is_not_utf_8_is_trained_in(folder, tmp_path):
     run_dir = tmp_path / os.fsdecode(b"caf\xe9")
     run = subprocess.run(

@@ -80,6 +80,7 @@ def test_training_writes_what_evaluation_and_a_person_need(trained):
     assert np.shape(config["network"]["template_centres"]) == np.shape(config["network"]["template_radii"]) == (2, 3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_weights(trained, monkeypatch):
     epochs = interrupt_second_epoch(monkeypatch, implicitmeshnet_train, 2)
     arguments = [f"--config={trained / 'config.json'}", f"--training.run_dir={trained / 'again'}", "--device=cpu"]
@@ -165,6 +166,7 @@ def test_pretraining_writes_its_config_weights_and_pictures(pretrained):
     assert set(history[-1]["scores"]) == {"error_voxels", "sign", "dice"}
 
 
+@pytest.mark.slow
 def test_pretraining_keeps_the_weights_with_the_least_error_near_the_surface(pretrained, monkeypatch):
     errors, kept = iter([0.5, 0.2, 0.3, 0.1]), []
     monkeypatch.setattr(pretrain_drn, "validate", lambda *_: {"error_voxels": next(errors), "sign": 1.0, "dice": 0.9})
@@ -183,6 +185,7 @@ def test_pretraining_keeps_the_weights_with_the_least_error_near_the_surface(pre
     assert all(torch.equal(value, last[name].half()) for name, value in best.items())
 
 
+@pytest.mark.slow
 def test_an_interrupted_pretraining_resumes_to_the_same_weights(pretrained, monkeypatch):
     epochs = interrupt_second_epoch(monkeypatch, pretrain_drn, 4)
     arguments = f"--config={pretrained / 'drn.json'}", f"--training.run_dir={pretrained / 'drn_again'}", "--device=cpu"
@@ -205,6 +208,7 @@ def deep(folder, run, *more):
     )
 
 
+@pytest.mark.slow
 def test_the_deep_route_trains_both_networks_and_resumes_both(pretrained, monkeypatch):
     call(implicitmeshnet_train, *deep(pretrained, "deep"))
     state = torch.load(pretrained / "deep/last.pt", weights_only=True)
@@ -297,6 +301,7 @@ def test_validation_measures_what_evaluation_measures(evaluated):
         assert value == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_validation_in_which_nothing_is_found_counts_as_zero(whole_heart):
     predictor = Predictor.from_config(whole_heart / "config.json")
     with torch.no_grad():
@@ -495,6 +500,7 @@ def whole_heart(folder):
     return run
 
 
+@pytest.mark.slow
 def test_a_mesh_around_another_leaves_it_its_voxels(whole_heart):
     labelmap = read_labels(whole_heart / "out/ct_train_1001_mesh_labelmap.nii.gz")
     masks = {
@@ -508,6 +514,7 @@ def test_a_mesh_around_another_leaves_it_its_voxels(whole_heart):
     assert float(rows["Myo"]["dice"]) > 0.3
 
 
+@pytest.mark.slow
 def test_the_region_follows_the_heart(whole_heart, tmp_path):
     """The same image in a volume that is 100 mm longer: the same meshes, where a crop at the centre would miss them."""
     image = read_image(whole_heart.parent / "data/ct_train_1002_image.nii.gz")

@@ -48,6 +48,7 @@ def unseen(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_whole_heart_of_an_unseen_phantom_wherever_it_lies(unseen, tmp_path):
     evaluate("whole_heart", unseen, tmp_path)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
@@ -60,6 +61,7 @@ def test_the_whole_heart_of_an_unseen_phantom_wherever_it_lies(unseen, tmp_path)
         assert euler_characteristic(faces) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "structure"), [("2025-03-31_13-45-41", "LV"), ("2025-03-30_10-03-29", "LA")])
 def test_the_papers_two_networks_on_an_unseen_phantom(config, structure, unseen, tmp_path):
     (tmp_path / "in").mkdir()
@@ -74,6 +76,7 @@ def test_the_papers_two_networks_on_an_unseen_phantom(config, structure, unseen,
     assert euler_characteristic(faces) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HEART_CT.is_dir(), reason="the real heart CT is not part of the repository")
 def test_a_real_ct_keeps_its_grid_and_the_meshes_lie_in_the_body(tmp_path):
     evaluate("whole_heart", HEART_CT, tmp_path)
