@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Two processes, each of whole files, as many fixtures of a file train a network once for all its tests.
+PYTEST := $(RUN) -m pytest -q -n 2 --dist loadfile
 SOURCES := setup.py pyproject.toml requirements.txt $(wildcard csrc/*)
 KERNELS := $(wildcard csrc/* benchmarks/*.cu tests/gpu_shim/*.h)
 
@@ -24,10 +26,10 @@ lint: install
 
 # While working on it: all but the tests that are marked as slow.
 check: lint
-	$(RUN) -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test: lint
-	$(RUN) -m pytest -q
+	$(PYTEST)
 
 demo: install
 	$(RUN) create_phantom_dataset.py --output_dir=demo/phantoms --cases=4 --first_case=901 --overwrite

@@ -91,6 +91,7 @@ def test_two_label_maps_become_one_and_the_deeper_claim_wins(inputs):
     assert (label[10, 10] == [0, 0, *[500] * 7, *[420] * 6, 0]).all()  # voxel 8 is as deep in both: the first has it
 
 
+@pytest.mark.slow
 def test_the_papers_two_evaluations_and_its_submission_run_one_after_the_other(tmp_path):
     """The commands of the README; untrained weights leave the template, a ball of half the box's side across."""
     image, labels, affine = create_case(0, 991, spacing_mm=4.0)
