@@ -130,6 +130,7 @@ def test_the_package_has_no_import_circles():
         visit(name)
 
 
+@pytest.mark.slow
 def test_importing_is_silent():
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.stem != "__init__"]
     code = "; ".join(f"import {name}" for name in modules)

@@ -141,6 +141,7 @@ def test_float32_is_accurate_to_3e_7(kind):
     assert ((sdf < 0) == (truth < 0))[truth.abs() > 1e-6].all()
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(
     st.integers(0, 2**32 - 1),

@@ -220,6 +220,7 @@ def test_shift_puts_the_heart_off_centre_and_loses_nothing(field_of_view):
         assert np.all(corner + shape < np.array(moved_shape) + 1)
 
 
+@pytest.mark.slow
 def test_every_view_of_a_case_is_of_the_same_patient():
     """Where two views of a case have a voxel at the same place, its label is the same, up to rounding at surfaces."""
     (_, near, near_affine), (_, far, far_affine) = (

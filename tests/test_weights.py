@@ -126,6 +126,7 @@ def test_a_folder_in_place_of_a_checkpoint_is_one_sentence(tmp_path):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(max_examples=200, deadline=None)
 @given(st.data())
