@@ -243,6 +243,7 @@ def whole_files(tmp_path):
 PIECES = (b"", b"0", b"-1", b"1000000000", b"nan", b"face", b"list", b" ", b"\n", b"\xff" * 4)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32))
 def test_a_damaged_file_is_a_mesh_or_one_sentence(tmp_path_factory, seed):

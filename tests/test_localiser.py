@@ -193,6 +193,7 @@ def test_the_evaluation_looks_where_the_coarse_pass_finds_something(case):
         empty(image)
 
 
+@pytest.mark.slow
 def test_a_localiser_takes_any_size_and_learns_to_find():
     torch.manual_seed(0)
     localiser = Localiser((4, 8, 8))

@@ -443,6 +443,7 @@ def test_autocast_keeps_the_vertices_precision():
         assert mesh2sdf(vertices, faces, 9).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_uncompiled_package_imports_silently_warns_once_and_agrees(tmp_path):
     package = Path(reference.__file__).parents[1]
     shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))

@@ -39,7 +39,7 @@ VOLUMES_ML = {
 }
 
 
-@pytest.fixture(scope="module", params=range(1, 7))
+@pytest.fixture(scope="module", params=[1, 2, *(pytest.param(case, marks=pytest.mark.slow) for case in range(3, 7))])
 def case(request):
     """(patient, image, label) of a case on a coarse axis-aligned grid."""
     rng = np.random.default_rng([3, request.param])

@@ -523,6 +523,7 @@ def test_missing_wine_is_one_sentence(inputs, monkeypatch):
 PIECES = (b"", b"\0", b"\1", b"\xff", b"\xff\x7f", b"\0\0\xc0\x7f", b'"', b",", b"\n", b"nan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoilt", ["lv/ct_test_2001_mesh_labelmap", "truth/ct_test_2001_label", "scores"])
 def test_a_damaged_file_is_one_sentence_and_the_other_cases_go_on(inputs, spoilt):
     for case in CASES:

@@ -81,6 +81,7 @@ def test_matches_the_reference_bit_for_bit(seed, scale, single, on_grid):
     assert torch.equal(voxelize(vertices, faces, shape), reference.voxelize(vertices, faces, shape))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31), st.booleans())
 def test_closed_meshes_are_closed_along_every_axis(seed, on_grid):
