@@ -28,9 +28,10 @@ from implicitmeshnet.data.dataset import (
     read_case,
     split_cases,
 )
-from implicitmeshnet.models.weights import save_snapshot
+from implicitmeshnet.models.mesh_net import ImplicitMeshNet
+from implicitmeshnet.models.weights import Start, read_start, save_snapshot, start_from
 from implicitmeshnet.predict import NothingFound, Predictor, preview
-from implicitmeshnet.script import run_script
+from implicitmeshnet.script import InputError, run_script, shorten
 from implicitmeshnet.surfaces.metrics import dice
 from implicitmeshnet.training.deep_route import load_deep_route
 from implicitmeshnet.training.events import EventFile
@@ -57,19 +58,23 @@ def train(config: Config, run_dir: Path, device: torch.device) -> None:
     """Read the cases, then epoch after epoch from where last.pt ends, or from the start."""
     settings = config.training
     deep = load_deep_route(config, device)
+    is_new = not (run_dir / "last.pt").exists()
+    initial = read_start(settings.init_from) if settings.init_from and is_new else None
     cases = find_cases(config.data.dir, labelled=True)
     training, validation = split_cases(cases, config.data.validation_cases, settings.seed)
     check_cases(validation, config.data)
     samples = TrainingSet(training, config.data, augmentation_margin(config))
     learn_from_data(config, samples)
     run = start_run(config, device, deep)
+    if initial is not None:
+        print(start_from_another(run.network, initial, list(config.data.structures)))
     predictor = Predictor(run.network, config)
     history = History(predictor.structures.names, goodness=mean_score)
     begin(run_dir, config, run.parts, history)
     events = EventFile(run_dir, len(history))
 
     def keep() -> None:
-        save_snapshot(run_dir / "best.pt", run.network, config.network)
+        save_snapshot(run_dir / "best.pt", run.network, config)
         draw_preview(predictor, validation[0], run_dir / "preview.png", events, len(history))
 
     publish(run_dir, history, keep)
@@ -83,6 +88,18 @@ def train(config: Config, run_dir: Path, device: torch.device) -> None:
     assert best is not None, "the last epoch is always validated"
     listed = ", ".join(f"{name} {value:.4f}" for name, value in best.scores.items())
     print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best.number}: {listed}")
+
+
+def start_from_another(network: ImplicitMeshNet, start: Start, structures: list[str]) -> str:
+    """Take another network's weights where they fit; a line on what was taken and what was not."""
+    left = start_from(network, start, structures)
+    count = len(network.state_dict())
+    if len(left) == count:
+        raise InputError(f"training.init_from: wanted weights of such a network, found none that fit in {start.path}")
+    strangers = [name for name in structures if start.structures is not None and name not in start.structures]
+    kept = f", not {shorten(', '.join(left))}" if left else ""
+    new = f"; new structures: {', '.join(strangers)}" if strangers else ""
+    return f"training.init_from: took {count - len(left)} of {count} weights from {start.path}{kept}{new}"
 
 
 def mean_score(scores: dict[str, float]) -> float:

@@ -26,6 +26,7 @@ from implicitmeshnet.data.volume import Grid, network_grid
 from implicitmeshnet.models.weights import load_checkpoint, load_network, save_snapshot
 from implicitmeshnet.phantom.case import create_case
 from implicitmeshnet.predict import Predictor, segmentation_on_grid
+from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.files import read_mesh
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask
 from implicitmeshnet.surfaces.soundness import euler_characteristic, is_closed
@@ -96,6 +97,23 @@ def test_the_config_that_training_began_with_can_name_the_snapshot(trained):
     before = load_config(trained / "config.json")
     templates = [load_network(config, trained / "run/best.pt").decoder.template for config in (of_the_run, before)]
     assert torch.equal(*templates)
+
+
+def test_training_can_start_from_another_networks_weights(trained, monkeypatch, capsys):
+    arguments = [f"--config={trained / 'config.json'}", "--device=cpu", "--training.epochs=1"]
+    new = [f"--training.run_dir={trained / 'started'}", f"--training.init_from={trained / 'run/best.pt'}"]
+    call(implicitmeshnet_train, monkeypatch, *arguments, *new)
+    taken = re.search(
+        r"training\.init_from: took (\d+) of (\d+) weights from \S+best\.pt$", capsys.readouterr().out, re.M
+    )
+    assert taken is not None
+    assert taken[1] == taken[2]
+    history = [torch.load(trained / run / "last.pt", weights_only=True)["history"][0] for run in ("run", "started")]
+    assert history[1]["losses"]["segmentation"] < history[0]["losses"]["segmentation"]
+    missing = [f"--training.run_dir={trained / 'other'}", f"--training.init_from={trained / 'none.pt'}"]
+    with pytest.raises(InputError, match=r"none\.pt: wanted trained weights, found no such file"):
+        call(implicitmeshnet_train, monkeypatch, *arguments, *missing)
+    assert not (trained / "other").exists()
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(trained, monkeypatch):

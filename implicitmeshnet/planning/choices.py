@@ -30,8 +30,8 @@ VOXELS_PER_EDGE = 2.0  # of the mesh's edges: the longest that a structure may h
 SUBDIVISIONS = (2, 3, 4)  # of the template
 LAPLACIAN = 6.0  # final weight of the Laplacian loss for 642 vertices and a mean radius of 0.42, normalised
 LAPLACIAN_FALL = 20.0  # the first weight, relative to the final one
-WIDTHS = (16, 48, 96, 160, 192)  # of the encoder's levels, in channels
-DECODER_WIDTHS = (16, 32, 48, 64)
+WIDTHS = (16, 32, 64, 128, 192)  # of the encoder's levels, in channels: those of the shipped whole-heart network
+DECODER_WIDTHS = (16, 16, 32, 64)
 LEAST_SIDE = 6  # voxels of a grid, see config.DataConfig.shape
 LEAST_BOTTLENECK = 2  # voxels along a side
 
