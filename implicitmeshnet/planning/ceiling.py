@@ -54,8 +54,8 @@ def ceiling_of(case: Case, config: Config) -> CeilingCase:
     in_mm = transform(sample.grid.world_from_normalised, vertices)
     vertices_mm = np.stack([untangle(mesh, faces) for mesh in in_mm])
     by_mesh = meshes_to_labelmap([(mesh, faces) for mesh in vertices_mm], structures, labels.grid)
-    grid_dice = _dice_of(by_grid, labels, structures)
-    mesh_dice = _dice_of(by_mesh, labels, structures)
+    grid_dice = dice_by_structure(by_grid, labels, structures)
+    mesh_dice = dice_by_structure(by_mesh, labels, structures)
     return CeilingCase(sample, image, labels, vertices_mm, faces, grid_dice, mesh_dice)
 
 
@@ -108,7 +108,7 @@ def _start(sample: Sample, structures: Structures, sphere: torch.Tensor) -> torc
     return torch.from_numpy(np.stack(starts)[None]).float()
 
 
-def _dice_of(labelmap: np.ndarray, labels: Volume, structures: Structures) -> dict[str, float]:
+def dice_by_structure(labelmap: np.ndarray, labels: Volume, structures: Structures) -> dict[str, float]:
     """Dice of each structure that a label map has, by name."""
     found = {}
     for structure, (name, value) in enumerate(structures.written.items()):
