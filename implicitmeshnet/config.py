@@ -39,6 +39,7 @@ BelowOne = Annotated[float, Range(low=0, below=1)]
 BelowTen = Annotated[float, Range(low=0, below=10)]
 LearningRate = Annotated[float, Range(above=0, high=1)]
 SpacingMm = Annotated[float, Range(1e-3, 1e3)]
+Spacings = Annotated[tuple[SpacingMm, SpacingMm, SpacingMm], Length(3, 3, "numbers")]
 
 # Of data.
 LabelValue = Annotated[int, Range(1, 2**15 - 1)]
@@ -97,8 +98,8 @@ class DataConfig:
     """Voxel spacing of the coarse pass of region 'found', in mm."""
     shape: Grid = (128, 128, 128)
     """Voxels of the network's grid, each a multiple of 2^(encoder levels - 1)."""
-    spacing_mm: SpacingMm = 1.3
-    """Voxel spacing of the network's grid, in mm, the same along each axis."""
+    spacing_mm: SpacingMm | Spacings = 1.3
+    """Voxel spacing of the network's grid, in mm: the same along each axis, or three numbers where slices are thick."""
     intensity: Literal["window", "percentile"] = "window"
     """How voxel values become [-1, 1]. 'window': CT, clipped to level +- width / 2. 'percentile': each volume by its
     own percentiles (MR)."""
@@ -131,8 +132,8 @@ class NetworkConfig:
     template_subdivisions: Subdivisions = 4
     """How often the icosahedron's faces are cut into four: n gives 10 * 4^n + 2 vertices for each structure."""
     template_centres: tuple[tuple[float, ...], ...] | None = None
-    """Centres of template 'mean', three normalised coordinates for each structure; training fills it in the config that
-    it writes beside the snapshot."""
+    """Centres of template 'mean', three normalised coordinates for each structure; training fills it in, and its
+    snapshots hold it too."""
     template_radii: tuple[tuple[float, ...], ...] | None = None
     """Semi-axes of template 'mean', three normalised lengths for each structure; filled in likewise."""
     stage_levels: Annotated[tuple[LevelNames, ...], Length(1, items="stages")] = (
@@ -177,6 +178,8 @@ class TrainingConfig:
 
     run_dir: str = "runs/implicitmeshnet"
     """Folder that training writes: snapshots, config, curves."""
+    init_from: str | None = None
+    """Weights to start from, as far as they fit: a snapshot, or the JSON config of a trained network."""
     epochs: Count = 2000
     """Epochs in all; a longer run goes on from a shorter one."""
     repeats: Count = 6
@@ -460,7 +463,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
 """What spans several fields: functions that raise InputError where theirs do not fit together. They are called in this
 order, once every field is within its own limits."""
 
-PATH_KEYS = ("data.dir", "training.run_dir", "loss.drn_config", "snapshot")
+PATH_KEYS = ("data.dir", "training.run_dir", "training.init_from", "loss.drn_config", "snapshot")
 AnyConfig = TypeVar("AnyConfig", Config, DrnConfig)
 
 

@@ -390,3 +390,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_spacing_is_one_number_or_three(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    assert load_config(path, ["--data.spacing_mm=2"]).data.spacing_mm == 2.0
+    assert load_config(path, ["--data.spacing_mm=[1.5, 1.5, 5]"]).data.spacing_mm == (1.5, 1.5, 5.0)
+    for value in ("[1, 1]", "[1, 1, 0]", "[]", '"1"', "null", "[1, 1, null]", "[[1, 1, 1]]", "true"):
+        with pytest.raises(InputError, match=r"data\.spacing_mm\S*: wanted"):
+            load_config(path, [f"--data.spacing_mm={value}"])

@@ -28,6 +28,7 @@ from implicitmeshnet.script import (
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
     "create_phantom_dataset": ["--output_dir=out"],
+    "create_config": ["--data_dir=in", "--out=a.json"],
     "implicitmeshnet_eval": ["--implicitmeshnet_config=a.json", "--test_dir_in=in", "--test_dir_out=out"],
     "implicitmeshnet_train": ["--config=a.json"],
     "mmwhs_create_submission": ["out"],

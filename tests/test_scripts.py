@@ -23,9 +23,10 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import find_cases
 from implicitmeshnet.data.nifti import read_grid, read_image, read_labels, write_volume
 from implicitmeshnet.data.volume import Grid, network_grid
-from implicitmeshnet.models.weights import load_checkpoint, save_snapshot
+from implicitmeshnet.models.weights import load_checkpoint, load_network, save_snapshot
 from implicitmeshnet.phantom.case import create_case
 from implicitmeshnet.predict import Predictor, segmentation_on_grid
+from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.files import read_mesh
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask
 from implicitmeshnet.surfaces.soundness import euler_characteristic, is_closed
@@ -73,6 +74,32 @@ def test_training_writes_what_evaluation_and_a_person_need(trained):
     assert any(name.startswith("events.out.tfevents") for name in names)
     config = json.loads((trained / "run/config.json").read_text())
     assert np.shape(config["network"]["template_centres"]) == np.shape(config["network"]["template_radii"]) == (2, 3)
+
+
+@pytest.mark.slow
+def test_the_config_that_training_began_with_can_name_the_snapshot(trained):
+    of_the_run = load_config(trained / "run/config.json")
+    before = load_config(trained / "config.json")
+    templates = [load_network(config, trained / "run/best.pt").decoder.template for config in (of_the_run, before)]
+    assert torch.equal(*templates)
+
+
+@pytest.mark.slow
+def test_training_can_start_from_another_networks_weights(trained, capsys):
+    arguments = [f"--config={trained / 'config.json'}", "--device=cpu", "--training.epochs=1"]
+    new = [f"--training.run_dir={trained / 'started'}", f"--training.init_from={trained / 'run/best.pt'}"]
+    call(implicitmeshnet_train, *arguments, *new)
+    taken = re.search(
+        r"training\.init_from: took (\d+) of (\d+) weights from \S+best\.pt$", capsys.readouterr().out, re.M
+    )
+    assert taken is not None
+    assert taken[1] == taken[2]
+    history = [torch.load(trained / run / "last.pt", weights_only=True)["history"][0] for run in ("run", "started")]
+    assert history[1]["losses"]["segmentation"] < history[0]["losses"]["segmentation"]
+    missing = [f"--training.run_dir={trained / 'other'}", f"--training.init_from={trained / 'none.pt'}"]
+    with pytest.raises(InputError, match=r"none\.pt: wanted trained weights, found no such file"):
+        call(implicitmeshnet_train, *arguments, *missing)
+    assert not (trained / "other").exists()
 
 
 @pytest.mark.slow

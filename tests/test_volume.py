@@ -142,6 +142,16 @@ def test_the_volume_of_a_ball_survives(spacing_mm):
     assert labels.sum() * spacing_mm**3 == pytest.approx(ball.sum() * 0.6 * 0.6 * 0.9, rel=0.02)
 
 
+def test_the_networks_grid_has_a_spacing_for_each_axis_where_it_is_given_three():
+    affine = np.diag([1.4, 1.4, 8.0, 1.0])
+    target = network_grid(Grid((40, 40, 10), affine), (16, 12, 8), (2.0, 1.5, 5.0))
+    assert target.spacing_mm == pytest.approx([2.0, 1.5, 5.0])
+    middle = transform(target.affine, (np.array(target.shape) - 1) // 2)
+    assert middle == pytest.approx(np.rint(middle / affine.diagonal()[:3]) * affine.diagonal()[:3])
+    centre = transform(target.affine, (np.array(target.shape) - 1) / 2)
+    assert np.abs(centre - affine.diagonal()[:3] * [19.5, 19.5, 4.5]).max() <= 4
+
+
 def test_the_networks_grid_copies_voxels_at_the_volumes_own_spacing():
     data = np.random.default_rng(0).normal(size=(21, 22, 20)).astype(np.float32)
     grid = unit_grid(21, 22, 20)

@@ -78,9 +78,12 @@ def in_order_of(volume: Volume, grid: Grid) -> Volume:
 
 
 def network_grid(
-    grid: Grid, shape: Sequence[int], spacing_mm: float, centre_mm: Sequence[float] | np.ndarray | None = None
+    grid: Grid,
+    shape: Sequence[int],
+    spacing_mm: float | Sequence[float],
+    centre_mm: Sequence[float] | np.ndarray | None = None,
 ) -> Grid:
-    """The isotropic grid of `shape` voxels along the axes of a volume's canonical orientation.
+    """The grid of `shape` voxels along the axes of a volume's canonical orientation, of one spacing or one an axis.
 
     `grid` is the volume's. The new one lies around a world position `centre_mm` (3,), by default the volume's centre,
     moved by up to half a voxel so that its middle voxel sits on one of the volume's: at the volume's own spacing voxels
@@ -88,7 +91,7 @@ def network_grid(
     borders.
     """
     source = _canonical_grid(grid)
-    step = spacing_mm / source.spacing_mm  # in source voxels, along each axis
+    step = np.divide(spacing_mm, source.spacing_mm)  # in source voxels, along each axis
     around = (np.array(source.shape) - 1) / 2  # source voxel at the centre
     if centre_mm is not None:
         around = transform(np.linalg.inv(source.affine), np.asarray(centre_mm, np.float64))
