@@ -178,6 +178,8 @@ class TrainingConfig:
 
     run_dir: str = "runs/implicitmeshnet"
     """Folder that training writes: snapshots, config, curves."""
+    init_from: str | None = None
+    """Weights to start from, as far as they fit: a snapshot, or the JSON config of a trained network."""
     epochs: Count = 2000
     """Epochs in all; a longer run goes on from a shorter one."""
     repeats: Count = 6
@@ -461,7 +463,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
 """What spans several fields: functions that raise InputError where theirs do not fit together. They are called in this
 order, once every field is within its own limits."""
 
-PATH_KEYS = ("data.dir", "training.run_dir", "loss.drn_config", "snapshot")
+PATH_KEYS = ("data.dir", "training.run_dir", "training.init_from", "loss.drn_config", "snapshot")
 AnyConfig = TypeVar("AnyConfig", Config, DrnConfig)
 
 
