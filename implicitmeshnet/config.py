@@ -57,6 +57,7 @@ LevelNames = Annotated[tuple[str, ...], Length(1, items="names of levels")]
 Subdivisions = Annotated[int, Range(0, 7)]
 VolumeSide = Annotated[int, Range(3, 1024)]
 Volume = Annotated[tuple[VolumeSide, VolumeSide, VolumeSide], Length(3, 3, "numbers")]
+Offset = Annotated[float, Range(-50, 50)]
 Blocks = Annotated[int, Range(1, 100)]
 
 # Of the shapes; lengths are in normalised units, a pair is a range to draw from.
@@ -144,6 +145,8 @@ class NetworkConfig:
     """Feature volumes that each stage of the graph decoder reads at the vertices."""
     stage_channels: Widths = (288, 96, 32)
     """Hidden widths of the graph decoder's stages, in channels; one for each entry of stage_levels."""
+    profile_voxels: Annotated[tuple[Offset, ...], Length(0, 20, "numbers")] = ()
+    """Steps along a vertex's normal, in voxels of the grid, at which the last stage also reads the finest level."""
     displacement_factor: Positive = 0.01
     """What a stage's output is multiplied by to become a vertex's displacement, in normalised units."""
 
