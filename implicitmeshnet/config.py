@@ -61,6 +61,7 @@ LevelNames = Annotated[tuple[str, ...], Length(1, items="names of levels")]
 Subdivisions = Annotated[int, Range(0, 7)]
 VolumeSide = Annotated[int, Range(3, 1024)]
 Volume = Annotated[tuple[VolumeSide, VolumeSide, VolumeSide], Length(3, 3, "numbers")]
+Offset = Annotated[float, Range(-50, 50)]
 Blocks = Annotated[int, Range(1, 100)]
 
 # Of the shapes; lengths are in normalised units, a pair is a range to draw from.
@@ -174,6 +175,8 @@ class NetworkConfig:
     """Feature volumes that each stage of the graph decoder reads at the vertices."""
     stage_channels: Widths = (288, 96, 32)
     """Hidden widths of the graph decoder's stages, in channels; one for each entry of stage_levels."""
+    profile_voxels: Annotated[tuple[Offset, ...], Length(0, 20, "numbers")] = ()
+    """Steps along a vertex's normal, in voxels of the grid, at which the last stage also reads the finest level."""
     displacement_factor: Positive = 0.01
     """What a stage's output is multiplied by to become a vertex's displacement, in normalised units."""
 
@@ -208,6 +211,8 @@ class TrainingConfig:
 
     run_dir: str = "runs/implicitmeshnet"
     """Folder that training writes: snapshots, config, curves."""
+    init_from: str | None = None
+    """Weights to start from, as far as they fit: a snapshot, or the JSON config of a trained network."""
     epochs: Count = 2000
     """Epochs in all; a longer run goes on from a shorter one."""
     repeats: Count = 6
@@ -516,7 +521,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
 """What spans several fields: functions that raise InputError where theirs do not fit together. They are called in this
 order, once every field is within its own limits."""
 
-PATH_KEYS = ("data.dir", "training.run_dir", "loss.drn_config", "snapshot")
+PATH_KEYS = ("data.dir", "training.run_dir", "training.init_from", "loss.drn_config", "snapshot")
 AnyConfig = TypeVar("AnyConfig", Config, DrnConfig)
 
 

@@ -17,7 +17,7 @@ def sample():
     return image, label
 
 
-def test_shapes_values_and_determinism():
+def test_augmented_samples_have_the_shape_and_labels_asked_for_and_follow_the_seed():
     image, label = sample()
     first = augment(image, label, SHAPE, SPACING_MM, torch.Generator().manual_seed(0))
     again = augment(image, label, SHAPE, SPACING_MM, torch.Generator().manual_seed(0))

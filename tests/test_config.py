@@ -184,7 +184,7 @@ def integers(kind):
     for section, values in dataclasses.asdict(kind()).items():
         for key, value in values.items() if isinstance(values, dict) else ():
             numbers = value if isinstance(value, tuple) else (value,)
-            if all(type(number) is int for number in numbers):
+            if numbers and all(type(number) is int for number in numbers):
                 yield kind, section, key
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from volumes import write_case
 
 from implicitmeshnet.config import Config, DataConfig
 from implicitmeshnet.coordinates import transform
@@ -45,17 +46,15 @@ def names(cases):
     return [(case.name, case.image.name, case.label and case.label.name) for case in cases]
 
 
-def write_case(folder, name="ct", values=(500, 420), affine=AFFINE):
+def write_boxes(folder, name="ct", values=(500, 420), affine=AFFINE):
     """A volume of 20 x 30 x 16 voxels with one box for each value, brighter than the rest."""
     labels = np.zeros((20, 30, 16), np.int16)
     for index, value in enumerate(values):
         labels[4:12, 4 + 10 * index : 12 + 10 * index, 4:12] = value
-    write_volume(folder / f"{name}_image.nii.gz", np.where(labels > 0, 400, -50).astype(np.int16), affine)
-    write_volume(folder / f"{name}_label.nii.gz", labels, affine)
-    return Case(name, folder / f"{name}_image.nii.gz", folder / f"{name}_label.nii.gz")
+    return write_case(folder, name, np.where(labels > 0, 400, -50).astype(np.int16), labels, affine)
 
 
-def test_mm_whs_naming(tmp_path):
+def test_files_in_mm_whs_naming_become_cases_by_name(tmp_path):
     files = ["ct_train_1002_image.nii.gz", "ct_train_1002_label.nii.gz", "ct_train_1001_image.nii"]
     touch(tmp_path, *files, "ct_train_1001_label.nii.gz", "._ct_train_1001_image.nii.gz", "notes.txt")
     expected = [
@@ -74,7 +73,7 @@ def test_mm_whs_images_without_labels_serve_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize("description", [None, {}, {"file_ending": ".nii.gz"}])
-def test_decathlon_layout(tmp_path, description):
+def test_the_decathlon_layout_becomes_cases_by_name(tmp_path, description):
     """Names of four digits, the first 0000 among them, are no channels where labels have the same names."""
     touch(tmp_path, *[f"{part}/case_000{i}.nii.gz" for part in ("imagesTr", "labelsTr") for i in (2, 0, 1)])
     touch(tmp_path, "imagesTr/._case_0001.nii.gz")
@@ -84,7 +83,7 @@ def test_decathlon_layout(tmp_path, description):
     assert names(find_cases(tmp_path, labelled=True)) == expected
 
 
-def test_nnunet_layout(tmp_path):
+def test_the_nnunet_layout_becomes_cases_by_name(tmp_path):
     touch(tmp_path, "imagesTr/b_0000.nii", "imagesTr/a_1001_0000.nii", "labelsTr/a_1001.nii", "labelsTr/b.nii")
     touch(tmp_path, "imagesTr/c_0000.nii.gz")
     (tmp_path / "dataset.json").write_text(json.dumps({"file_ending": ".nii"}))
@@ -182,7 +181,7 @@ def test_any_volumes_serve_evaluation(tmp_path):
     assert names(find_cases(tmp_path, labelled=False)) == [("a", "a.nii", None), ("b", "b_0000.nii.gz", None)]
 
 
-def test_the_test_split_of_a_data_set(tmp_path):
+def test_the_test_split_of_a_data_set_becomes_cases_with_labels_where_there_are_some(tmp_path):
     """Decathlon has no labels there, nnU-Net may."""
     touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTs/b_0000.nii.gz", "imagesTs/c_0000.nii.gz")
     touch(tmp_path, "labelsTs/c.nii.gz")
@@ -193,7 +192,7 @@ def test_the_test_split_of_a_data_set(tmp_path):
 
 
 def test_a_label_in_another_voxel_order_is_brought_to_its_images(tmp_path):
-    case = write_case(tmp_path)
+    case = write_boxes(tmp_path)
     image, labels = read_case(case)
     assert (labels.grid.affine == image.grid.affine).all()
     for order in itertools.permutations(range(3)):
@@ -304,7 +303,7 @@ def test_fewer_cases_than_folds_are_one_sentence():
 
 
 def test_a_case_on_the_networks_grid(tmp_path):
-    case = write_case(tmp_path)
+    case = write_boxes(tmp_path)
     sample = training_sample(case, CONFIG)
     assert sample.image.shape == (1, 16, 16, 16)
     assert sample.label.shape == sample.grid.shape == (16, 16, 16)
@@ -320,7 +319,7 @@ def test_a_case_on_the_networks_grid(tmp_path):
 
 
 def test_a_margin_surrounds_the_same_voxels(tmp_path):
-    case = write_case(tmp_path)
+    case = write_boxes(tmp_path)
     sample, padded = training_sample(case, CONFIG), training_sample(case, CONFIG, margin=3)
     inner = (slice(3, -3),) * 3
     assert padded.image.shape == (1, 22, 22, 22)
@@ -332,17 +331,17 @@ def test_a_margin_surrounds_the_same_voxels(tmp_path):
 
 
 def test_a_label_maps_by_value_not_by_rank(tmp_path):
-    only_la = training_sample(write_case(tmp_path, values=(421,)), CONFIG)
+    only_la = training_sample(write_boxes(tmp_path, values=(421,)), CONFIG)
     assert only_la.label.unique().tolist() == [0, 2]
 
 
 def test_both_orientations_of_a_file_give_the_same_sample(tmp_path):
-    case = write_case(tmp_path)
+    case = write_boxes(tmp_path)
     sample = training_sample(case, CONFIG)
     image = read_image(case.image)
     for order in itertools.permutations(range(3)):
         permutation = np.eye(4)[[*order, 3]].T
-        turned = write_case(tmp_path, "turned")
+        turned = write_boxes(tmp_path, "turned")
         for path, data in ((turned.image, image.data), (turned.label, read_image(case.label).data)):
             flipped = data.transpose(order)[::-1]
             flip = np.diag([-1.0, 1, 1, 1])
@@ -354,7 +353,7 @@ def test_both_orientations_of_a_file_give_the_same_sample(tmp_path):
 
 
 def test_a_label_must_fit_its_image(tmp_path):
-    case = write_case(tmp_path)
+    case = write_boxes(tmp_path)
     labels = read_image(case.label).data
     write_volume(case.label, labels[:-1], AFFINE)
     with pytest.raises(InputError) as caught:
@@ -372,14 +371,14 @@ def test_a_label_must_fit_its_image(tmp_path):
 
 
 def test_a_label_needs_a_configured_value(tmp_path):
-    case = write_case(tmp_path, values=(600, 205))
+    case = write_boxes(tmp_path, values=(600, 205))
     with pytest.raises(InputError) as caught:
         training_sample(case, CONFIG)
     assert str(caught.value) == f"{case.label}: wanted some of the label values 420, 421, 500, found 0, 205, 600"
 
 
 def test_the_training_set_keeps_its_samples(tmp_path):
-    cases = [write_case(tmp_path, "a"), write_case(tmp_path, "b", values=(500,))]
+    cases = [write_boxes(tmp_path, "a"), write_boxes(tmp_path, "b", values=(500,))]
     samples = TrainingSet(cases, CONFIG, margin=2)
     assert len(samples) == 2
     assert len(samples) == 2

@@ -1,12 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from meshes import structures_of
+from volumes import ball_mask
 
 from implicitmeshnet.config import LossConfig
-from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.mesh import icosphere, neighbours
 from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.ops import mesh2sdf
@@ -25,10 +26,9 @@ from implicitmeshnet.training.losses import (
 SHAPE = (20, 24, 28)
 
 
-def ball_mask(radius, shape=SHAPE):
-    voxels = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), -1).double()
-    matrix = torch.tensor(voxel_from_normalised(shape)).inverse().numpy()
-    return (transform(matrix, voxels).norm(dim=-1) < radius).float()[None, None]
+def ball(radius, shape=SHAPE):
+    sides = np.array(shape) - 1.0
+    return torch.from_numpy(ball_mask(shape, sides / 2, radius, 2 / sides)).float()[None, None]
 
 
 def ball_mesh(radius, subdivisions=3):
@@ -62,7 +62,7 @@ def test_a_mask_holds_what_its_structure_encloses():
 
 @pytest.mark.parametrize("loss", [occupancy, surface])
 def test_the_right_radius_has_the_least_loss_and_the_gradient_leads_there(loss):
-    masks = ball_mask(0.6)
+    masks = ball(0.6)
     losses, slopes = [], []
     for radius in (0.5, 0.6, 0.7):
         vertices, faces = ball_mesh(radius)
@@ -78,13 +78,13 @@ def test_the_right_radius_has_the_least_loss_and_the_gradient_leads_there(loss):
 def test_occupancy_keeps_its_gradient_where_the_sigmoid_saturates():
     vertices, faces = ball_mesh(0.2)
     vertices.requires_grad_()
-    occupancy_loss(vertices, exact(faces), ball_mask(0.9), 1000.0).backward()
+    occupancy_loss(vertices, exact(faces), ball(0.9), 1000.0).backward()
     assert vertices.grad.abs().max() > 1e-3
     assert torch.isfinite(vertices.grad).all()
 
 
 def test_surface_loss_of_a_mesh_off_by_half_a_voxel_is_small_and_far_away_is_one():
-    masks = ball_mask(0.6)
+    masks = ball(0.6)
     near, faces = ball_mesh(0.6)
     assert surface(near, faces, masks) < 0.15
     assert surface(ball_mesh(0.05)[0], faces, masks) > 0.9
@@ -93,7 +93,7 @@ def test_surface_loss_of_a_mesh_off_by_half_a_voxel_is_small_and_far_away_is_one
 @pytest.mark.parametrize("axis", range(3))
 def test_the_surface_loss_is_least_where_the_mesh_lies_on_the_border_to_a_quarter_of_a_voxel(axis):
     vertices, faces = ball_mesh(0.5, 4)
-    masks = ball_mask(0.5)
+    masks = ball(0.5)
     voxel = torch.zeros(3)
     voxel[axis] = 2 / (SHAPE[axis] - 1)
     shifts = [-0.5, -0.25, 0.0, 0.25, 0.5]  # voxels
@@ -176,7 +176,7 @@ def test_a_config_that_ignores_nothing_has_the_losses_of_one_whose_values_do_not
     results = []
     for structures in (structures_of(1), structures_of(1, ignore=(9,))):
         criterion = MeshLoss(faces, vertices.shape[2], LossConfig(), structures)
-        results.append(criterion(Prediction([vertices], logits), ball_mask(0.6)[0].long(), 0.0)[0])
+        results.append(criterion(Prediction([vertices], logits), ball(0.6)[0].long(), 0.0)[0])
     assert torch.equal(*results)
 
 
@@ -199,7 +199,7 @@ def test_laplacian_weight_anneals_by_a_cosine():
 def test_the_total_is_the_weighted_sum():
     vertices, faces = ball_mesh(0.5, 2)
     criterion = MeshLoss(faces, vertices.shape[2], LossConfig(laplacian_start=3.0, laplacian_end=3.0), structures_of(1))
-    label = ball_mask(0.6)[0].long()
+    label = ball(0.6)[0].long()
     logits = torch.randn(1, 2, *SHAPE, generator=torch.Generator().manual_seed(0))
     total, losses = criterion(Prediction([0.9 * vertices, vertices], logits), label, 0.0)
     wanted = losses.occupancy + 0.1 * losses.surface + 3 * losses.laplacian + 0.1 * losses.segmentation

@@ -21,7 +21,7 @@ from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
 CONFIG = DataConfig(structures={"LV": [500], "LA": [420, 421]}, shape=(16, 16, 16), spacing_mm=2.0)
 
 
-def test_shares_outside_the_box():
+def test_a_structure_half_outside_the_box_has_that_share_and_an_absent_one_none():
     """The box spans -16 mm to 16 mm around the volume's centre; one structure lies half outside it, one is absent."""
     labels = np.zeros((100, 40, 40), np.int32)
     labels[60:72, 15:25, 15:25] = 500

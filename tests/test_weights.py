@@ -8,15 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from implicitmeshnet.config import Config, DataConfig, NetworkConfig
+from implicitmeshnet.config import Config, DataConfig, NetworkConfig, save_config
 from implicitmeshnet.models.mesh_net import build_network
 from implicitmeshnet.models.weights import (
     load_checkpoint,
     load_network,
     misfit,
+    read_start,
     restore,
     save_checkpoint,
     save_snapshot,
+    start_from,
 )
 from implicitmeshnet.script import InputError
 
@@ -127,6 +129,7 @@ def test_a_folder_in_place_of_a_checkpoint_is_one_sentence(tmp_path):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(max_examples=200, deadline=None)
 @given(st.data())
@@ -226,7 +229,7 @@ RADII = ((0.3, 1 / 3, 0.5),)
 
 def test_a_snapshot_brings_the_template_to_a_config_without_one(tmp_path):
     config = with_template(CENTRES, RADII)
-    save_snapshot(tmp_path / "best.pt", build_network(config), config.network)
+    save_snapshot(tmp_path / "best.pt", build_network(config), config)
     wanted = build_network(config).decoder.template
     bare = with_template(None, None)
     for asked in (config, bare):
@@ -236,7 +239,7 @@ def test_a_snapshot_brings_the_template_to_a_config_without_one(tmp_path):
 
 def test_a_config_of_another_template_does_not_fit_the_snapshot(tmp_path):
     config = with_template(CENTRES, RADII)
-    save_snapshot(tmp_path / "best.pt", build_network(config), config.network)
+    save_snapshot(tmp_path / "best.pt", build_network(config), config)
     other = with_template(CENTRES, ((0.3, 0.3, 0.3),))
     with pytest.raises(InputError, match=r"best\.pt: does not fit the config: wanted its network\.template_radii"):
         load_network(other, tmp_path / "best.pt")
@@ -271,3 +274,66 @@ def test_a_snapshots_strange_template_is_one_sentence(tmp_path, saved):
     with pytest.raises(InputError, match=r"wanted three numbers for each of 1 structures") as error:
         load_network(with_template(None, None), tmp_path / "best.pt")
     assert len(str(error.value)) < 800
+
+
+def network_of(*names, width=8, seed=0):
+    torch.manual_seed(seed)
+    config = small_config()
+    config.data.structures = {name: [number] for number, name in enumerate(names, 1)}
+    config.network.stage_channels = (width,)
+    network = build_network(config)
+    for value in network.parameters():
+        torch.nn.init.normal_(value)
+    return network, config
+
+
+def test_a_start_gives_each_structure_its_own_weights_by_name(tmp_path):
+    source, config = network_of("LV", "RV", "LA")
+    save_snapshot(tmp_path / "best.pt", source, config)
+    target, _ = network_of("LA", "spleen", "LV", seed=1)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    left = start_from(target, read_start(tmp_path / "best.pt"), ["LA", "spleen", "LV"])
+    assert left == []
+    given = {name: value.half().float() for name, value in source.state_dict().items()}
+    after = target.state_dict()
+    for name, value in after.items():
+        if name.startswith("decoder."):
+            assert torch.equal(value[0], given[name][2])
+            assert torch.equal(value[1], before[name][1])
+            assert torch.equal(value[2], given[name][0])
+        elif name.startswith("unet.head."):
+            assert torch.equal(value[[0, 1, 3]], given[name][[0, 3, 1]])
+            assert torch.equal(value[2], before[name][2])
+        else:
+            assert torch.equal(value, given[name])
+
+
+def test_weights_that_do_not_fit_are_left_and_named(tmp_path):
+    source, config = network_of("LV", width=8)
+    save_snapshot(tmp_path / "best.pt", source, config)
+    target, _ = network_of("LV", width=4, seed=1)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    left = start_from(target, read_start(tmp_path / "best.pt"), ["LV"])
+    assert left
+    assert all(name.startswith("decoder.stages.0.") for name in left)
+    assert all(torch.equal(target.state_dict()[name], before[name]) for name in left)
+    assert torch.equal(target.unet.head.weight, source.unet.head.weight.half().float())
+
+
+def test_a_config_gives_the_names_of_an_old_snapshots_structures(tmp_path):
+    source, config = network_of("LV", "LA")
+    save_snapshot(tmp_path / "old.pt", source)
+    config.snapshot = str(tmp_path / "old.pt")
+    save_config(config, tmp_path / "config.json")
+    assert read_start(tmp_path / "old.pt").structures is None
+    start = read_start(tmp_path / "config.json")
+    assert start.structures == ["LV", "LA"]
+    target, _ = network_of("LA", seed=1)
+    assert start_from(target, start, ["LA"]) == []
+    name = "decoder.stages.0.input.weight"
+    assert torch.equal(target.state_dict()[name][0], source.state_dict()[name][1].half().float())
+
+
+def test_a_start_without_weights_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"none\.pt: wanted trained weights, found no such file"):
+        read_start(tmp_path / "none.pt")

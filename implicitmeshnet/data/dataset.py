@@ -437,7 +437,7 @@ def template_statistics(samples: Iterable[Sample], config: DataConfig) -> tuple[
         for structure in range(len(structures)):
             mask = structures.held(classes, structure)
             if mask.any():
-                centre, semi_axes = _ellipsoid_of(mask)
+                centre, semi_axes = ellipsoid_of(mask)
                 centres[structure].append(centre)
                 radii[structure].append(semi_axes)
     for name, found in zip(structures.names, centres, strict=True):
@@ -448,7 +448,7 @@ def template_statistics(samples: Iterable[Sample], config: DataConfig) -> tuple[
     return mean_centres, mean_radii
 
 
-def _ellipsoid_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ellipsoid_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre and semi-axes (3,), normalised, of the axis-parallel ellipsoid with the moments of a mask (X, Y, Z)."""
     mean, variance = _moments(mask)
     normalised_from_voxel = np.linalg.inv(voxel_from_normalised(mask.shape))

@@ -3,18 +3,20 @@
 import io
 import math
 import warnings
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from implicitmeshnet.config import Config, DrnConfig, NetworkConfig, load_config
+from implicitmeshnet.config import Config, DrnConfig, load_config
 from implicitmeshnet.models.drn import DeepRepresentationNetwork
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
 from implicitmeshnet.script import InputError, atomic_path, reason, shorten
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PER_STRUCTURE = ("decoder.", "unet.head.")  # weights that have a row for each structure
 TEMPLATE = ("template_centres", "template_radii")  # keys of a NetworkConfig that come with its snapshot
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -48,18 +50,20 @@ def load_checkpoint(path: Path | str) -> Any:
         raise InputError(f"{path}: wanted a checkpoint of tensors, found an unreadable file") from error
 
 
-def save_snapshot(path: Path | str, network: torch.nn.Module, config: NetworkConfig | None = None) -> None:
+def save_snapshot(path: Path | str, network: torch.nn.Module, config: Config | None = None) -> None:
     """Write a network's weights, floating-point tensors in half precision; InputError as `save_checkpoint`.
 
-    With the `config` of an ImplicitMeshNet its template's centres and radii come along, where it has some: the data
-    gave them, so no other config could.
+    With the `config` of an ImplicitMeshNet its structures' names come along, and where the data gave its template that
+    template's centres and radii.
     """
     halved = {}
     for name, value in network.state_dict().items():
         halved[name] = value.half() if value.is_floating_point() else value
     snapshot: dict[str, Any] = {"network": halved}
-    if config and config.template == "mean":
-        snapshot["template"] = {key: getattr(config, key) for key in TEMPLATE}
+    if config:
+        snapshot["structures"] = list(config.data.structures)
+    if config and config.network.template == "mean":
+        snapshot["template"] = {key: getattr(config.network, key) for key in TEMPLATE}
     save_checkpoint(path, snapshot)
 
 
@@ -115,6 +119,81 @@ def _is_rows_of_three(rows: Any, count: int) -> bool:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that another network starts from."""
+
+    path: Path
+    weights: dict[str, Any]
+    structures: list[str] | None  # in the order of the weights; None where the file does not say
+
+
+def read_start(path: Path | str) -> Start:
+    """The weights of a snapshot or a checkpoint, or those that a JSON config names, with its structures.
+
+    Raises InputError where there are none.
+    """
+    path = Path(path)
+    names: Any = None
+    if path.suffix == ".json":
+        config = load_config(path)
+        names = list(config.data.structures)
+        path = snapshot_path(config, path)
+    snapshot = _read_snapshot(path)
+    if names is None:
+        names = snapshot.get("structures")
+    return Start(path, snapshot["network"], names if isinstance(names, list) else None)
+
+
+def start_from(network: ImplicitMeshNet, start: Start, structures: Sequence[str]) -> list[str]:
+    """Copy into a network, of these structures, the weights that fit; the names of those that do not.
+
+    What each structure has of its own goes by the structure's name, or by its place where the start has no names.
+    """
+    places = _places(start, structures)
+    left = []
+    taken = network.state_dict()
+    for name, wanted in taken.items():
+        found = start.weights.get(name)
+        if places is not None and isinstance(found, torch.Tensor) and name.startswith(PER_STRUCTURE):
+            found = _rows_by_structure(wanted, found, places, name)
+        problem = misfit({name: found}, {name: wanted})
+        if problem:
+            left.append(name)
+        else:
+            taken[name] = found
+    network.load_state_dict(taken)
+    return left
+
+
+def _places(start: Start, structures: Sequence[str]) -> list[int | None] | None:
+    """The place of each structure among the start's, None where it is not there; None without names."""
+    if start.structures is None:
+        return None
+    return [start.structures.index(name) if name in start.structures else None for name in structures]
+
+
+def _rows_by_structure(
+    wanted: torch.Tensor, found: torch.Tensor, places: Sequence[int | None], name: str
+) -> torch.Tensor:
+    """`wanted` with the rows of `found` that belong to its structures; `found` itself where rows are of other sizes.
+
+    The segmentation has a row for the background before those of the structures.
+    """
+    classes = name.startswith("unet.head")
+    rows = {0: 0} if classes else {}
+    for structure, place in enumerate(places):
+        if place is not None:
+            rows[structure + classes] = place + classes
+    fits = found.ndim == wanted.ndim and found.shape[1:] == wanted.shape[1:]
+    if not fits or max(rows.values(), default=0) >= len(found):
+        return found
+    merged = wanted.clone()
+    for row, source in rows.items():
+        merged[row] = found[source]
+    return merged
 
 
 def load_drn(
