@@ -124,7 +124,7 @@ HALF = SHAPE[0] // 2
 
 def half_ignored(radius):
     """A ball of class 1 of which nothing is known beyond the middle of X, where the class is 2."""
-    classes = ball_mask(radius)[0].long()
+    classes = ball(radius)[0].long()
     classes[:, HALF:] = 2
     return classes
 
