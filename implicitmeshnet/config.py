@@ -195,6 +195,8 @@ class LossConfig:
     """T of occupancy = sigmoid(-T * SDF), per unit of normalised length."""
     segmentation: NotNegative = 0.1
     """Weight of the cross-entropy between the UNet's segmentation and the label."""
+    segmentation_dice: NotNegative = 0.0
+    """Weight of the soft Dice loss between the same two."""
     surface: NotNegative = 0.1
     """Weight of the surface loss: 1 - overlap of the meshes' surface with the label's border."""
     laplacian_start: NotNegative = 1e3

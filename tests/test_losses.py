@@ -19,6 +19,7 @@ from implicitmeshnet.training.losses import (
     laplacian_loss,
     laplacian_weight,
     occupancy_loss,
+    soft_dice_loss,
     structure_masks,
     surface_loss,
 )
@@ -204,3 +205,36 @@ def test_the_total_is_the_weighted_sum():
     total, losses = criterion(Prediction([0.9 * vertices, vertices], logits), label, 0.0)
     wanted = losses.occupancy + 0.1 * losses.surface + 3 * losses.laplacian + 0.1 * losses.segmentation
     torch.testing.assert_close(total, wanted)
+
+
+def test_the_soft_dice_loss_is_that_of_the_structures_that_are_there_whatever_their_size():
+    classes = torch.zeros(1, 4, 4, 4, dtype=torch.long)
+    classes[0, 0, 0, 0] = 1  # one voxel
+    classes[0, 2:] = 2  # half of them; 3 is nowhere
+    certain = 50 * F.one_hot(classes, 4).movedim(-1, 1).float()
+    assert soft_dice_loss(certain, classes, 9).item() == pytest.approx(0, abs=1e-6)
+    blind = certain.clone()
+    blind[:, 1] = -50  # the single voxel is missed: one structure of two has no overlap
+    assert soft_dice_loss(blind, classes, 9).item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_soft_dice_loss_pulls_at_no_ignored_voxel():
+    classes = torch.randint(0, 3, (2, 4, 4, 4), generator=torch.Generator().manual_seed(0))
+    classes[:, :2] = 3
+    logits = torch.zeros(2, 3, 4, 4, 4, requires_grad=True)
+    soft_dice_loss(logits, classes, 3).backward()
+    assert logits.grad[:, :, :2].abs().max() == 0
+    assert logits.grad[:, :, 2:].abs().min() > 0
+
+
+def test_the_soft_dice_of_a_segmentation_is_weighed_into_the_loss():
+    vertices, faces = ball_mesh(0.5, 2)
+    label = ball(0.5)[0].long()
+    prediction = Prediction([vertices], torch.zeros(1, 2, *SHAPE))
+    totals = []
+    for weight in (0.0, 2.0):
+        criterion = MeshLoss(faces, vertices.shape[2], LossConfig(segmentation_dice=weight), structures_of(1))
+        total, terms = criterion(prediction, label, 0.0)
+        totals.append(total.item())
+    assert terms.segmentation_dice > 0
+    assert totals[1] - totals[0] == pytest.approx(2 * terms.segmentation_dice.item(), rel=1e-5)

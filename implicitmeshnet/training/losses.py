@@ -55,6 +55,24 @@ def class_loss(logits: torch.Tensor, classes: torch.Tensor, ignored: int) -> tor
     return total / (classes != ignored).sum().clamp(min=1)
 
 
+def soft_dice_loss(logits: torch.Tensor, classes: torch.Tensor, ignored: int) -> torch.Tensor:
+    """1 - the mean Dice of the structures' probabilities and a class map, over the batch: a scalar in [0, 1].
+
+    logits (B, S + 1, X, Y, Z) with the background first, classes (B, X, Y, Z); voxels of the class `ignored` are left
+    out. Unlike the cross-entropy it weighs a structure by itself, whatever its size (Milletari et al., 3DV 2016; the
+    batch is taken together as in nnU-Net). A structure without any voxel in the batch counts nothing.
+    """
+    kept = (classes != ignored)[:, None]
+    probabilities = logits.softmax(1)[:, 1:] * kept
+    numbers = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, 1, 1, 1)
+    wanted = classes[:, None] == numbers
+    common = (probabilities * wanted).sum((0, 2, 3, 4))
+    sizes = wanted.sum((0, 2, 3, 4))
+    overlap = 2 * common / (probabilities.sum((0, 2, 3, 4)) + sizes).clamp(min=1)
+    present = sizes > 0
+    return ((1 - overlap) * present).sum() / present.sum().clamp(min=1)
+
+
 def occupancy_loss(
     vertices: torch.Tensor,
     distance: Distance,
@@ -167,6 +185,8 @@ class Losses:
     surface: torch.Tensor
     laplacian: torch.Tensor
     segmentation: torch.Tensor
+    segmentation_dice: torch.Tensor
+    """0 where its weight is."""
 
 
 class MeshLoss(nn.Module):
@@ -204,6 +224,7 @@ class MeshLoss(nn.Module):
         total = total + self.config.surface * losses.surface
         total = total + laplacian_weight(self.config, epoch) * losses.laplacian
         total = total + self.config.segmentation * losses.segmentation
+        total = total + self.config.segmentation_dice * losses.segmentation_dice
         return total, losses
 
     def _losses(self, prediction: Prediction, label: torch.Tensor) -> Losses:
@@ -216,7 +237,12 @@ class MeshLoss(nn.Module):
         surfaces = [surface_loss(stage, self.faces, border, known) for stage in prediction.stages]
         laplacians = [laplacian_loss(stage, around) for stage in prediction.stages]
         segmentation = class_loss(prediction.segmentation, label, self.structures.ignored_class)
-        return Losses(occupancy, torch.stack(surfaces).mean(), torch.stack(laplacians).mean(), segmentation)
+        overlap = torch.zeros_like(segmentation)
+        if self.config.segmentation_dice > 0:
+            overlap = soft_dice_loss(prediction.segmentation, label, self.structures.ignored_class)
+        surface = torch.stack(surfaces).mean()
+        laplacian = torch.stack(laplacians).mean()
+        return Losses(occupancy, surface, laplacian, segmentation, overlap)
 
     def _exact_distance(self, vertices: torch.Tensor, shape: list[int]) -> torch.Tensor:
         return mesh2sdf(vertices, self.faces, shape)
