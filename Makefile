@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Two processes, each of whole files, as many fixtures of a file train a network once for all its tests.
+PYTEST := $(RUN) -m pytest -q -n 2 --dist loadfile
 SOURCES := setup.py pyproject.toml requirements.txt $(wildcard csrc/*)
 KERNELS := $(wildcard csrc/* benchmarks/*.cu tests/gpu_shim/*.h)
 
-.PHONY: demo test install clean
+.PHONY: demo test check lint install clean
 
 install: $(VENV)/installed
 
@@ -16,12 +18,18 @@ $(VENV)/installed: $(SOURCES)
 	$(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
-test: install
+lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(KERNELS)
 	$(RUN) -m mypy
-	$(RUN) -m pytest -q
+
+# While working on it: all but the tests that are marked as slow.
+check: lint
+	$(PYTEST) -m "not slow"
+
+test: lint
+	$(PYTEST)
 
 demo: install
 	$(RUN) create_phantom_dataset.py --output_dir=demo/phantoms --cases=4 --first_case=901 --overwrite

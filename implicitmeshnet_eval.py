@@ -3,6 +3,8 @@
     python implicitmeshnet_eval.py --implicitmeshnet_config=configs_implicitmeshnet/whole_heart.json \\
         --test_dir_in=data/phantom/test --test_dir_out=test_out [--device=auto|cpu|cuda|mps]
 
+Several networks, --implicitmeshnet_config A.json B.json, are averaged: vertices, and probabilities of voxels.
+
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
 <case>_unet_segmentation.nii.gz and <case>_preview.png; and metrics.csv, a row per case and structure: volumes,
 overlaps, agreement and warnings, and the comparison with the label where one lies beside the image.
@@ -21,7 +23,13 @@ MESH_FORMATS = ("ply", "stl", "obj", "vtp")
 def parse_arguments() -> argparse.Namespace:
     """The command line's arguments; whether files and cases are there is not checked yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--implicitmeshnet_config", required=True, help="JSON config of a trained network")
+    parser.add_argument(
+        "--implicitmeshnet_config",
+        required=True,
+        nargs="+",
+        metavar="CONFIG",
+        help="JSON config of a trained network; several, separated by blanks, are averaged",
+    )
     parser.add_argument("--test_dir_in", required=True, help="folder of images, in one of the layouts of the README")
     parser.add_argument("--test_dir_out", required=True, help="folder for the results, made where missing")
     parser.add_argument(
@@ -44,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--validation_split",
         action="store_true",
-        help="only the cases of --test_dir_in that a training with this config holds out",
+        help="only the cases of --test_dir_in that a training with the config, or with each of several, holds out",
     )
     return parser.parse_args()
 
@@ -62,8 +70,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from implicitmeshnet.config import Config
-from implicitmeshnet.data.dataset import Case, find_cases, read_case, split_cases, splits_of
+from implicitmeshnet.config import load_config
+from implicitmeshnet.data.dataset import Case, configured_split, find_cases, read_case, splits_of
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.predict import Predictor, Surfaces, preview
@@ -78,8 +86,8 @@ LABELMAP, SEGMENTATION = "_mesh_labelmap.nii.gz", "_unet_segmentation.nii.gz"
 
 def main():
     arguments = parse_arguments()
-    predictor = Predictor.from_config(arguments.implicitmeshnet_config, arguments.device)
-    cases = chosen_cases(arguments, predictor.config)
+    predictor = Predictor.from_config(*arguments.implicitmeshnet_config, device=arguments.device)
+    cases = chosen_cases(arguments, predictor.data.channels)
     out = Path(arguments.test_dir_out)
     check_output(out, Path(arguments.test_dir_in), cases, predictor.structures.names)
 
@@ -110,8 +118,9 @@ def main():
         raise InputError(f"{len(failures)} of {len(cases)} cases failed: {failures[0]}{others}")
 
 
-def chosen_cases(arguments: argparse.Namespace, config: Config) -> list[Case]:
-    """The cases of --test_dir_in that the arguments name; says which split was taken where a data set has both."""
+def chosen_cases(arguments: argparse.Namespace, channels: int) -> list[Case]:
+    """The cases of --test_dir_in that the arguments name, of so many channels; says which split was taken where a data
+    set has both."""
     folder = arguments.test_dir_in
     splits = splits_of(folder)
     if arguments.split is not None and arguments.split not in splits:
@@ -119,12 +128,22 @@ def chosen_cases(arguments: argparse.Namespace, config: Config) -> list[Case]:
     if arguments.validation_split:
         if arguments.split is not None:
             raise InputError(f"--split: wanted none beside --validation_split, found {arguments.split}")
-        cases = find_cases(folder, labelled=True)
-        return split_cases(cases, config.data.validation_cases, config.training.seed)[1]
+        return held_out_cases(find_cases(folder, labelled=True, channels=channels), arguments.implicitmeshnet_config)
     split = arguments.split or next(iter(splits), "Tr")
     if len(splits) > 1 and arguments.split is None:
         print(f"{folder}: took imagesTs; --split=Tr takes imagesTr")
-    return find_cases(folder, labelled=False, split=split)
+    return find_cases(folder, labelled=False, split=split, channels=channels)
+
+
+def held_out_cases(cases: list[Case], configs: Sequence[str]) -> list[Case]:
+    """Of the cases those that the trainings of all JSON configs hold out: no averaged network has seen them."""
+    chosen = cases
+    for path in configs:
+        _, held_out = configured_split(cases, load_config(path))
+        chosen = [case for case in chosen if case in held_out]
+    if not chosen:
+        raise InputError("--validation_split: wanted cases that every config holds out, found none")
+    return chosen
 
 
 def check_output(out: Path, source: Path, cases: list[Case], structures: Sequence[str]) -> None:
@@ -199,17 +218,18 @@ def remove_stale_meshes(out: Path, case: str, written: set[str]) -> None:
 
 def compare(surfaces: Surfaces, labels: Volume | None, structure: int) -> dict:
     """Metrics of one structure on the image's own grid, mesh label map and voxel segmentation against the label; empty
-    where there is no label."""
+    where there is no label. Voxels that the label has ignored are left out."""
     spacing_mm = surfaces.grid.spacing_mm
     value = surfaces.structures.written[surfaces.names[structure]]
     mesh = surfaces.labelmap == value
     row = dict.fromkeys(("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml"))
     if labels is not None:
         truth = surfaces.structures.mask(labels.data, structure)
+        ignored = surfaces.structures.ignored_in(labels.data)
         row |= {
-            "dice": dice(mesh, truth),
-            **surface_distances(mesh, truth, spacing_mm),
-            "unet_dice": dice(surfaces.segmentation == value, truth),
+            "dice": dice(mesh, truth, ignored),
+            **surface_distances(mesh, truth, spacing_mm, ignored),
+            "unet_dice": dice(surfaces.segmentation == value, truth, ignored),
             "label_volume_ml": volume_ml(truth, spacing_mm),
         }
     return row | {"volume_ml": volume_ml(mesh, spacing_mm)}

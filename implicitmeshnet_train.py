@@ -13,41 +13,30 @@ if __name__ == "__main__":
     training_arguments(__doc__.splitlines()[0])  # answers --help and refuses misspelt options before them
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from implicitmeshnet.config import Config
-from implicitmeshnet.data.augment import augment
 from implicitmeshnet.data.dataset import (
     Case,
-    Sample,
     TrainingSet,
     check_cases,
+    configured_split,
     find_cases,
     read_case,
-    split_cases,
-    template_statistics,
 )
-from implicitmeshnet.data.overview import Overview
-from implicitmeshnet.models.localiser import Localiser
-from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
-from implicitmeshnet.models.weights import save_snapshot
+from implicitmeshnet.models.mesh_net import ImplicitMeshNet
+from implicitmeshnet.models.weights import Start, read_start, save_snapshot, start_from
 from implicitmeshnet.predict import NothingFound, Predictor, preview
-from implicitmeshnet.script import run_script
-from implicitmeshnet.structures import Structures
+from implicitmeshnet.script import InputError, run_script, shorten
 from implicitmeshnet.surfaces.metrics import dice
-from implicitmeshnet.training.deep_route import DeepRoute, load_deep_route
+from implicitmeshnet.training.deep_route import load_deep_route
 from implicitmeshnet.training.events import EventFile
 from implicitmeshnet.training.history import Epoch, History, validation_is_due
-from implicitmeshnet.training.losses import MeshLoss
 from implicitmeshnet.training.run import (
-    Parts,
     begin,
     claim_run_dir,
     end_epoch,
@@ -55,29 +44,8 @@ from implicitmeshnet.training.run import (
     parse_arguments,
     publish,
     seed_epoch,
-    take_step,
 )
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a step of a training needs."""
-
-    config: Config
-    device: torch.device
-    network: ImplicitMeshNet
-    criterion: MeshLoss
-    optimizer: torch.optim.AdamW
-    deep: DeepRoute | None
-    """The other network of loss.route 'deep'."""
-
-    @property
-    def parts(self) -> Parts:
-        """What a checkpoint holds the state of."""
-        parts: Parts = {"network": self.network, "optimizer": self.optimizer}
-        if self.deep:
-            parts |= {"drn": self.deep.drn, "drn_optimizer": self.deep.optimizer}
-        return parts
+from implicitmeshnet.training.step import Run, augmentation_margin, learn_from_data, start_run, train_step
 
 
 def main() -> None:
@@ -90,20 +58,23 @@ def train(config: Config, run_dir: Path, device: torch.device) -> None:
     """Read the cases, then epoch after epoch from where last.pt ends, or from the start."""
     settings = config.training
     deep = load_deep_route(config, device)
-    cases = find_cases(config.data.dir, labelled=True)
-    training, validation = split_cases(cases, config.data.validation_cases, settings.seed)
+    is_new = not (run_dir / "last.pt").exists()
+    initial = read_start(settings.init_from) if settings.init_from and is_new else None
+    cases = find_cases(config.data.dir, labelled=True, channels=config.data.channels)
+    training, validation = configured_split(cases, config)
     check_cases(validation, config.data)
-    margin = max(config.data.shape) // 8 if settings.augmentation else 0
-    samples = TrainingSet(training, config.data, margin)
+    samples = TrainingSet(training, config.data, augmentation_margin(config))
     learn_from_data(config, samples)
     run = start_run(config, device, deep)
+    if initial is not None:
+        print(start_from_another(run.network, initial, list(config.data.structures)))
     predictor = Predictor(run.network, config)
     history = History(predictor.structures.names, goodness=mean_score)
     begin(run_dir, config, run.parts, history)
     events = EventFile(run_dir, len(history))
 
     def keep() -> None:
-        save_snapshot(run_dir / "best.pt", run.network)
+        save_snapshot(run_dir / "best.pt", run.network, config)
         draw_preview(predictor, validation[0], run_dir / "preview.png", events, len(history))
 
     publish(run_dir, history, keep)
@@ -119,26 +90,16 @@ def train(config: Config, run_dir: Path, device: torch.device) -> None:
     print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best.number}: {listed}")
 
 
-def learn_from_data(config: Config, samples: TrainingSet) -> None:
-    """Fill in what the config takes from the training cases: intensities, and the template's centres and radii."""
-    config.data.intensity_statistics = samples.intensity_statistics
-    if config.network.template == "mean":
-        centres, radii = template_statistics(samples, config.data)
-        config.network.template_centres = tuple(map(tuple, centres.tolist()))
-        config.network.template_radii = tuple(map(tuple, radii.tolist()))
-
-
-def start_run(config: Config, device: torch.device, deep: DeepRoute | None) -> Run:
-    """Network, losses and optimiser, the weights drawn with training.seed."""
-    settings = config.training
-    torch.manual_seed(settings.seed)
-    network = build_network(config).to(device)
-    faces = network.decoder.faces
-    vertex_count = network.decoder.template.shape[1]
-    distance = deep.distance if deep else None
-    criterion = MeshLoss(faces, vertex_count, config.loss, Structures.of(config.data), distance).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    return Run(config, device, network, criterion, optimizer, deep)
+def start_from_another(network: ImplicitMeshNet, start: Start, structures: list[str]) -> str:
+    """Take another network's weights where they fit; a line on what was taken and what was not."""
+    left = start_from(network, start, structures)
+    count = len(network.state_dict())
+    if len(left) == count:
+        raise InputError(f"training.init_from: wanted weights of such a network, found none that fit in {start.path}")
+    strangers = [name for name in structures if start.structures is not None and name not in start.structures]
+    kept = f", not {shorten(', '.join(left))}" if left else ""
+    new = f"; new structures: {', '.join(strangers)}" if strangers else ""
+    return f"training.init_from: took {count - len(left)} of {count} weights from {start.path}{kept}{new}"
 
 
 def mean_score(scores: dict[str, float]) -> float:
@@ -167,51 +128,6 @@ def train_epoch(run: Run, samples: TrainingSet, number: int) -> dict[str, float]
     return sums
 
 
-def train_step(
-    run: Run, samples: list[Sample], now: float, number: int, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """One step of each network on a batch, `now` epochs after the start; its losses by name, each a scalar."""
-    image, label = draw_batch(run, samples, generator)
-    prediction = run.network(image)
-    total, terms = run.criterion(prediction, label, now)
-    losses = {"total": total, **vars(terms)}
-    if run.network.localiser:
-        losses["localiser"] = localiser_loss(run, run.network.localiser, samples[0].overview, generator)
-        total = total + losses["localiser"]
-    take_step(total, run.network, run.optimizer, number)
-    if run.deep:
-        losses["drn"] = run.deep.step(prediction.vertices.detach().flatten(0, 1), number)
-    return losses
-
-
-def draw_batch(run: Run, samples: list[Sample], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 1, X, Y, Z) and labels (B, X, Y, Z) on the device, augmented where the config asks for it."""
-    drawn = [draw(run, sample, run.config.data.shape, generator) for sample in samples]
-    images, labels = zip(*drawn, strict=True)
-    return torch.stack(images), torch.stack(labels)
-
-
-def draw(
-    run: Run, volume: Sample | Overview, shape: Sequence[int], generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image (1, X, Y, Z) and label (X, Y, Z), augmented onto `shape` where the config asks for it."""
-    assert volume.label is not None, "training cases are labelled"
-    image = volume.image[None].to(run.device)
-    label = volume.label.to(run.device)
-    if not run.config.training.augmentation:
-        return image, label
-    return augment(image, label, shape, generator)
-
-
-def localiser_loss(
-    run: Run, localiser: Localiser, overview: Overview | None, generator: torch.Generator
-) -> torch.Tensor:
-    """Cross-entropy of the coarse pass on one case; one of a batch will do, as it learns sooner than the rest."""
-    assert overview is not None, "samples of data.region 'found' have one"
-    image, label = draw(run, overview, overview.image.shape, generator)
-    return F.cross_entropy(localiser(image[None].float()), label[None].long())
-
-
 def validate(predictor: Predictor, cases: list[Case]) -> dict[str, float]:
     """Mean Dice per structure as the evaluation measures it: on the image's own grid, the region found by the coarse
     pass, the meshes repaired. 0 for a structure that is labelled where nothing is found."""
@@ -224,10 +140,11 @@ def validate(predictor: Predictor, cases: list[Case]) -> dict[str, float]:
             labelmap = predictor(image).labelmap
         except NothingFound:
             labelmap = np.zeros_like(labels.data)
+        ignored = structures.ignored_in(labels.data)
         for structure, (name, value) in enumerate(structures.written.items()):
             reference = structures.mask(labels.data, structure)
             if reference.any():
-                found[name].append(dice(labelmap == value, reference))
+                found[name].append(dice(labelmap == value, reference, ignored))
     return {name: sum(values) / max(len(values), 1) for name, values in found.items()}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from timing import at_least
 from tqdm import tqdm
 
-from implicitmeshnet.data.dataset import Case, find_cases, read_case, split_cases
+from implicitmeshnet.data.dataset import Case, configured_split, find_cases, read_case
 from implicitmeshnet.predict import NothingFound, Predictor
 from implicitmeshnet.script import run_script
 
@@ -34,12 +34,17 @@ def main():
     arguments = parser.parse_args()
     predictor = Predictor.from_config(arguments.config)
     config = predictor.config
-    cases = find_cases(arguments.held_out, labelled=True)
-    _, held_out = split_cases(cases, config.data.validation_cases, config.training.seed)
+    cases = find_cases(arguments.held_out, labelled=True, channels=config.data.channels)
+    _, held_out = configured_split(cases, config)
     print(f"{'folder':<40}{'cases':>7}{'warned':>8}{'intensities':>13}{'agreement':>11}{'nothing found':>15}")
     print_row(predictor, f"{arguments.held_out}, held out", held_out, arguments.offset)
     for folder in arguments.others:
-        print_row(predictor, folder, find_cases(folder, labelled=True)[: arguments.cases], arguments.offset)
+        print_row(
+            predictor,
+            folder,
+            find_cases(folder, labelled=True, channels=config.data.channels)[: arguments.cases],
+            arguments.offset,
+        )
 
 
 def print_row(predictor: Predictor, name: str, cases: list[Case], offset: float):

@@ -11,6 +11,11 @@ def _run(script: str) -> None:
     runpy.run_module(script, run_name="__main__", alter_sys=True)
 
 
+def create_config() -> None:
+    """implicitmeshnet-config: a config for a folder of labelled cases."""
+    _run("create_config")
+
+
 def train() -> None:
     """implicitmeshnet-train: train from images and voxel labels."""
     _run("implicitmeshnet_train")

@@ -39,6 +39,7 @@ BelowOne = Annotated[float, Range(low=0, below=1)]
 BelowTen = Annotated[float, Range(low=0, below=10)]
 LearningRate = Annotated[float, Range(above=0, high=1)]
 SpacingMm = Annotated[float, Range(1e-3, 1e3)]
+Spacings = Annotated[tuple[SpacingMm, SpacingMm, SpacingMm], Length(3, 3, "numbers")]
 
 # Of data.
 LabelValue = Annotated[int, Range(1, 2**15 - 1)]
@@ -46,7 +47,11 @@ LabelValues = Annotated[list[LabelValue], Length(1, items="label values")]
 StructureName = Annotated[str, Name(longest=50)]
 GridSide = Annotated[int, Range(6, 4095)]
 Grid = Annotated[tuple[GridSide, GridSide, GridSide], Length(3, 3, "numbers")]
+Intensity = Literal["window", "percentile"]
+Intensities = Annotated[list[Intensity], Length(1, 99, "rules")]
 Percentile = Annotated[float, Range(0, 100)]
+Fold = Annotated[int, Range(0, 2**31 - 1)]
+Folds = Annotated[int, Range(2, 2**31 - 1)]
 PerQuantile = Annotated[tuple[float, ...], Length(len(QUANTILES), len(QUANTILES), "numbers")]
 
 # Of the networks; a width is a layer's channels.
@@ -56,6 +61,7 @@ LevelNames = Annotated[tuple[str, ...], Length(1, items="names of levels")]
 Subdivisions = Annotated[int, Range(0, 7)]
 VolumeSide = Annotated[int, Range(3, 1024)]
 Volume = Annotated[tuple[VolumeSide, VolumeSide, VolumeSide], Length(3, 3, "numbers")]
+Offset = Annotated[float, Range(-50, 50)]
 Blocks = Annotated[int, Range(1, 100)]
 
 # Of the shapes; lengths are in normalised units, a pair is a range to draw from.
@@ -90,6 +96,8 @@ class DataConfig:
     """Structure name -> the label values that mean it."""
     encloses: dict[str, list[str]] = field(default_factory=dict)
     """Structure -> others that its mesh holds too, as the epicardium holds the left ventricle: {"Myo": ["LV"]}."""
+    ignore: list[LabelValue] = field(default_factory=list)
+    """Label values of voxels of which nothing is known: they are out of all losses and metrics, no background."""
     region: Literal["centre", "found"] = "centre"
     """Where the network's grid lies. 'centre': of the volume, the paper's. 'found': around the structures, in training
     by the label, in evaluation by a coarse pass over the whole volume; one connected part of it counts."""
@@ -97,11 +105,11 @@ class DataConfig:
     """Voxel spacing of the coarse pass of region 'found', in mm."""
     shape: Grid = (128, 128, 128)
     """Voxels of the network's grid, each a multiple of 2^(encoder levels - 1)."""
-    spacing_mm: SpacingMm = 1.3
-    """Voxel spacing of the network's grid, in mm, the same along each axis."""
-    intensity: Literal["window", "percentile"] = "window"
+    spacing_mm: SpacingMm | Spacings = 1.3
+    """Voxel spacing of the network's grid, in mm: the same along each axis, or three numbers where slices are thick."""
+    intensity: Intensity | Intensities = "window"
     """How voxel values become [-1, 1]. 'window': CT, clipped to level +- width / 2. 'percentile': each volume by its
-    own percentiles (MR)."""
+    own percentiles (MR). A list has a rule for each channel of an image, in the order of their files."""
     window_hu: Positive = 1000.0
     """Width of the intensity window, in Hounsfield units."""
     level_hu: float = 200.0
@@ -110,8 +118,32 @@ class DataConfig:
     """The percentiles of a volume's values, in %, that become -1 and 1 with intensity 'percentile'."""
     validation_cases: Count = 4
     """Cases held out of `dir` for validation, drawn with training.seed."""
-    intensity_statistics: IntensityStatistics | None = None
-    """Training fills it in the config that it writes beside the snapshot; evaluation warns of images unlike it."""
+    fold: Fold | None = None
+    """Which of `folds` parts of the cases is held out instead of validation_cases, from 0 on; null for none."""
+    folds: Folds = 5
+    """Parts of equal size, to one case, that a cross-validation cuts the cases into, in an order drawn with
+    training.seed: a training with each fold holds every case out once."""
+    intensity_statistics: IntensityStatistics | list[IntensityStatistics] | None = None
+    """Training fills it in the config that it writes beside the snapshot, a list where there are several channels;
+    evaluation warns of images unlike it."""
+
+    @property
+    def intensity_rules(self) -> list[Intensity]:
+        """The rule of each channel of an image."""
+        return self.intensity if isinstance(self.intensity, list) else [self.intensity]
+
+    @property
+    def channels(self) -> int:
+        """Of an image: the network's input."""
+        return len(self.intensity_rules)
+
+    @property
+    def channel_statistics(self) -> list[IntensityStatistics]:
+        """The intensity_statistics of each channel; none before a training has filled them in."""
+        statistics = self.intensity_statistics
+        if statistics is None:
+            return []
+        return statistics if isinstance(statistics, list) else [statistics]
 
 
 @dataclass
@@ -131,8 +163,8 @@ class NetworkConfig:
     template_subdivisions: Subdivisions = 4
     """How often the icosahedron's faces are cut into four: n gives 10 * 4^n + 2 vertices for each structure."""
     template_centres: tuple[tuple[float, ...], ...] | None = None
-    """Centres of template 'mean', three normalised coordinates for each structure; training fills it in the config that
-    it writes beside the snapshot."""
+    """Centres of template 'mean', three normalised coordinates for each structure; training fills it in, and its
+    snapshots hold it too."""
     template_radii: tuple[tuple[float, ...], ...] | None = None
     """Semi-axes of template 'mean', three normalised lengths for each structure; filled in likewise."""
     stage_levels: Annotated[tuple[LevelNames, ...], Length(1, items="stages")] = (
@@ -143,6 +175,8 @@ class NetworkConfig:
     """Feature volumes that each stage of the graph decoder reads at the vertices."""
     stage_channels: Widths = (288, 96, 32)
     """Hidden widths of the graph decoder's stages, in channels; one for each entry of stage_levels."""
+    profile_voxels: Annotated[tuple[Offset, ...], Length(0, 20, "numbers")] = ()
+    """Steps along a vertex's normal, in voxels of the grid, at which the last stage also reads the finest level."""
     displacement_factor: Positive = 0.01
     """What a stage's output is multiplied by to become a vertex's displacement, in normalised units."""
 
@@ -161,6 +195,8 @@ class LossConfig:
     """T of occupancy = sigmoid(-T * SDF), per unit of normalised length."""
     segmentation: NotNegative = 0.1
     """Weight of the cross-entropy between the UNet's segmentation and the label."""
+    segmentation_dice: NotNegative = 0.0
+    """Weight of the soft Dice loss between the same two."""
     surface: NotNegative = 0.1
     """Weight of the surface loss: 1 - overlap of the meshes' surface with the label's border."""
     laplacian_start: NotNegative = 1e3
@@ -177,6 +213,8 @@ class TrainingConfig:
 
     run_dir: str = "runs/implicitmeshnet"
     """Folder that training writes: snapshots, config, curves."""
+    init_from: str | None = None
+    """Weights to start from, as far as they fit: a snapshot, or the JSON config of a trained network."""
     epochs: Count = 2000
     """Epochs in all; a longer run goes on from a shorter one."""
     repeats: Count = 6
@@ -326,6 +364,21 @@ def distinct_label_values(config: Config) -> None:
         refuse("data.structures", "distinct label values", config.data.structures)
 
 
+def ignored_values_are_no_structures(config: Config) -> None:
+    """data.ignore: no label value that means a structure."""
+    values = set(chain.from_iterable(config.data.structures.values()))
+    if not values.isdisjoint(config.data.ignore):
+        refuse("data.ignore", "label values that mean no structure", config.data.ignore)
+
+
+def statistics_of_each_channel(config: Config) -> None:
+    """data.intensity_statistics: null, or an object for each rule of data.intensity."""
+    found = len(config.data.channel_statistics)
+    if found not in (0, config.data.channels):
+        wanted = f"null, or an object for each rule of data.intensity, {config.data.channels}"
+        refuse("data.intensity_statistics", wanted, found)
+
+
 def enclosed_structures(config: Config) -> None:
     """data.encloses: names structures of data.structures, each enclosing distinct others that enclose none."""
     encloses = config.data.encloses
@@ -336,6 +389,13 @@ def enclosed_structures(config: Config) -> None:
         if not known or not distinct or nested:
             wanted = "structures of data.structures, each enclosing distinct others that enclose none"
             refuse("data.encloses", wanted, encloses)
+
+
+def known_fold(config: Config) -> None:
+    """data.fold: null or below data.folds."""
+    fold = config.data.fold
+    if fold is not None and fold >= config.data.folds:
+        refuse("data.fold", f"null or a fold from 0 to {config.data.folds - 1}, as data.folds says", fold)
 
 
 def grid_fits_the_encoder(config: Config) -> None:
@@ -440,7 +500,10 @@ def shares_of_shapes(config: DrnConfig) -> None:
 RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
     Config: (
         distinct_label_values,
+        ignored_values_are_no_structures,
+        statistics_of_each_channel,
         enclosed_structures,
+        known_fold,
         grid_fits_the_encoder,
         grid_has_no_two_voxels_along_x,
         one_decoder_width_a_level,
@@ -460,7 +523,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
 """What spans several fields: functions that raise InputError where theirs do not fit together. They are called in this
 order, once every field is within its own limits."""
 
-PATH_KEYS = ("data.dir", "training.run_dir", "loss.drn_config", "snapshot")
+PATH_KEYS = ("data.dir", "training.run_dir", "training.init_from", "loss.drn_config", "snapshot")
 AnyConfig = TypeVar("AnyConfig", Config, DrnConfig)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from implicitmeshnet import config
-from implicitmeshnet.config_fields import describe, limited_types, permits
+from implicitmeshnet.config_fields import UNIONS, describe, limited_types, permits
 
 INTRODUCTION = """\
 # Config keys
@@ -73,7 +73,7 @@ def _sections(section: Any, prefix: str) -> Iterator[str]:
 
 def _dataclass_in(kind: Any) -> type | None:
     """The dataclass that a field holds, always or where it is not None; None for other fields."""
-    first = typing.get_args(kind)[0] if typing.get_origin(kind) is types.UnionType else kind
+    first = typing.get_args(kind)[0] if typing.get_origin(kind) in UNIONS else kind
     return first if isinstance(first, type) and dataclasses.is_dataclass(first) else None
 
 
@@ -109,8 +109,9 @@ def _json_type(kind: Any, plural: bool = False) -> str:
     arguments = typing.get_args(kind)
     if origin is typing.Annotated:
         return _json_type(arguments[0], plural)
-    if origin is types.UnionType:
-        return f"{_json_type(arguments[0], plural)}, or null"
+    if origin in UNIONS:
+        names = ["null" if argument is types.NoneType else _json_type(argument, plural) for argument in arguments]
+        return ", or ".join(names)
     if origin is dict:
         return f"object of {_json_type(arguments[1], plural=True)}"
     if origin in (list, tuple):
@@ -119,7 +120,7 @@ def _json_type(kind: Any, plural: bool = False) -> str:
         count = f"{len(arguments)} " if is_fixed else ""
         return f"{'lists' if plural else 'list'} of {count}{items}"
     if dataclasses.is_dataclass(kind):
-        return "object"
+        return "objects" if plural else "object"
     singular, several = PLAIN_TYPES[str if origin is typing.Literal else kind]
     return several if plural else singular
 

@@ -15,6 +15,9 @@ from typing import Any, Protocol
 
 from implicitmeshnet.script import InputError, shorten
 
+UNIONS = (types.UnionType, typing.Union)
+"""The origins of `A | B`, of plain types and of annotated ones."""
+
 
 class Limit(Protocol):
     """What an annotation may name beside a type."""
@@ -114,6 +117,9 @@ def check_limits(section: Any, prefix: str = "") -> None:
         value = getattr(section, name)
         if dataclasses.is_dataclass(value):
             check_limits(value, f"{key}.")
+        elif isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
+            for number, item in enumerate(value):
+                check_limits(item, f"{key}[{number}].")
         elif not permits(value, kind):
             refuse(key, describe(kind), value)
 
@@ -121,6 +127,16 @@ def check_limits(section: Any, prefix: str = "") -> None:
 def refuse(key: str, wanted: str, found: object) -> typing.NoReturn:
     """Raise the InputError of a value that its key may not have."""
     raise InputError(f"{key}: wanted {shorten(wanted)}, found {shorten(found)}")
+
+
+def alternative(union: Any, value: Any) -> Any:
+    """Which type of a union a value that is not None is of: a list's where it is a list or a tuple, else the other."""
+    is_list = isinstance(value, list | tuple)
+    for argument in typing.get_args(union):
+        inner = typing.get_args(argument)[0] if typing.get_origin(argument) is typing.Annotated else argument
+        if (typing.get_origin(inner) in (list, tuple)) == is_list and argument is not types.NoneType:
+            return argument
+    return typing.get_args(union)[0]
 
 
 def permits(value: Any, kind: Any) -> bool:
@@ -132,8 +148,8 @@ def permits(value: Any, kind: Any) -> bool:
         return all(limit.permits(value) for limit in limits) and permits(value, inner)
     if origin is typing.Literal:
         return value in arguments
-    if origin is types.UnionType:  # with None, the only union in a config
-        return value is None or permits(value, arguments[0])
+    if origin in UNIONS:
+        return value is None or permits(value, alternative(kind, value))
     if origin is dict:
         names, values = arguments
         return all(permits(name, names) and permits(item, values) for name, item in value.items())
@@ -152,8 +168,9 @@ def describe(kind: Any) -> str:
         return ", ".join(filter(None, [*texts, describe(inner)]))
     if origin is typing.Literal:
         return " or ".join(repr(choice) for choice in arguments)
-    if origin is types.UnionType:
-        return describe(arguments[0])
+    if origin in UNIONS:
+        texts = [describe(argument) for argument in arguments if argument is not types.NoneType]
+        return ", or ".join(filter(None, texts))
     if origin is dict:
         names, values = (describe(argument) for argument in arguments)
         return ", ".join(filter(None, [names, values and f"for each {values}"]))

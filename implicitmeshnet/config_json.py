@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from implicitmeshnet.config_fields import describe
+from implicitmeshnet.config_fields import UNIONS, alternative, describe
 from implicitmeshnet.script import InputError, parse_json, shorten
 
 MOST_INTEGER = 2**63 - 1
@@ -27,8 +27,10 @@ def from_json(value: Any, wanted: Any, key: str, source: str) -> Any:
         return _section_from_json(value, wanted, key, source)
     origin = typing.get_origin(wanted)
     arguments = typing.get_args(wanted)
-    if origin is types.UnionType:
-        return None if value is None else from_json(value, arguments[0], key, source)
+    if origin in UNIONS:
+        if value is None and types.NoneType in arguments:
+            return None
+        return from_json(value, alternative(wanted, value), key, source)
     if origin in (tuple, list) and isinstance(value, list):
         if origin is tuple and arguments[-1] is not Ellipsis and len(arguments) != len(value):
             _refuse_type(value, wanted, key, source)

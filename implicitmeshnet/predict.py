@@ -5,32 +5,39 @@ surfaces = predictor("heart.nii.gz")
 surfaces.names  # ["LV", "RV", ...], S of them
 surfaces.vertices, surfaces.faces  # (S, V, 3) in world mm, (F, 3)
 surfaces.labelmap  # (X, Y, Z), on the image's own grid
+
+An image of several channels is a list of files, in the order of data.intensity's rules: predictor(["a_0000.nii.gz",
+"a_0001.nii.gz"]). Several configs are averaged: Predictor.from_config("fold_0/config.json", "fold_1/config.json").
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from implicitmeshnet.config import Config, load_config
+from implicitmeshnet.config import Config, DataConfig, load_config
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.data.dataset import Sample, on_network_grid, standardise
-from implicitmeshnet.data.nifti import read_image
+from implicitmeshnet.data.dataset import Sample, on_network_grid, read_channels, standardise
 from implicitmeshnet.data.overview import mask_centre_mm, overview_of
-from implicitmeshnet.data.plausibility import intensity_warning
+from implicitmeshnet.data.plausibility import intensity_warnings
 from implicitmeshnet.data.volume import Grid, Volume, box_inside, canonical, network_grid, resample_labels
+from implicitmeshnet.models.ensemble import Ensemble
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import load_network, pick_device, snapshot_path
 from implicitmeshnet.ops import sample_trilinear
-from implicitmeshnet.script import InputError
+from implicitmeshnet.script import InputError, shorten
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import Figure, StructureView, case_preview
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
 from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
 from implicitmeshnet.surfaces.repair import untangle
 from implicitmeshnet.surfaces.soundness import self_intersecting_faces
+
+TRAINING_ALONE = ("dir", "validation_cases", "fold", "folds", "intensity_statistics")
+"""Keys of data in which averaged networks may differ: of a prediction only a warning hangs on one of them."""
 
 
 class NothingFound(InputError):
@@ -65,33 +72,40 @@ class Surfaces:
 
 
 class Predictor:
-    """A trained network as a function of one volume."""
+    """A trained network, or the mean of several, as a function of one volume."""
 
-    def __init__(self, network: ImplicitMeshNet, config: Config):
-        """`network` stays where it is: volumes go to its device."""
+    def __init__(self, network: ImplicitMeshNet | Ensemble, config: Config):
+        """`network` stays where it is: volumes go to its device. `config` is its own, or the first of an ensemble's."""
         self.network = network
         self.config = config
         self.data = config.data
         self.structures = Structures.of(config.data)
 
     @classmethod
-    def from_config(cls, path: str | Path, device: str = "auto") -> "Predictor":
-        """The network of a JSON config with the weights that it names, on 'cpu', 'cuda', 'mps', or the best there is.
+    def from_config(cls, path: str | Path, *others: str | Path, device: str = "auto") -> "Predictor":
+        """The networks of JSON configs with the weights that they name, on 'cpu', 'cuda', 'mps', or the best there is.
 
-        Raises InputError where there are none, where they do not fit the config, and for a device that is not there.
+        One is taken as it is, several are averaged. Raises InputError where there are no weights, where they do not fit
+        their config, where configs contradict each other, and for a device that is not there.
         """
-        config = load_config(path)
-        network = load_network(config, snapshot_path(config, path), pick_device(device))
-        return cls(network, config)
+        paths = (path, *others)
+        configs = [load_config(each) for each in paths]
+        check_alike(configs, paths)
+        networks = []
+        for config, source in zip(configs, paths, strict=True):
+            networks.append(load_network(config, snapshot_path(config, source), pick_device(device)))
+        return cls(Ensemble(networks) if len(networks) > 1 else networks[0], configs[0])
 
-    def __call__(self, image: Volume | str | Path) -> Surfaces:
+    def __call__(self, image: Volume | str | Path | Sequence[str | Path]) -> Surfaces:
         """Surfaces of a volume in the world, in any voxel order, or of a NIfTI file; its name begins the warnings.
 
-        Raises NothingFound where no region of it shows the structures, InputError where it cannot be read or is too
-        large for that.
+        An image of several channels is a list of files. Raises NothingFound where no region of it shows the structures,
+        InputError where it cannot be read, has another number of channels, or is too large for that.
         """
+        if isinstance(image, str | Path):
+            image = [image]
         if not isinstance(image, Volume):
-            image = read_image(image)
+            image = read_channels(image)
         seen = standardise(image, self.data)
         grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, self._centre_mm(seen))
         sample = on_network_grid(seen, None, grid, self.structures)
@@ -104,8 +118,9 @@ class Predictor:
         segmentation = segmentation_on_grid(logits, grid, self.structures, image.grid)
         agreement = agreements(labelmap, segmentation, self.structures.written)
         crossing = [int(self_intersecting_faces(mesh, faces).sum()) for mesh in repaired]
+        within = sample.image.numpy()[(..., *box_inside(grid, seen.grid))]
         doubts = (
-            intensity_warning(sample.image.numpy()[box_inside(grid, seen.grid)], self.data.intensity_statistics),
+            *intensity_warnings(within, self.data),
             agreement_warning(agreement),
             _crossing_warning(self.structures.names, crossing),
         )
@@ -143,12 +158,33 @@ class Predictor:
 
     @torch.inference_mode()
     def _run(self, image: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
-        """Vertices (S, V, 3) float64 in normalised coordinates, and logits (S + 1, X, Y, Z), of an image (X, Y, Z)."""
+        """Of an image (C, X, Y, Z) vertices (S, V, 3) float64, normalised coordinates, and logits (S + 1, X, Y, Z)."""
         device = self.network.decoder.faces.device
         training = self.network.training
-        prediction = self.network.eval()(image[None, None].to(device))
+        prediction = self.network.eval()(image[None].to(device))
         self.network.train(training)
         return prediction.vertices[0].cpu().double().numpy(), prediction.segmentation[0].cpu()
+
+
+def check_alike(configs: Sequence[Config], paths: Sequence[str | Path]) -> None:
+    """Raise InputError where the networks of configs, read from `paths`, cannot be averaged.
+
+    They must have the first one's template_subdivisions and its section data, but for what the training alone uses.
+    """
+    for config, path in zip(configs, paths, strict=True):
+        for key, wanted in _what_must_agree(configs[0]).items():
+            found = _what_must_agree(config)[key]
+            if str(found) != str(wanted):  # in the same order too, as structures are numbered by it
+                raise InputError(f"{path}: wanted {key} {shorten(wanted)}, as {paths[0]} has, found {shorten(found)}")
+
+
+def _what_must_agree(config: Config) -> dict[str, object]:
+    """By key, what is to be the same in all configs whose networks are averaged."""
+    values: dict[str, object] = {"network.template_subdivisions": config.network.template_subdivisions}
+    for field in fields(DataConfig):
+        if field.name not in TRAINING_ALONE:
+            values[f"data.{field.name}"] = getattr(config.data, field.name)
+    return values
 
 
 def _crossing_warning(names: tuple[str, ...], crossing: list[int]) -> str | None:
@@ -199,7 +235,7 @@ def _agreed_classes(probabilities: torch.Tensor) -> np.ndarray:
 
 
 def preview(path: Path, surfaces: Surfaces, labels: Volume | None) -> Figure:
-    """Slices with contours on the network's grid, the label filled, and the meshes; PNG."""
+    """Slices of the first channel with contours on the network's grid, the label filled, and the meshes; PNG."""
     structures = surfaces.structures
     grid = surfaces.sample.grid
     masks = structures.own_parts([mesh_to_mask(*mesh, grid) for mesh in surfaces.meshes])
@@ -216,4 +252,4 @@ def preview(path: Path, surfaces: Surfaces, labels: Volume | None) -> Figure:
                 encloses=bool(structures.encloses[structure]),
             )
         )
-    return case_preview(path, surfaces.sample.image.numpy(), grid.affine, views)
+    return case_preview(path, surfaces.sample.image[0].numpy(), grid.affine, views)

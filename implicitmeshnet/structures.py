@@ -1,7 +1,8 @@
 """The structures of a config: their names, label values, and which of them a mesh holds beside its own.
 
 The only place that knows how they are numbered. Structure s of S is counted from 0 in every list and along every
-structure axis. In a class map, and among the classes of a segmentation, 0 is background and s + 1 is structure s.
+structure axis. In a class map, and among the classes of a segmentation, 0 is background and s + 1 is structure s. What
+is ignored, because nothing is known of it, is class S + 1 of a class map; no segmentation has that class.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ class Structures:
     """The label values that mean each structure; the first is the one that is written."""
     encloses: tuple[tuple[int, ...], ...]
     """Of each structure, which others its mesh holds beside its own, as the epicardium holds the left ventricle."""
+    ignore: tuple[int, ...] = ()
+    """The label values of voxels that are ignored."""
 
     @classmethod
     def of(cls, data: DataConfig) -> "Structures":
@@ -37,14 +40,19 @@ class Structures:
         for name in names:
             inner = data.encloses.get(name, ())
             encloses.append(tuple(map(names.index, inner)))
-        return cls(names, values, tuple(encloses))
+        return cls(names, values, tuple(encloses), tuple(data.ignore))
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def class_count(self) -> int:
-        """Background and each structure."""
+        """Background and each structure: those of a segmentation."""
+        return len(self) + 1
+
+    @property
+    def ignored_class(self) -> int:
+        """The class that ignored voxels have in a class map."""
         return len(self) + 1
 
     @property
@@ -63,10 +71,15 @@ class Structures:
         for structure, group in enumerate(self.values):
             for value in group:
                 classes[labels == value] = self.class_of(structure)
+        for value in self.ignore:
+            classes[labels == value] = self.ignored_class
         return classes
 
     def label_map(self, classes: np.ndarray) -> np.ndarray:
-        """The label value to write for each voxel of a class map of any integer type: int16, in its shape."""
+        """The label value to write for each voxel of a class map of any integer type: int16, in its shape.
+
+        None of its voxels is ignored.
+        """
         return np.array([0, *self.written.values()], dtype=np.int16)[classes]
 
     def class_of(self, structure: Number) -> Number:
@@ -84,17 +97,21 @@ class Structures:
             held = held | self.own(classes, inner)  # type: ignore[operator]
         return held
 
+    def ignored(self, classes: Array) -> Array:
+        """Where a class map is ignored: bool, in its shape."""
+        return classes == self.ignored_class  # type: ignore[return-value]
+
+    def ignored_in(self, labels: np.ndarray) -> np.ndarray | None:
+        """Where a label map has an ignored value: bool, in its shape; None where no values are ignored."""
+        return _any_of(labels, self.ignore) if self.ignore else None
+
     def counts(self, classes: np.ndarray) -> np.ndarray:
         """How many voxels of a class map are each structure's own: int (S,)."""
-        return np.bincount(classes.ravel(), minlength=self.class_count)[1:]
+        return np.bincount(classes.ravel(), minlength=self.class_count)[1 : self.class_count]
 
     def mask(self, labels: np.ndarray, structure: int) -> np.ndarray:
-        """Where a label map has one of a structure's values: bool, in its shape; 20 times as fast as np.isin."""
-        first, *others = self.values[structure]
-        found = labels == first
-        for value in others:
-            found |= labels == value
-        return found
+        """Where a label map has one of a structure's values: bool, in its shape."""
+        return _any_of(labels, self.values[structure])
 
     def any_in(self, labels: np.ndarray) -> bool:
         """Whether a label map has any structure's value."""
@@ -109,3 +126,12 @@ class Structures:
                 part &= ~masks[inner]
             parts.append(part)
         return parts
+
+
+def _any_of(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Where a label map has one of some values: bool, in its shape; 20 times as fast as np.isin."""
+    first, *others = values
+    found = labels == first
+    for value in others:
+        found |= labels == value
+    return found

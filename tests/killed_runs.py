@@ -1,12 +1,14 @@
-"""Kill a training before each file that it puts in place, call it again, and compare with one that was left alone.
+"""Kill trainings before each file that they put in place, call them again, and compare with one that was left alone.
 
-    python tests/killed_runs.py FOLDER SCRIPT [--option ...]
+    python tests/killed_runs.py '[[FOLDER, SCRIPT, [OPTION, ...]], ...]'
 
-A part of test_runs.py, in a process of its own: with one thread it can be forked, which spares the imports. The run is
-FOLDER/run; where FOLDER/start is there each run starts from a copy of it. The last line printed is the number of kills.
+A part of test_runs.py, in one process for all trainings: with one thread it can be forked, which spares the imports. A
+run is FOLDER/run; where FOLDER/start is there each begins with a copy of it. Prints, in JSON, the number of kills of
+each training, or what went wrong with it.
 """
 
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -81,8 +83,8 @@ def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith("events")}
 
 
-def main():
-    folder, script, options = Path(sys.argv[1]), importlib.import_module(sys.argv[2]), sys.argv[3:]
+def kill_everywhere(folder: Path, script, options: list[str]) -> int:
+    """The number of kills, each of which was mended; AssertionError where one was not."""
     restart(folder)
     assert train(script, folder, options, 0) == 0
     wanted = (folder / "run").rename(folder / "wanted")
@@ -90,7 +92,7 @@ def main():
     while True:
         restart(folder)
         if train(script, folder, options, kills + 1) == 0:
-            break
+            return kills
         assert (folder / "run/.lock").exists()
         assert train(script, folder, options, 0) == 0, f"not resumed after kill {kills + 1}"
         assert files(folder / "run") == files(wanted)
@@ -98,7 +100,16 @@ def main():
             assert (folder / "run" / name).read_bytes() == (wanted / name).read_bytes(), (name, kills + 1)
         check_same(*(torch.load(path / "last.pt", weights_only=True) for path in (wanted, folder / "run")))
         kills += 1
-    print(kills)
+
+
+def main():
+    outcomes = []
+    for folder, script, options in json.loads(sys.argv[1]):
+        try:
+            outcomes.append(kill_everywhere(Path(folder), importlib.import_module(script), options))
+        except AssertionError:
+            outcomes.append(traceback.format_exc())
+    print(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ if sys.platform != "linux":
     pytest.skip("needs processes that are forked and held to memory, as Linux does", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
 children, kills, project, robustness, values = (
     importlib.import_module(name)
     for name in ("faults.children", "faults.kills", "faults.project", "robustness", "faults.values")
@@ -69,7 +68,6 @@ def test_what_is_planted_is_seen_for_what_it_is(name):
     use, wanted = PLANTED[name]
     outcome = children.call(use, NAMES, hang_s=0.5 if name == "time" else children.HANG_SECONDS)
     assert outcome.kind == wanted, outcome.text
-    assert outcome.seconds < 8
 
 
 def test_memory_below_the_limit_is_measured():

@@ -184,7 +184,7 @@ def integers(kind):
     for section, values in dataclasses.asdict(kind()).items():
         for key, value in values.items() if isinstance(values, dict) else ():
             numbers = value if isinstance(value, tuple) else (value,)
-            if all(type(number) is int for number in numbers):
+            if numbers and all(type(number) is int for number in numbers):
                 yield kind, section, key
 
 
@@ -229,6 +229,13 @@ def test_overrides_parse_json_and_bare_words(tmp_path):
         ('--data.encloses={"LV":["LA"],"LA":["LV"]}', "each enclosing distinct others that enclose none"),
         ('--data.encloses={"LV":["LA","LA"]}', "each enclosing distinct others"),
         ("--data.region=middle", "data.region: wanted 'centre' or 'found', found middle"),
+        ("--data.fold=5", "data.fold: wanted null or a fold from 0 to 4, as data.folds says, found 5"),
+        ("--data.folds=1", "data.folds: wanted 2 to 2^31 - 1, found 1"),
+        ("--data.ignore=[7,421]", "data.ignore: wanted label values that mean no structure, found [7, 421]"),
+        ("--data.ignore=[0]", "data.ignore: wanted each 1 to 32767, found [0]"),
+        ("--data.intensity=[]", "data.intensity: wanted 'window' or 'percentile', or 1 to 99 rules, each 'window' or"),
+        ('--data.intensity=["mr"]', "each 'window' or 'percentile', found ['mr']"),
+        ('--data.intensity_statistics=[{"cases":3}]', "data.intensity_statistics[0].mean: wanted 9 numbers, found ()"),
         ("--data.overview_spacing_mm=0", "data.overview_spacing_mm: wanted 0.001 to 1000"),
         ("--network.localiser_channels=[8]", "network.localiser_channels: wanted 2 to 6 widths, each 1 to 4096"),
         ("--network.stage_channels=[8]", "one width for each entry of stage_levels"),
@@ -246,6 +253,30 @@ def test_a_bad_override_is_one_sentence(tmp_path, override, sentence):
         load_config(write(tmp_path, {}), [override])
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def statistics_of(value):
+    return {"cases": 2, "mean": [value] * 9, "covariance": [[0.0] * 9] * 9}
+
+
+def test_several_channels_have_a_rule_and_statistics_each(tmp_path):
+    tree = {"intensity": ["window", "percentile"], "intensity_statistics": [statistics_of(0.1), statistics_of(0.2)]}
+    config = load_config(write(tmp_path, {"data": tree}))
+    assert config.data.intensity_rules == ["window", "percentile"]
+    assert [statistics.mean[0] for statistics in config.data.channel_statistics] == [0.1, 0.2]
+    save_config(config, tmp_path / "saved.json")
+    assert load_config(tmp_path / "saved.json") == config
+    tree["intensity_statistics"].pop()
+    with pytest.raises(InputError, match="intensity_statistics: wanted null, or an object for each rule of"):
+        load_config(write(tmp_path, {"data": tree}))
+
+
+def test_one_channel_has_one_rule_and_the_statistics_that_older_configs_hold(tmp_path):
+    tree = {"intensity": "percentile", "intensity_statistics": statistics_of(0.1)}
+    config = load_config(write(tmp_path, {"data": tree}))
+    assert (config.data.channels, config.data.intensity_rules) == (1, ["percentile"])
+    assert config.data.channel_statistics == [config.data.intensity_statistics]
+    assert Config().data.channel_statistics == []
 
 
 def test_missing_and_malformed_files_are_named(tmp_path):
@@ -390,3 +421,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_spacing_is_one_number_or_three(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    assert load_config(path, ["--data.spacing_mm=2"]).data.spacing_mm == 2.0
+    assert load_config(path, ["--data.spacing_mm=[1.5, 1.5, 5]"]).data.spacing_mm == (1.5, 1.5, 5.0)
+    for value in ("[1, 1]", "[1, 1, 0]", "[]", '"1"', "null", "[1, 1, null]", "[[1, 1, 1]]", "true"):
+        with pytest.raises(InputError, match=r"data\.spacing_mm\S*: wanted"):
+            load_config(path, [f"--data.spacing_mm={value}"])

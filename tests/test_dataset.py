@@ -3,6 +3,7 @@
 import itertools
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from meshes import structures_of
+from volumes import write_case
 
-from implicitmeshnet.config import DataConfig
+from implicitmeshnet.config import Config, DataConfig
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import (
     Case,
@@ -19,6 +21,7 @@ from implicitmeshnet.data.dataset import (
     TrainingSet,
     check_cases,
     check_labels,
+    configured_split,
     find_cases,
     on_network_grid,
     read_case,
@@ -50,17 +53,15 @@ def names(cases):
     return [(case.name, case.image.name, case.label and case.label.name) for case in cases]
 
 
-def write_case(folder, name="ct", values=(500, 420), affine=AFFINE):
+def write_boxes(folder, name="ct", values=(500, 420), affine=AFFINE):
     """A volume of 20 x 30 x 16 voxels with one box for each value, brighter than the rest."""
     labels = np.zeros((20, 30, 16), np.int16)
     for index, value in enumerate(values):
         labels[4:12, 4 + 10 * index : 12 + 10 * index, 4:12] = value
-    write_volume(folder / f"{name}_image.nii.gz", np.where(labels > 0, 400, -50).astype(np.int16), affine)
-    write_volume(folder / f"{name}_label.nii.gz", labels, affine)
-    return Case(name, folder / f"{name}_image.nii.gz", folder / f"{name}_label.nii.gz")
+    return write_case(folder, name, np.where(labels > 0, 400, -50).astype(np.int16), labels, affine)
 
 
-def test_mm_whs_naming(tmp_path):
+def test_files_in_mm_whs_naming_become_cases_by_name(tmp_path):
     files = ["ct_train_1002_image.nii.gz", "ct_train_1002_label.nii.gz", "ct_train_1001_image.nii"]
     touch(tmp_path, *files, "ct_train_1001_label.nii.gz", "._ct_train_1001_image.nii.gz", "notes.txt")
     expected = [
@@ -79,7 +80,7 @@ def test_mm_whs_images_without_labels_serve_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize("description", [None, {}, {"file_ending": ".nii.gz"}])
-def test_decathlon_layout(tmp_path, description):
+def test_the_decathlon_layout_becomes_cases_by_name(tmp_path, description):
     """Names of four digits, the first 0000 among them, are no channels where labels have the same names."""
     touch(tmp_path, *[f"{part}/case_000{i}.nii.gz" for part in ("imagesTr", "labelsTr") for i in (2, 0, 1)])
     touch(tmp_path, "imagesTr/._case_0001.nii.gz")
@@ -89,7 +90,7 @@ def test_decathlon_layout(tmp_path, description):
     assert names(find_cases(tmp_path, labelled=True)) == expected
 
 
-def test_nnunet_layout(tmp_path):
+def test_the_nnunet_layout_becomes_cases_by_name(tmp_path):
     touch(tmp_path, "imagesTr/b_0000.nii", "imagesTr/a_1001_0000.nii", "labelsTr/a_1001.nii", "labelsTr/b.nii")
     touch(tmp_path, "imagesTr/c_0000.nii.gz")
     (tmp_path / "dataset.json").write_text(json.dumps({"file_ending": ".nii"}))
@@ -97,12 +98,97 @@ def test_nnunet_layout(tmp_path):
     assert names(find_cases(tmp_path, labelled=True)) == expected
 
 
+CHANNELS = ["a_0001.nii", "a_0000.nii", "b_0000.nii", "b_0001.nii"]
+
+
+@pytest.mark.parametrize("split", ["Tr", "Ts"])
+def test_channels_of_a_data_set_are_the_files_of_one_case(tmp_path, split):
+    touch(tmp_path, *(f"images{split}/{name}" for name in CHANNELS), f"labels{split}/a.nii", f"labels{split}/b.nii")
+    cases = find_cases(tmp_path, labelled=True, split=split, channels=2)
+    assert names(cases) == [("a", "a_0000.nii", "a.nii"), ("b", "b_0000.nii", "b.nii")]
+    assert [path.name for path in cases[0].images] == ["a_0000.nii", "a_0001.nii"]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_channels_may_lie_in_one_folder_with_their_labels(tmp_path, labelled):
+    touch(tmp_path, *CHANNELS, "a_label.nii.gz", "b_label.nii.gz", "notes.nii")
+    cases = find_cases(tmp_path, labelled, channels=2)
+    assert names(cases) == [("a", "a_0000.nii", "a_label.nii.gz"), ("b", "b_0000.nii", "b_label.nii.gz")]
+    assert [path.name for path in cases[1].others] == ["b_0001.nii"]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["a_0000.nii.gz"], "a_0001.nii.gz: wanted this channel, as data.intensity has 2 rules, found no file"),
+        (["a_0001.nii"], "a_0000.nii: wanted this channel, as data.intensity has 2 rules, found no file"),
+        (["a.nii"], "a_0001.nii: wanted this channel, as data.intensity has 2 rules, found no file"),
+        (
+            [*CHANNELS, "b_0002.nii"],
+            "b_0002.nii: wanted 2 channels, one for each rule of data.intensity, found another",
+        ),
+        ([*CHANNELS, "a.nii"], "a_0000.nii: wanted one file for each channel, found a.nii beside it"),
+    ],
+)
+def test_a_channel_too_few_or_too_many_is_one_sentence_that_names_its_file(tmp_path, files, sentence):
+    touch(tmp_path, *(f"imagesTs/{name}" for name in files))
+    with pytest.raises(InputError) as caught:
+        find_cases(tmp_path, labelled=False, split="Ts", channels=2)
+    assert str(caught.value) == f"{tmp_path}/imagesTs/{sentence}"
+
+
+def write_channels(folder):
+    """Two channels and a label; the second is stored in another voxel order."""
+    case = write_boxes(folder)
+    data = read_image(case.image).data
+    second = folder / "ct_second.nii.gz"
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = len(data) - 1
+    noise = np.random.default_rng(0).normal(0, 20, data.shape)
+    write_volume(second, (3 * data + noise).astype(np.float32)[::-1], AFFINE @ flip)
+    return Case("ct", case.image, case.label, (second,))
+
+
+def test_each_channel_of_a_sample_is_what_a_sample_of_its_file_alone_is(tmp_path):
+    case = write_channels(tmp_path)
+    config = replace(CONFIG, intensity=["window", "percentile"], region="found")
+    sample = training_sample(case, config, margin=2)
+    assert sample.image.shape == (2, 20, 20, 20)
+    for number, path in enumerate(case.images):
+        alone = training_sample(
+            Case("ct", path, case.label), replace(config, intensity=config.intensity[number]), margin=2
+        )
+        torch.testing.assert_close(sample.image[number], alone.image[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(sample.overview.image[number], alone.overview.image[0], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(sample.quantiles[number], alone.quantiles[0], atol=1e-5)
+    samples = TrainingSet([case], config)
+    assert [statistics.cases for statistics in samples.intensity_statistics] == [1, 1]
+
+
+def test_a_channel_must_lie_on_the_first(tmp_path):
+    case = write_channels(tmp_path)
+    (second,) = case.others
+    moved = AFFINE.copy()
+    moved[2, 3] += 1
+    write_volume(second, read_image(case.image).data, moved)
+    with pytest.raises(InputError) as caught:
+        read_case(case)
+    assert str(caught.value) == f"{second}: wanted the first channel's affine, found one that lies 0.5 voxels off"
+
+
+def test_an_image_of_another_number_of_channels_is_refused(tmp_path):
+    case = write_channels(tmp_path)
+    with pytest.raises(InputError) as caught:
+        training_sample(case, CONFIG)
+    assert str(caught.value) == f"{case.image}: wanted 1 channels, as data.intensity has rules, found 2"
+
+
 def test_any_volumes_serve_evaluation(tmp_path):
     touch(tmp_path, "b_0000.nii.gz", "a.nii", "._a.nii", "readme.md")
     assert names(find_cases(tmp_path, labelled=False)) == [("a", "a.nii", None), ("b", "b_0000.nii.gz", None)]
 
 
-def test_the_test_split_of_a_data_set(tmp_path):
+def test_the_test_split_of_a_data_set_becomes_cases_with_labels_where_there_are_some(tmp_path):
     """Decathlon has no labels there, nnU-Net may."""
     touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTs/b_0000.nii.gz", "imagesTs/c_0000.nii.gz")
     touch(tmp_path, "labelsTs/c.nii.gz")
@@ -113,7 +199,7 @@ def test_the_test_split_of_a_data_set(tmp_path):
 
 
 def test_a_label_in_another_voxel_order_is_brought_to_its_images(tmp_path):
-    case = write_case(tmp_path)
+    case = write_boxes(tmp_path)
     image, labels = read_case(case)
     assert (labels.grid.affine == image.grid.affine).all()
     for order in itertools.permutations(range(3)):
@@ -194,10 +280,40 @@ def test_the_split_of_a_seed_is_pinned_so_that_runs_compare_between_versions(see
     assert [case.name for case in validation] == names
 
 
+@pytest.mark.parametrize(("count", "folds"), [(20, 5), (23, 5), (5, 5), (7, 2)])
+def test_folds_hold_out_every_case_once_and_are_of_equal_size_to_one(count, folds):
+    cases = [Case(f"{number:02}", Path(f"{number}"), None) for number in range(count)]
+    held_out = []
+    for fold in range(folds):
+        training, validation = split_cases(cases[::-1], 4, 3, (fold, folds))
+        assert sorted(training + validation, key=lambda case: case.name) == cases
+        held_out.append(validation)
+    assert sorted(itertools.chain(*held_out), key=lambda case: case.name) == cases
+    sizes = [len(validation) for validation in held_out]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_folds_of_a_seed_are_pinned_and_those_of_another_differ():
+    cases = [Case(f"{number:02}", Path(f"{number}"), None) for number in range(20)]
+    config = Config(data=DataConfig(fold=1, folds=5))
+    names = [case.name for case in configured_split(cases, config)[1]]
+    assert names == ["03", "12", "14", "19"]
+    assert split_cases(cases, 4, 3, (1, 5))[1] != configured_split(cases, config)[1]
+    config.data.fold = None
+    assert configured_split(cases, config) == split_cases(cases, 4, 0)
+
+
+def test_fewer_cases_than_folds_are_one_sentence():
+    cases = [Case(str(number), Path(str(number)), None) for number in range(4)]
+    with pytest.raises(InputError, match=r"^data\.folds: wanted at most the 4 cases of the folder, found 5$"):
+        split_cases(cases, 1, 0, (0, 5))
+
+
 def test_a_case_on_the_networks_grid(tmp_path):
-    case = write_case(tmp_path)
+    case = write_boxes(tmp_path)
     sample = training_sample(case, CONFIG)
-    assert sample.image.shape == sample.label.shape == sample.grid.shape == (16, 16, 16)
+    assert sample.image.shape == (1, 16, 16, 16)
+    assert sample.label.shape == sample.grid.shape == (16, 16, 16)
     assert sample.image.dtype == torch.float32
     assert sample.label.dtype == torch.uint8
     assert sample.image.min() >= -1
@@ -206,33 +322,33 @@ def test_a_case_on_the_networks_grid(tmp_path):
         box = (sample.label == index).nonzero().double().mean(0).numpy()
         centre = transform(AFFINE, np.array(corner) + 3.5)
         np.testing.assert_allclose(transform(sample.grid.affine, box), centre, atol=0.6)
-    np.testing.assert_allclose(sample.image[sample.label == 0][0], -0.5, atol=1e-6)
+    np.testing.assert_allclose(sample.image[0][sample.label == 0][0], -0.5, atol=1e-6)
 
 
 def test_a_margin_surrounds_the_same_voxels(tmp_path):
-    case = write_case(tmp_path)
+    case = write_boxes(tmp_path)
     sample, padded = training_sample(case, CONFIG), training_sample(case, CONFIG, margin=3)
     inner = (slice(3, -3),) * 3
-    assert padded.image.shape == (22, 22, 22)
+    assert padded.image.shape == (1, 22, 22, 22)
     assert padded.grid.shape == (16, 16, 16)
-    assert torch.allclose(padded.image[inner], sample.image, atol=1e-5)
+    assert torch.allclose(padded.image[0][inner], sample.image[0], atol=1e-5)
     assert torch.equal(padded.label[inner], sample.label)
     assert (padded.grid.affine == sample.grid.affine).all()
-    assert (padded.image[:, :, :3] > -0.9).any()  # the margin holds real data
+    assert (padded.image[..., :3] > -0.9).any()  # the margin holds real data
 
 
 def test_a_label_maps_by_value_not_by_rank(tmp_path):
-    only_la = training_sample(write_case(tmp_path, values=(421,)), CONFIG)
+    only_la = training_sample(write_boxes(tmp_path, values=(421,)), CONFIG)
     assert only_la.label.unique().tolist() == [0, 2]
 
 
 def test_both_orientations_of_a_file_give_the_same_sample(tmp_path):
-    case = write_case(tmp_path)
+    case = write_boxes(tmp_path)
     sample = training_sample(case, CONFIG)
     image = read_image(case.image)
     for order in itertools.permutations(range(3)):
         permutation = np.eye(4)[[*order, 3]].T
-        turned = write_case(tmp_path, "turned")
+        turned = write_boxes(tmp_path, "turned")
         for path, data in ((turned.image, image.data), (turned.label, read_image(case.label).data)):
             flipped = data.transpose(order)[::-1]
             flip = np.diag([-1.0, 1, 1, 1])
@@ -244,7 +360,7 @@ def test_both_orientations_of_a_file_give_the_same_sample(tmp_path):
 
 
 def test_a_label_must_fit_its_image(tmp_path):
-    case = write_case(tmp_path)
+    case = write_boxes(tmp_path)
     labels = read_image(case.label).data
     write_volume(case.label, labels[:-1], AFFINE)
     with pytest.raises(InputError) as caught:
@@ -262,14 +378,14 @@ def test_a_label_must_fit_its_image(tmp_path):
 
 
 def test_a_label_needs_a_configured_value(tmp_path):
-    case = write_case(tmp_path, values=(600, 205))
+    case = write_boxes(tmp_path, values=(600, 205))
     with pytest.raises(InputError) as caught:
         training_sample(case, CONFIG)
     assert str(caught.value) == f"{case.label}: wanted some of the label values 420, 421, 500, found 0, 205, 600"
 
 
 def test_the_training_set_keeps_its_samples(tmp_path):
-    cases = [write_case(tmp_path, "a"), write_case(tmp_path, "b", values=(500,))]
+    cases = [write_boxes(tmp_path, "a"), write_boxes(tmp_path, "b", values=(500,))]
     samples = TrainingSet(cases, CONFIG, margin=2)
     assert len(samples) == 2
     assert len(samples) == 2
@@ -288,7 +404,7 @@ def ellipsoid_sample(shape, margin, centre, radii):
     points = (np.stack(np.indices(padded), -1) - margin) / half - 1
     inside = ((points - centre) ** 2 / np.square(radii)).sum(-1) < 1
     label = torch.from_numpy(inside.astype(np.uint8))
-    return Sample(label.float(), label, Grid(shape, np.eye(4)))
+    return Sample(label.float()[None], label, Grid(shape, np.eye(4)))
 
 
 @pytest.mark.parametrize("margin", [0, 5])
@@ -314,7 +430,7 @@ def test_a_single_voxel_has_a_size():
     label = torch.zeros(9, 9, 9, dtype=torch.uint8)
     label[4, 2, 6] = 1
     centres, radii = template_statistics(
-        [Sample(label.float(), label, Grid((9,) * 3, np.eye(4)))],
+        [Sample(label.float()[None], label, Grid((9,) * 3, np.eye(4)))],
         DataConfig(structures={"LV": [1]}, shape=(9,) * 3),
     )
     np.testing.assert_allclose(centres, [[0, -0.5, 0.5]])
@@ -367,23 +483,23 @@ def test_of_many_label_values_the_first_twenty_are_named(count, ending):
 
 def test_beyond_the_volume_a_sample_is_as_dark_as_can_be_and_background(tmp_path):
     config = DataConfig(structures={"LV": [500], "LA": [420, 421]}, shape=(48, 48, 48), spacing_mm=1.7)
-    sample = training_sample(write_case(tmp_path), config)
+    sample = training_sample(write_boxes(tmp_path), config)
     voxels = np.stack(np.indices(sample.grid.shape), -1).astype(float)
     source = transform(np.linalg.inv(AFFINE) @ sample.grid.affine, voxels)
     outside = ((source < -0.51) | (source > np.array([20, 30, 16]) - 0.49)).any(-1)
     assert outside.any() and not outside.all()
-    assert (sample.image.numpy()[outside] == -1).all()
+    assert (sample.image[0].numpy()[outside] == -1).all()
     assert (sample.label.numpy()[outside] == 0).all()
-    assert sample.image.numpy()[~outside].min() > -0.6
+    assert sample.image[0].numpy()[~outside].min() > -0.6
     assert sample.label.any()
 
 
 def test_a_training_set_is_iterated_and_counts_what_the_box_cuts(tmp_path, capsys):
-    cases = [write_case(tmp_path, "a"), write_case(tmp_path, "b")]
+    cases = [write_boxes(tmp_path, "a"), write_boxes(tmp_path, "b")]
     samples = TrainingSet(cases, CONFIG)
     assert capsys.readouterr().out == ""
     assert [sample.image.dtype for sample in samples] == [torch.float32] * 2
-    assert [sample.image.shape for sample in samples] == [CONFIG.shape] * 2
+    assert [sample.image.shape for sample in samples] == [(1, *CONFIG.shape)] * 2
     assert samples.intensity_statistics is not None
     assert samples.intensity_statistics.cases == 2
     narrow = DataConfig(structures=CONFIG.structures, shape=(16, 14, 16), spacing_mm=1.0)
@@ -394,7 +510,7 @@ def test_a_training_set_is_iterated_and_counts_what_the_box_cuts(tmp_path, capsy
 
 
 def test_validation_cases_are_checked_before_they_are_needed(tmp_path):
-    good, bad = write_case(tmp_path, "good"), write_case(tmp_path, "bad", values=(600,))
+    good, bad = write_boxes(tmp_path, "good"), write_boxes(tmp_path, "bad", values=(600,))
     check_cases([good], CONFIG)
     with pytest.raises(InputError, match=r"bad_label\.nii\.gz: wanted some of the label values"):
         check_cases([good, bad], CONFIG)
@@ -436,7 +552,8 @@ def test_without_a_margin_a_sample_is_as_large_as_its_grid(labelled):
     labels = Volume(np.full((12, 12, 12), 5, np.int32), volume.grid) if labelled else None
     grid = network_grid(volume.grid, (8, 6, 4), 1.0)
     sample = on_network_grid(volume, labels, grid, structures_of(5))
-    assert sample.image.shape == grid.shape == (8, 6, 4)
+    assert sample.image.shape == (1, 8, 6, 4)
+    assert grid.shape == (8, 6, 4)
     assert sample.grid is grid
     assert (sample.label is not None) == labelled
     assert not labelled or (sample.label == 1).all()

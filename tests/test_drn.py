@@ -142,6 +142,7 @@ def test_faces_are_sampled_with_their_areas_and_integrate_quadratics_exactly():
     assert (points.normals * points.points).sum(-1).min() > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, HALF])
 def test_a_few_steps_learn_distances_and_their_gradient_reaches_the_vertices(config):
     torch.manual_seed(0)

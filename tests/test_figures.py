@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.image import imread
+from meshes import sphere
 from nibabel.orientations import io_orientation
 from scipy.spatial.transform import Rotation
+from volumes import ball_mask, block_mask
 
 from implicitmeshnet.surfaces.figures import (
     COLOURS,
@@ -26,17 +27,6 @@ from implicitmeshnet.surfaces.figures import (
 from implicitmeshnet.surfaces.render import render
 
 
-def sphere(centre, radius_mm=10.0):
-    mesh = trimesh.creation.icosphere(subdivisions=3)
-    return np.array(mesh.vertices) * radius_mm + centre, np.array(mesh.faces)
-
-
-def block(shape, start, stop):
-    mask = np.zeros(shape, dtype=bool)
-    mask[tuple(slice(*ends) for ends in zip(start, stop, strict=True))] = True
-    return mask
-
-
 def near(picture, name, tolerance=0.02):
     """Where a picture (H, W, 3 or more) has the colour of a structure."""
     return (np.abs(picture[..., :3] - to_rgb(colours([name])[name])) < tolerance).all(-1)
@@ -48,12 +38,12 @@ def test_colours_are_distinct_and_constant():
     assert len(set(colours(["anterior", "LV", "posterior"]).values())) == 3
 
 
-def test_preview_is_radiological(tmp_path):
+def test_a_preview_shows_the_patients_right_on_the_left(tmp_path):
     # Bright in the patient's right half (low index is left in RAS), structure there too: the viewer's left.
     shape = (40, 50, 60)
     image = np.zeros(shape, dtype=np.float32)
     image[22:] = 100.0
-    mask, reference = block(shape, (24, 20, 25), (36, 30, 35)), block(shape, (4, 20, 25), (16, 30, 35))
+    mask, reference = block_mask(shape, (24, 20, 25), (36, 30, 35)), block_mask(shape, (4, 20, 25), (16, 30, 35))
     structures = [StructureView("LV", mask), StructureView("LA", None, reference)]
     path = tmp_path / "preview.png"
     figure = case_preview(path, image, np.diag([1.0, 1.2, 0.8, 1.0]), structures, (0, 100))
@@ -75,7 +65,7 @@ def test_preview_is_radiological(tmp_path):
 
 def test_contours_lie_on_the_mask_in_mm():
     shape, spacing_mm = (40, 50, 60), (1.0, 1.5, 0.5)
-    mask = block(shape, (10, 20, 15), (31, 40, 46))
+    mask = block_mask(shape, (10, 20, 15), (31, 40, 46))
     affine = np.diag([*spacing_mm, 1.0])
     figure = case_preview(None, np.zeros(shape), affine, [StructureView("LV", mask)], (0, 1))
     outline = figure.axes[0].collections[0].get_paths()[0].vertices
@@ -83,7 +73,7 @@ def test_contours_lie_on_the_mask_in_mm():
     np.testing.assert_allclose(outline.max(0), [30.5, 39.5 * 1.5], atol=0.1)
 
 
-def test_preview_with_nothing_in_it(tmp_path):
+def test_previews_of_empty_masks_and_of_no_structures_are_written(tmp_path):
     empty = np.zeros((8, 9, 10), dtype=bool)
     case_preview(tmp_path / "a.png", np.ones((8, 9, 10)), np.eye(4), [StructureView("LV", empty, empty)])
     case_preview(tmp_path / "b.png", np.ones((8, 9, 10)), np.eye(4), [])
@@ -91,14 +81,14 @@ def test_preview_with_nothing_in_it(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("mask", [np.ones((8, 9, 10), bool), block((8, 9, 10), (4, 4, 4), (5, 5, 5))])
+@pytest.mark.parametrize("mask", [np.ones((8, 9, 10), bool), block_mask((8, 9, 10), (4, 4, 4), (5, 5, 5))])
 def test_preview_of_all_or_hardly_anything(mask):
     case_preview(None, np.ones((8, 9, 10)), np.eye(4), [StructureView("LV", mask, mask)])
 
 
 def test_references_that_touch_are_fillings_and_nothing_else(tmp_path):
     shape = (40, 40, 40)
-    left, right = block(shape, (8, 8, 8), (20, 32, 32)), block(shape, (20, 8, 8), (32, 32, 32))
+    left, right = block_mask(shape, (8, 8, 8), (20, 32, 32)), block_mask(shape, (20, 8, 8), (32, 32, 32))
     structures = [StructureView("LV", None, left), StructureView("RV", None, right)]
     case_preview(tmp_path / "a.png", np.zeros(shape), np.eye(4), structures, (0, 1))
     middle = imread(tmp_path / "a.png")[150:300, 100:300, :3]  # of the axial panel, within both
@@ -110,7 +100,7 @@ def test_references_that_touch_are_fillings_and_nothing_else(tmp_path):
 
 def test_an_enclosed_structures_contour_lies_over_its_enclosers(tmp_path):
     shape = (40, 40, 40)
-    inner, outer = block(shape, (14, 14, 14), (26, 26, 26)), block(shape, (8, 8, 8), (32, 32, 32))
+    inner, outer = block_mask(shape, (14, 14, 14), (26, 26, 26)), block_mask(shape, (8, 8, 8), (32, 32, 32))
     structures = [StructureView("LV", inner), StructureView("Myo", outer & ~inner, encloses=True)]
     case_preview(tmp_path / "a.png", np.zeros(shape), np.eye(4), structures, (0, 1))
     axial = imread(tmp_path / "a.png")[45:405, 5:400]
@@ -120,9 +110,7 @@ def test_an_enclosed_structures_contour_lies_over_its_enclosers(tmp_path):
 
 def test_thick_slices_keep_their_shape(tmp_path):
     shape, spacing_mm = (60, 60, 9), np.array([1.0, 1.0, 8.0])
-    centre = (np.array(shape) - 1) / 2 * spacing_mm
-    positions = np.argwhere(np.ones(shape)) * spacing_mm
-    ball = (np.linalg.norm(positions - centre, axis=1) < 22).reshape(shape)
+    ball = ball_mask(shape, (np.array(shape) - 1) / 2, 22, spacing_mm)
     case_preview(tmp_path / "a.png", np.zeros(shape), np.diag([*spacing_mm, 1]), [StructureView("LV", ball)], (0, 1))
     picture = imread(tmp_path / "a.png")[45:405]
     for left in (5, 403, 801):
@@ -171,8 +159,8 @@ def test_no_oblique_slice_has_a_planes_name(seed):
 
 
 def test_render_shows_the_left_on_the_right_and_up_on_top():
-    meshes = [(*sphere((-30, 0, 0)), to_rgba("blue")), (*sphere((30, 0, 0)), to_rgba("red")),
-              (*sphere((0, 0, 40)), to_rgba("lime"))]  # fmt: skip
+    meshes = [(*sphere((-30, 0, 0), 10), to_rgba("blue")), (*sphere((30, 0, 0), 10), to_rgba("red")),
+              (*sphere((0, 0, 40), 10), to_rgba("lime"))]  # fmt: skip
     picture = render(meshes, 120)
     assert picture.shape == (120, 120, 4)
     row, column = {}, {}
@@ -217,7 +205,7 @@ def yaw():
 
 
 def test_render_covers_the_disc_of_a_sphere():
-    picture = render([(*sphere((5, 6, 7)), (0.5, 0.5, 0.5, 1.0))], 200)
+    picture = render([(*sphere((5, 6, 7), 10), (0.5, 0.5, 0.5, 1.0))], 200)
     assert picture[..., 3].sum() == pytest.approx(np.pi * (0.94 * 100) ** 2, rel=0.02)
     assert picture.min() >= 0
     assert picture.max() <= 1

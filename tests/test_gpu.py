@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import setuptools
 import torch
+from meshes import bumpy_sphere
 
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.ops import _gpu, _kernels, mesh2sdf, reference, voxelize
@@ -66,10 +67,7 @@ def projection(tmp_path_factory):
 
 
 def bumpy(subdivisions, dtype, batch=1):
-    vertices, faces = icosphere(subdivisions)
-    phase = torch.arange(batch)[:, None, None]
-    vertices = vertices.double() * (0.5 + 0.06 * torch.sin(4 * vertices[:, [1, 2, 0]] + phase)) + 0.01 * phase
-    return vertices.to(dtype), faces
+    return bumpy_sphere(subdivisions, torch.arange(batch)[:, None, None], dtype)
 
 
 @needs_compiler
@@ -563,6 +561,7 @@ def test_each_generation_has_its_code(tmp_path, monkeypatch, toolkit, wanted):
     assert flags == [*compiled, f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
 @pytest.mark.skipif("cuda" in PRESENT, reason="a CUDA device is present, on which the kernels run")
 def test_a_real_cuda_library_without_a_driver_gives_way(tmp_path, monkeypatch):
@@ -579,6 +578,7 @@ def test_a_real_cuda_library_without_a_driver_gives_way(tmp_path, monkeypatch):
     assert_is_the_reference(kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
 @pytest.mark.parametrize("architecture", [75, 80, 86, 90, 100])
 @pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
@@ -606,7 +606,7 @@ def test_nvcc_compiles_without_a_warning(tmp_path, source, architecture):
 
 @pytest.mark.skipif(not PRESENT, reason="neither a CUDA nor an MPS device is present")
 @pytest.mark.parametrize("device", PRESENT)
-def test_on_the_device_itself(device):
+def test_distances_and_gradients_on_the_device_are_the_cpus(device):
     vertices, faces = bumpy(4, torch.float32, batch=2)
     grad = torch.randn(2, 33, 20, 18, generator=torch.Generator().manual_seed(0))
     results = []

@@ -137,7 +137,7 @@ def test_volume_gradient_keeps_type_and_memory_format(dtype, channels_last):
     torch.testing.assert_close(volume.grad, splat_trilinear(positions, features, (6, 7, 8)).to(dtype))
 
 
-def test_non_contiguous_input():
+def test_strided_input_gives_what_its_contiguous_copy_gives():
     positions, features, volume = sample_data((6, 7, 8))
     strided = positions.transpose(0, 2).contiguous().transpose(0, 2)
     wide = torch.cat([features, features], -1)[..., ::2]
@@ -189,7 +189,7 @@ def test_same_bits_on_any_number_of_threads():
         assert all(torch.equal(one, other) for one, other in zip(results[0], result, strict=True))
 
 
-def test_opcheck():
+def test_torchs_own_checks_of_the_operators_pass():
     positions, features, volume = (tensor.requires_grad_() for tensor in sample_data((4, 5, 6), dtype=torch.float32))
     operators = torch.ops.implicitmeshnet
     for channels_last in (False, True):

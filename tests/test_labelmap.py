@@ -12,7 +12,8 @@ import pytest
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from meshes import structures_of
+from meshes import sphere, structures_of
+from volumes import grid_around, spoil
 
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.volume import Grid
@@ -23,28 +24,17 @@ from implicitmeshnet.surfaces.metrics import volume_ml
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
 LPS = np.array([-1, -1, 1])
-
-
-def sphere(centre=(30, -10, 5), radius=20.0, subdivisions=3):
-    mesh = trimesh.creation.icosphere(subdivisions=subdivisions)
-    return np.array(mesh.vertices) * radius + centre, np.array(mesh.faces)
+CENTRE = (30, -10, 5)
 
 
 def rotation(degrees, axis=(0.3, -0.5, 0.8)):
     return trimesh.transformations.rotation_matrix(np.radians(degrees), axis)[:3, :3]
 
 
-def grid_around(centre, shape, spacing_mm, directions):
-    affine = np.eye(4)
-    affine[:3, :3] = directions * spacing_mm
-    affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return Grid(tuple(shape), affine)
-
-
 @pytest.mark.parametrize("space", ["LPS", "RAS"])
 @pytest.mark.parametrize("suffix", ["ply", "stl", "obj"])
-def test_files_read_back(tmp_path, suffix, space):
-    vertices, faces = sphere()
+def test_a_written_mesh_is_read_back_in_place_by_us_and_by_trimesh(tmp_path, suffix, space):
+    vertices, faces = sphere(CENTRE, 20)
     path = tmp_path / f"mesh.{suffix}"
     write_mesh(path, vertices, faces, space)
     seen = trimesh.load_mesh(path, process=False)  # as another program sees it
@@ -58,7 +48,7 @@ def test_files_read_back(tmp_path, suffix, space):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_ply_bytes(tmp_path):
+def test_a_ply_file_holds_these_bytes(tmp_path):
     write_mesh(tmp_path / "a.ply", np.array([[1, 2, 3], [4, 5, 6], [7, 8, 10]]), np.array([[0, 1, 2]]))
     header, body = (tmp_path / "a.ply").read_bytes().split(b"end_header\n")
     lines = header.decode("ascii").splitlines()
@@ -67,7 +57,7 @@ def test_ply_bytes(tmp_path):
     assert body == struct.pack("<9fB3i", -1, -2, 3, -4, -5, 6, -7, -8, 10, 3, 0, 1, 2)
 
 
-def test_stl_bytes(tmp_path):
+def test_an_stl_file_holds_these_bytes(tmp_path):
     write_mesh(tmp_path / "a.stl", np.array([[0, 0, 0], [2, 0, 0], [0, 3, 0]]), np.array([[0, 1, 2], [0, 0, 1]]))
     content = (tmp_path / "a.stl").read_bytes()
     assert len(content) == 84 + 2 * 50
@@ -79,15 +69,15 @@ def test_stl_bytes(tmp_path):
     assert struct.unpack("<3f", content[134:146]) == (0, 0, 0)  # the face without area
 
 
-def test_obj_text(tmp_path):
+def test_an_obj_file_holds_these_lines(tmp_path):
     write_mesh(tmp_path / "a.obj", np.array([[1, 2, 3], [4, 5.5, 6], [7, 8, 10]]), np.array([[0, 1, 2]]), "RAS")
     assert (tmp_path / "a.obj").read_text().splitlines() == [
         "# ImplicitMeshNet SPACE=RAS", "v 1 2 3", "v 4 5.5 6", "v 7 8 10", "f 1 2 3",
     ]  # fmt: skip
 
 
-def test_vtp_content(tmp_path):
-    vertices, faces = sphere(subdivisions=1)
+def test_a_vtp_file_holds_these_arrays(tmp_path):
+    vertices, faces = sphere(CENTRE, 20, 1)
     write_mesh(tmp_path / "a.vtp", vertices, faces)
     root = ElementTree.parse(tmp_path / "a.vtp").getroot()
     assert root.attrib["byte_order"] == "LittleEndian"
@@ -108,13 +98,13 @@ def test_vtp_content(tmp_path):
 
 
 def test_a_file_that_names_no_space_is_lps(tmp_path):
-    vertices, faces = sphere(subdivisions=1)
+    vertices, faces = sphere(CENTRE, 20, 1)
     trimesh.Trimesh(vertices, faces, process=False).export(tmp_path / "a.ply")
     np.testing.assert_allclose(read_mesh(tmp_path / "a.ply")[0], vertices * LPS, atol=1e-5)
 
 
-def test_bad_files_and_arguments(tmp_path):
-    vertices, faces = sphere(subdivisions=0)
+def test_a_bad_mesh_file_or_space_is_one_sentence_that_names_it(tmp_path):
+    vertices, faces = sphere(CENTRE, 20, 0)
     with pytest.raises(InputError, match=r"a\.gltf: wanted .* \.ply, \.stl, \.obj, \.vtp, found '\.gltf'"):
         write_mesh(tmp_path / "a.gltf", vertices, faces)
     with pytest.raises(InputError, match="space: wanted LPS or RAS, found 'LAS'"):
@@ -239,7 +229,7 @@ def test_an_obj_of_other_programs(tmp_path):
 
 def whole_files(tmp_path):
     """One mesh as every kind of file that is read, by suffix."""
-    vertices, faces = sphere(subdivisions=1)
+    vertices, faces = sphere(CENTRE, 20, 1)
     files = []
     for suffix in ("ply", "stl", "obj"):
         write_mesh(tmp_path / f"a.{suffix}", vertices, faces)
@@ -250,25 +240,17 @@ def whole_files(tmp_path):
     return files
 
 
-def spoil(content, rng):
-    """The file with one to four pieces overwritten, inserted, left out or cut off, most of them near its start."""
-    content = bytearray(content)
-    for _ in range(rng.randint(1, 4)):
-        start = rng.randrange(min(len(content), rng.choice((300, 10**9))) + 1)
-        piece = rng.choice((b"", b"0", b"-1", b"1000000000", b"nan", b"face", b"list", b" ", b"\n", b"\xff" * 4))
-        content[start : start + rng.choice((0, 1, len(piece), 40))] = piece
-        if rng.random() < 0.2:
-            del content[start:]
-    return bytes(content)
+PIECES = (b"", b"0", b"-1", b"1000000000", b"nan", b"face", b"list", b" ", b"\n", b"\xff" * 4)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32))
 def test_a_damaged_file_is_a_mesh_or_one_sentence(tmp_path_factory, seed):
     folder, rng = tmp_path_factory.mktemp("meshes"), random.Random(seed)
     suffix, content = rng.choice(whole_files(folder))
     path = folder / f"b.{suffix}"
-    path.write_bytes(spoil(content, rng))
+    path.write_bytes(spoil(content, rng, PIECES, 300))
     sentence = ""
     tracemalloc.start()
     try:
@@ -285,8 +267,8 @@ def test_a_damaged_file_is_a_mesh_or_one_sentence(tmp_path_factory, seed):
         assert len(faces) > 0 and faces.shape[1:] == (3,) and 0 <= faces.min() <= faces.max() < len(vertices)
 
 
-def test_orient_outward():
-    vertices, faces = sphere()
+def test_a_mirrored_mesh_is_turned_outward_and_a_sound_one_left():
+    vertices, faces = sphere(CENTRE, 20)
     mirrored = vertices * [-1, 1, 1]
     assert mesh_volume_ml(mirrored, faces) < 0 < mesh_volume_ml(mirrored, orient_outward(mirrored, faces))
     assert orient_outward(vertices, faces) is faces
@@ -296,7 +278,7 @@ def test_orient_outward():
 def test_a_ball_on_oblique_and_left_handed_grids(directions):
     centre, spacing_mm = np.array([12.0, -7.0, 40.0]), np.array([0.8, 1.1, 1.5])
     vertices, faces = sphere(centre, 15)
-    grid = grid_around(centre + 2.3, (60, 50, 40), spacing_mm, directions)
+    grid = grid_around(centre + 2.3, (60, 50, 40), directions * spacing_mm)
     mask = mesh_to_mask(vertices, faces, grid)
     assert volume_ml(mask, grid.spacing_mm) == pytest.approx(mesh_volume_ml(vertices, faces), rel=0.01)
     distance = np.linalg.norm(transform(grid.affine, np.argwhere(np.ones(grid.shape)).astype(float)) - centre, axis=1)
@@ -306,7 +288,7 @@ def test_a_ball_on_oblique_and_left_handed_grids(directions):
 
 def test_a_left_handed_grid_gives_the_same_world_mask():
     vertices, faces = sphere((0.2, 0.3, -0.1), 8)
-    right = grid_around(np.zeros(3), (30, 28, 26), np.array([0.9, 0.8, 0.7]), rotation(20))
+    right = grid_around(np.zeros(3), (30, 28, 26), rotation(20) * [0.9, 0.8, 0.7])
     flip = np.diag([-1.0, 1, 1, 1])
     flip[0, 3] = 29  # voxel i of the left-handed grid is voxel 29 - i of the other
     left = Grid(right.shape, right.affine @ flip)
@@ -467,7 +449,7 @@ def test_a_label_map_does_not_depend_on_where_the_worlds_origin_lies():
 
 
 def test_overlapping_balls_of_other_sizes_are_parted_by_their_true_depths():
-    grid = grid_around(np.array([5.0, 8.0, -3.0]), (50, 40, 60), np.array([1.0, 1.3, 0.8]), rotation(25))
+    grid = grid_around(np.array([5.0, 8.0, -3.0]), (50, 40, 60), rotation(25) * [1.0, 1.3, 0.8])
     balls = [((5.0, 8.0, -3.0), 14.0), ((12.0, 15.0, 3.0), 8.0)]
     labelmap = meshes_to_labelmap([sphere(*ball, 4) for ball in balls], structures_of(1, 2), grid)
     points = transform(grid.affine, np.argwhere(np.ones(grid.shape)).astype(float))

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from volumes import ball_mask, block_mask, write_case
 
 from implicitmeshnet.config import Config, DataConfig
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.data.dataset import Case, standardise, training_sample
-from implicitmeshnet.data.nifti import read_image, write_volume
-from implicitmeshnet.data.overview import label_centre_mm, mask_centre_mm, overview_of
+from implicitmeshnet.data.dataset import standardise, training_sample
+from implicitmeshnet.data.nifti import read_image
+from implicitmeshnet.data.overview import IGNORED, label_centre_mm, mask_centre_mm, overview_of
 from implicitmeshnet.data.volume import Grid, Volume, canonical
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.models.localiser import Localiser, parts_that_belong
@@ -32,8 +33,7 @@ CONFIG = DataConfig(
 
 def ball_volume(centre=(90, 40, 20), shape=(120, 80, 50), radius=9):
     """A bright ball on noise, its label, and the world position of its centre."""
-    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    label = (((index - centre) ** 2).sum(-1) < radius**2).astype(np.int16)
+    label = ball_mask(shape, centre, radius).astype(np.int16)
     noise = np.random.default_rng(0).normal(0, 50, shape)
     return (noise + 400 * label).astype(np.float32), 500 * label, transform(AFFINE, np.array(centre, dtype=float))
 
@@ -42,7 +42,8 @@ def test_an_overview_spans_the_volume_and_keeps_the_label_in_place():
     image, label, centre = ball_volume()
     volumes = [canonical(Volume(data, Grid(data.shape, AFFINE))) for data in (image, label)]
     overview = overview_of(*volumes, CONFIG)
-    assert overview.image.shape == overview.label.shape == overview.grid.shape == (17, 30, 20)
+    assert overview.image.shape == (1, 17, 30, 20)
+    assert overview.label.shape == overview.grid.shape == (17, 30, 20)
     np.testing.assert_allclose(overview.grid.spacing_mm, 6)
     corners = transform(np.linalg.inv(overview.grid.affine), transform(AFFINE, np.array([[0, 0, 0], [119, 79, 49.0]])))
     assert (corners > -1).all()
@@ -66,12 +67,35 @@ def test_an_overview_beyond_all_measure_is_refused(case):
         training_sample(case, replace(CONFIG, overview_spacing_mm=0.05))
 
 
+def test_what_is_ignored_has_a_class_of_its_own_in_an_overview():
+    labels = np.zeros((60, 24, 24), np.int32)
+    labels[12:24] = 1
+    labels[24:48] = 9
+    grid = Grid(labels.shape, np.eye(4))
+    volumes = [Volume(labels.astype(np.float32), grid), Volume(labels, grid)]
+    config = replace(CONFIG, structures={"LV": [1]}, ignore=[9])
+    assert overview_of(*volumes, config).label[:, 2, 2].tolist() == [
+        0,
+        0,
+        1,
+        1,
+        IGNORED,
+        IGNORED,
+        IGNORED,
+        IGNORED,
+        0,
+        0,
+    ]
+    counted = overview_of(*volumes, replace(config, ignore=[]))
+    assert set(counted.label.unique().tolist()) == {0, 1}
+
+
 @settings(max_examples=30, derandomize=True, deadline=None)
 @given(st.tuples(*[st.integers(20, 34)] * 3), st.integers(2, 12), st.booleans())
 def test_a_structure_of_any_size_shows_wherever_it_lies_between_voxels(corner, side_mm, beside_another):
     """12 mm at 8 mm and smaller, alone or beside a large one."""
     labels = np.zeros((64, 64, 64), np.int32)
-    labels[tuple(slice(start, start + side_mm) for start in corner)] = 1
+    labels[block_mask(labels.shape, corner, np.add(corner, side_mm))] = 1
     if beside_another:
         labels[:, :, 50:] = 2
     grid = Grid(labels.shape, np.eye(4))
@@ -83,19 +107,18 @@ def test_a_structure_of_any_size_shows_wherever_it_lies_between_voxels(corner, s
     assert np.abs(middle - np.add(corner, (side_mm - 1) / 2)).max() <= 4.5
 
 
-def boxes(shape, *corners, side=10):
-    mask = np.zeros(shape, dtype=bool)
-    for corner in corners:
-        mask[tuple(slice(start, start + side) for start in corner)] = True
-    return mask
+def cubes(shape, *corners, side=10):
+    """A mask of cubes by their first corners."""
+    masks = [block_mask(shape, corner, np.add(corner, side)) for corner in corners]
+    return np.any(masks, axis=0) if masks else np.zeros(shape, dtype=bool)
 
 
 @pytest.mark.parametrize("values", [[500, 500], [500, 420], [420, 500]])
 def test_the_box_lies_around_a_pair_of_organs(values):
     """40 mm apart, in a box of 60 mm that holds both; not around the larger one alone."""
-    labels = 0 * boxes((100, 60, 60)).astype(np.int32)
-    labels[boxes(labels.shape, (20, 25, 25))] = values[0]
-    labels[boxes(labels.shape, (62, 25, 25), side=8)] = values[1]
+    labels = 0 * cubes((100, 60, 60)).astype(np.int32)
+    labels[cubes(labels.shape, (20, 25, 25))] = values[0]
+    labels[cubes(labels.shape, (62, 25, 25), side=8)] = values[1]
     config = replace(CONFIG, structures={"LV": [500], "LA": [420]}, shape=(20, 20, 20), spacing_mm=3.0)
     grid = Grid(labels.shape, np.eye(4))
     centre = label_centre_mm(Volume(labels, grid), config)
@@ -105,7 +128,7 @@ def test_the_box_lies_around_a_pair_of_organs(values):
 
 
 def test_stray_voxels_do_not_move_the_box_off_the_structure():
-    labels = boxes((200, 60, 60), (20, 25, 25)).astype(np.int32) * 500
+    labels = cubes((200, 60, 60), (20, 25, 25)).astype(np.int32) * 500
     labels[190, 5, 5] = 500
     centre = label_centre_mm(Volume(labels, Grid(labels.shape, np.eye(4))), CONFIG)
     assert np.abs(centre - [24.5, 29.5, 29.5]).max() < 5
@@ -132,22 +155,20 @@ def test_a_larger_organ_that_touches_is_cut_off():
 def test_a_second_organ_that_fits_into_the_box_belongs_and_specks_and_far_ones_do_not():
     odds = np.full((60, 30, 30), -5.0, np.float32)
     first, second, far = ((x, 12, 12) for x in (5, 20, 50))
-    odds[boxes(odds.shape, first, side=6)] = 6
-    odds[boxes(odds.shape, second, side=5)] = 5
-    odds[boxes(odds.shape, far, side=5)] = 4
-    odds[boxes(odds.shape, (12, 2, 2), side=1)] = 2
-    both = boxes(odds.shape, first, side=6) | boxes(odds.shape, second, side=5)
+    odds[cubes(odds.shape, first, side=6)] = 6
+    odds[cubes(odds.shape, second, side=5)] = 5
+    odds[cubes(odds.shape, far, side=5)] = 4
+    odds[cubes(odds.shape, (12, 2, 2), side=1)] = 2
+    both = cubes(odds.shape, first, side=6) | cubes(odds.shape, second, side=5)
     np.testing.assert_array_equal(parts_that_belong(odds, (22, 22, 22)), both)
-    alone = boxes(odds.shape, first, side=6)
+    alone = cubes(odds.shape, first, side=6)
     np.testing.assert_array_equal(parts_that_belong(odds, (14, 14, 14)), alone)
 
 
 @pytest.fixture
 def case(tmp_path):
     image, label, _ = ball_volume()
-    write_volume(tmp_path / "a_image.nii.gz", image, AFFINE)
-    write_volume(tmp_path / "a_label.nii.gz", label, AFFINE)
-    return Case("a", tmp_path / "a_image.nii.gz", tmp_path / "a_label.nii.gz")
+    return write_case(tmp_path, "a", image, label, AFFINE)
 
 
 def test_a_case_is_cut_around_its_label(case):
@@ -196,6 +217,7 @@ def test_the_evaluation_looks_where_the_coarse_pass_finds_something(case):
         empty(image)
 
 
+@pytest.mark.slow
 def test_a_localiser_takes_any_size_and_learns_to_find():
     torch.manual_seed(0)
     localiser = Localiser((4, 8, 8))
@@ -214,7 +236,7 @@ def test_a_localiser_takes_any_size_and_learns_to_find():
 
     for _ in range(60):
         shown, _ = overview()
-        loss = F.cross_entropy(localiser(shown.image[None, None]), shown.label[None].long())
+        loss = F.cross_entropy(localiser(shown.image[None]), shown.label[None].long())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -230,4 +252,4 @@ def test_where_background_is_likelier_everywhere_nothing_is_found():
     with torch.no_grad():
         localiser.unet.head.weight.zero_()
         localiser.unet.head.bias.copy_(torch.tensor([1.0, -1.0]))
-    assert not localiser.find(torch.zeros(12, 12, 12), (12, 12, 12)).any()
+    assert not localiser.find(torch.zeros(1, 12, 12, 12), (12, 12, 12)).any()

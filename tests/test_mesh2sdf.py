@@ -11,6 +11,7 @@ import torch
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from meshes import bumpy_sphere
 
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.ops import Mesh2SDF, compiled, mesh2sdf, reference
@@ -37,13 +38,8 @@ def mesh(kind):
 
 
 def bumpy(subdivisions, dtype=torch.float64, seed=0):
-    """A smoothly displaced sphere that touches no special position of a grid."""
-    vertices, faces = icosphere(subdivisions)
-    generator = torch.Generator().manual_seed(seed)
-    phase = torch.rand(3, generator=generator, dtype=torch.float64) * 6
-    vertices = vertices.double()
-    vertices = vertices * (0.5 + 0.06 * torch.sin(4 * vertices[:, [1, 2, 0]] + phase)) + 0.01 * phase
-    return vertices.to(dtype), faces
+    phase = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 6
+    return bumpy_sphere(subdivisions, phase, dtype)
 
 
 def brute_force(points, vertices, faces):
@@ -93,7 +89,7 @@ def closed_mesh(kind, generator):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_box_is_exact(shape):
+def test_a_box_has_its_analytic_distance(shape):
     vertices, faces = mesh("box")
     outside = np.abs(grid(shape)) - np.array([0.5, 0.4, 0.6])
     truth = np.linalg.norm(np.maximum(outside, 0), axis=-1) + np.minimum(outside.max(-1), 0)
@@ -145,13 +141,14 @@ def test_float32_is_accurate_to_3e_7(kind):
     assert ((sdf < 0) == (truth < 0))[truth.abs() > 1e-6].all()
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["template", "torus", "box", "plate", "aligned"]),
     st.sampled_from([(9, 5, 9), (5, 17, 3), (4, 6, 7)]),
 )
-def test_random_closed_meshes(seed, kind, shape):
+def test_random_closed_meshes_have_the_distance_and_sign_of_brute_force(seed, kind, shape):
     """Distance and sign against brute force; 'aligned' ones have vertices, and so edges, on the grid's lines."""
     vertices, faces = closed_mesh(kind, np.random.default_rng(seed))
     if kind == "aligned":
@@ -184,7 +181,7 @@ def test_shared_and_doubled_faces_keep_their_distance():
     np.testing.assert_allclose(sdf, truth, atol=1e-14)
 
 
-def test_many_faces_that_no_culling_parts():
+def test_many_faces_at_the_same_distance_give_that_distance():
     """A sphere around the grid's centre, where all faces are equally close."""
     vertices, faces = icosphere(4)
     sdf = mesh2sdf(0.9 * vertices, faces, 5)
@@ -202,7 +199,7 @@ def test_float64_matches_an_independent_brute_force():
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1e-9, 1e-4, 0.3, 3.0]), st.sampled_from(["any", "sliver", "point"]))
-def test_any_soup_of_triangles(seed, size, kind):
+def test_any_soup_of_triangles_has_the_distance_of_brute_force(seed, size, kind):
     """Slivers, points, collinear faces and faces beyond the grid keep their distance, in both precisions."""
     generator = np.random.default_rng(seed)
     corners = generator.uniform(-1, 1, (6, 1, 3)) + size * generator.uniform(-1, 1, (6, 3, 3))
@@ -290,7 +287,7 @@ def test_same_bits_on_any_number_of_threads():
         assert all(torch.equal(one, other) for one, other in zip(results[0], result, strict=True))
 
 
-def test_opcheck():
+def test_torchs_own_checks_of_an_operator_pass():
     vertices, faces = bumpy(1, torch.float32)
     vertices = vertices[None].requires_grad_()
     torch.library.opcheck(torch.ops.implicitmeshnet.mesh2sdf.default, (vertices, faces, [5, 4, 6]))
@@ -446,6 +443,7 @@ def test_autocast_keeps_the_vertices_precision():
         assert mesh2sdf(vertices, faces, 9).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_uncompiled_package_imports_silently_warns_once_and_agrees(tmp_path):
     package = Path(reference.__file__).parents[1]
     shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))

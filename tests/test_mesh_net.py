@@ -30,6 +30,15 @@ def test_shapes_for_several_structures_and_an_anisotropic_grid():
     assert prediction.segmentation.dtype == prediction.vertices.dtype == torch.float32
 
 
+def test_the_first_convolutions_take_all_channels():
+    config = small_config()
+    config.data.intensity = ["window", "percentile", "percentile"]
+    config.data.region = "found"
+    network = build_network(config)
+    assert network(torch.randn(1, 3, 16, 12, 8)).segmentation.shape == (1, 4, 16, 12, 8)
+    assert network.localiser(torch.randn(1, 3, 16, 12, 8)).shape == (1, 2, 16, 12, 8)
+
+
 def test_the_papers_layers_are_the_defaults():
     network = build_network(Config(network=NetworkConfig(template="centred", template_subdivisions=2)))
     widths = [stage.input.weight.shape[1] for stage in network.decoder.stages]
@@ -85,3 +94,30 @@ def test_a_snapshot_that_does_not_fit_is_refused_with_one_sentence(tmp_path):
     save_checkpoint(path, {"other": torch.zeros(1)})
     with pytest.raises(InputError, match="'network'"):
         load_network(small_config(), path)
+
+
+def test_profiles_read_the_finest_level_before_and_behind_each_vertex():
+    steps = (-2.0, 1.0)
+    config = small_config(template="mean", template_centres=((0.0, 0, 0),) * 3, template_radii=((0.5, 0.5, 0.5),) * 3)
+    config.network.profile_voxels = steps
+    decoder = build_network(config).decoder
+    shape = (25, 25, 25)
+    index = torch.stack(torch.meshgrid(*[torch.arange(size) - 12.0 for size in shape], indexing="ij"))
+    from_centre = index.norm(dim=0)[None, None]  # (1, 1, X, Y, Z), in voxels
+    vertices = decoder.template[:, None]  # (3, 1, V, 3): spheres of 6 voxels
+    profile = decoder._profile(from_centre, vertices)
+    assert len(profile) == 2
+    for step, found in zip(steps, profile, strict=True):
+        assert found.shape == (*vertices.shape[:3], 1)
+        torch.testing.assert_close(found, torch.full_like(found, 6 + step), atol=0.15, rtol=0)
+
+
+def test_a_network_with_profiles_predicts_and_learns():
+    network = build_network(small_config(profile_voxels=(-1.0, 1.0)))
+    plain = build_network(small_config())
+    more = network.decoder.stages[-1].input.weight.shape[1] - plain.decoder.stages[-1].input.weight.shape[1]
+    assert more == 2 * small_config().network.decoder_channels[0]
+    for stage in network.decoder.stages:
+        torch.nn.init.normal_(stage.output.weight)
+    network(torch.randn(2, 1, 16, 12, 8)).vertices.square().sum().backward()
+    assert network.decoder.stages[-1].input.weight.grad.abs().sum((0, 2)).gt(0).all()

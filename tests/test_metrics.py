@@ -7,6 +7,8 @@ import pytest
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from meshes import sphere
+from volumes import ball_mask, block_mask
 
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.metrics import (
@@ -23,22 +25,6 @@ from implicitmeshnet.surfaces.soundness import euler_characteristic, is_closed, 
 TETRAHEDRON = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])  # of a corner at 0 and the unit vectors
 
 
-def box(shape, start, stop):
-    mask = np.zeros(shape, dtype=bool)
-    mask[tuple(slice(*ends) for ends in zip(start, stop, strict=True))] = True
-    return mask
-
-
-def ball(shape, centre, radius_mm, spacing_mm):
-    grid = np.ogrid[tuple(slice(n) for n in shape)]
-    return sum(((x - c) * s) ** 2 for x, c, s in zip(grid, centre, spacing_mm, strict=True)) <= radius_mm**2
-
-
-def sphere(subdivisions=3):
-    mesh = trimesh.creation.icosphere(subdivisions=subdivisions)
-    return np.array(mesh.vertices), np.array(mesh.faces)
-
-
 def crossing_by_hand(a, b):
     """Whether an edge of either triangle passes through the other, by solving p + t (q - p) = a + u e1 + v e2."""
     for edged, face in ((a, b), (b, a)):
@@ -50,11 +36,47 @@ def crossing_by_hand(a, b):
 
 
 def test_dice_by_hand():
-    a, b = box((8, 8, 8), (0, 0, 0), (4, 4, 4)), box((8, 8, 8), (1, 0, 0), (5, 4, 4))
+    a, b = block_mask((8, 8, 8), (0, 0, 0), (4, 4, 4)), block_mask((8, 8, 8), (1, 0, 0), (5, 4, 4))
     assert dice(a, b) == 2 * 48 / 128
     assert dice(a, a) == 1
     assert dice(a, ~a & False) == 0
     assert np.isnan(dice(a & False, a & False))
+
+
+def test_what_is_ignored_is_out_of_the_metrics():
+    """A prediction that is right but for ignored voxels, into which it grows, and which cut the reference off."""
+    reference = block_mask((20, 20, 20), (4, 4, 4), (10, 16, 16))
+    prediction = block_mask((20, 20, 20), (4, 4, 4), (18, 16, 16))
+    ignored = block_mask((20, 20, 20), (10, 0, 0), (20, 20, 20))
+    assert dice(prediction, reference) < 0.7
+    assert dice(prediction, reference, ignored) == 1
+    assert surface_distances(prediction, reference, (1, 1, 1))["hd95_mm"] > 4
+    assert surface_distances(prediction, reference, (1, 1, 1), ignored) == {"assd_mm": 0, "hd95_mm": 0}
+
+
+def test_an_ignored_cut_is_no_border_and_what_has_no_border_has_no_distance():
+    """Of a half box that is 1 voxel short of the reference's outer face alone: the cut would pull the mean down."""
+    reference = block_mask((20, 20, 20), (4, 0, 0), (10, 20, 20))
+    prediction = block_mask((20, 20, 20), (5, 0, 0), (10, 20, 20))
+    ignored = block_mask((20, 20, 20), (10, 0, 0), (20, 20, 20))
+    cut = surface_distances(prediction, reference, (2, 1, 1), ignored)
+    whole = surface_distances(prediction, reference, (2, 1, 1))
+    assert whole["assd_mm"] < cut["assd_mm"] < 2
+    inside = block_mask((20, 20, 20), (9, 9, 9), (11, 11, 11))
+    around = block_mask((20, 20, 20), (7, 7, 7), (13, 13, 13)) & ~inside
+    assert surface_distances(inside, inside, (1, 1, 1), around) == pytest.approx(
+        {"assd_mm": float("nan"), "hd95_mm": float("nan")}, nan_ok=True
+    )
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=10, derandomize=True, deadline=None)
+def test_an_empty_mask_of_ignored_voxels_changes_no_distance(seed):
+    masks = np.random.default_rng(seed).random((2, 7, 8, 9)) < 0.2
+    nothing = np.zeros_like(masks[0])
+    expected = surface_distances(*masks, (1.5, 1, 0.7))
+    assert surface_distances(*masks, (1.5, 1, 0.7), nothing) == pytest.approx(expected)
+    assert dice(*masks, nothing) == dice(*masks)
 
 
 def test_masks_are_checked():
@@ -72,13 +94,14 @@ def test_distances_of_shifted_slabs(axis):
     start, stop = np.array([2, 2, 2]), np.array([12, 12, 12])
     start[axis], stop[axis] = 4, 5
     step = 3 * np.eye(3, dtype=int)[axis]
-    found = surface_distances(box((16,) * 3, start, stop), box((16,) * 3, start + step, stop + step), spacing_mm)
+    near, far = block_mask((16,) * 3, start, stop), block_mask((16,) * 3, start + step, stop + step)
+    found = surface_distances(near, far, spacing_mm)
     assert found == pytest.approx({"assd_mm": 3 * spacing_mm[axis], "hd95_mm": 3 * spacing_mm[axis]})
 
 
 def test_distances_of_two_rods_by_hand():
     # Voxels x = 0..9 and x = 0..19 of one line, 2 mm apart: 10 zeros one way; 10 zeros and 2, 4, ..., 20 the other.
-    short, long = box((24, 3, 3), (0, 1, 1), (10, 2, 2)), box((24, 3, 3), (0, 1, 1), (20, 2, 2))
+    short, long = block_mask((24, 3, 3), (0, 1, 1), (10, 2, 2)), block_mask((24, 3, 3), (0, 1, 1), (20, 2, 2))
     found = surface_distances(short, long, (2, 1, 1))
     back = np.array([0.0] * 10 + list(range(2, 21, 2)))
     assert found["assd_mm"] == pytest.approx((0 + back.mean()) / 2)
@@ -87,7 +110,7 @@ def test_distances_of_two_rods_by_hand():
 
 def test_the_image_edge_is_a_border():
     # The full cube's border is its shell; the inner cube sits 1 voxel inside on every side.
-    full, inner = np.ones((7, 7, 7), dtype=bool), box((7, 7, 7), (1, 1, 1), (6, 6, 6))
+    full, inner = np.ones((7, 7, 7), dtype=bool), block_mask((7, 7, 7), (1, 1, 1), (6, 6, 6))
     found = surface_distances(full, inner, (1, 1, 1))
     assert 1 <= found["assd_mm"] < 1.2
     assert found["hd95_mm"] == pytest.approx(np.sqrt(2))
@@ -95,7 +118,7 @@ def test_the_image_edge_is_a_border():
 
 def test_distances_of_concentric_balls_are_the_difference_of_radii():
     spacing_mm = (0.5, 0.6, 0.8)
-    a, b = (ball((90, 80, 60), (45, 40, 30), radius, spacing_mm) for radius in (12.0, 15.0))
+    a, b = (ball_mask((90, 80, 60), (45, 40, 30), radius, spacing_mm) for radius in (12.0, 15.0))
     found = surface_distances(a, b, spacing_mm)
     assert found["assd_mm"] == pytest.approx(3, abs=0.2)  # to the nearest voxel centre: up to half a voxel less
     assert found["hd95_mm"] == pytest.approx(3, abs=0.6)
@@ -122,15 +145,15 @@ def test_distances_are_symmetric_and_match_brute_force(seed, spacing_mm):
     assert found["hd95_mm"] == pytest.approx(np.percentile(np.concatenate([between.min(0), between.min(1)]), 95))
 
 
-def test_distances_of_empty_masks():
+def test_distances_to_an_empty_mask_are_infinite_and_between_two_undefined():
     empty, full = np.zeros((4, 4, 4), dtype=bool), np.ones((4, 4, 4), dtype=bool)
     assert all(np.isinf(value) for value in surface_distances(empty, full, (1, 1, 1)).values())
     assert all(np.isinf(value) for value in surface_distances(full, empty, (1, 1, 1)).values())
     assert all(np.isnan(value) for value in surface_distances(empty, empty, (1, 1, 1)).values())
 
 
-def test_volumes():
-    assert volume_ml(box((30, 30, 30), (0, 0, 0), (10, 20, 25)), (0.5, 1, 2)) == 5
+def test_volumes_of_a_mask_and_of_a_mesh_by_hand():
+    assert volume_ml(block_mask((30, 30, 30), (0, 0, 0), (10, 20, 25)), (0.5, 1, 2)) == 5
     corner = np.vstack([np.zeros(3), 10 * np.eye(3)]) + np.array([100, -50, 7])
     assert mesh_volume_ml(corner, TETRAHEDRON) == pytest.approx(1 / 6)
     assert mesh_volume_ml(corner, TETRAHEDRON[:, ::-1]) == pytest.approx(-1 / 6)
@@ -151,7 +174,7 @@ def test_euler_characteristic_and_closedness():
     assert not is_closed(np.array([[0, 1, 1], [0, 1, 1]]))
 
 
-def test_two_crossing_triangles():
+def test_two_triangles_intersect_where_they_cross_and_not_beside():
     # The second stands on edge through the first's inside; moved aside, it crosses nothing.
     vertices = np.array([[0, 0, 0], [4, 0, 0], [0, 4, 0], [1, 1, -1], [1, 1, 1], [9, 9, 0]], dtype=float)
     faces = np.array([[0, 1, 2], [3, 4, 5]])
@@ -170,7 +193,7 @@ def test_faces_that_share_one_vertex_can_cross_and_those_that_touch_do_not():
     assert not self_intersecting_faces(vertices, folded).any()
 
 
-def test_two_crossing_tetrahedra():
+def test_of_two_crossing_tetrahedra_the_faces_that_cross_are_found():
     # A spike from z = 5 down into the first one's oblique face: its three sides cross that face, its lid does not.
     first = np.vstack([np.zeros(3), 3 * np.eye(3)])
     spike = np.array([[0.9, 0.9, 0.9], [0.8, 1, 5], [1, 0.8, 5], [1, 1, 5]])
@@ -181,7 +204,7 @@ def test_two_crossing_tetrahedra():
 
 
 def test_a_clean_sphere_has_none_and_a_folded_one_many():
-    vertices, faces = sphere(4)
+    vertices, faces = sphere(subdivisions=4)
     assert len(faces) == 5120
     assert not self_intersecting_faces(vertices, faces).any()
     assert not self_intersecting_faces(vertices.astype(np.float32) * 37 + 11, faces).any()
@@ -194,7 +217,7 @@ def test_a_clean_sphere_has_none_and_a_folded_one_many():
 
 
 def test_a_face_torn_through_the_far_side_crosses_it():
-    vertices, faces = sphere(2)
+    vertices, faces = sphere(subdivisions=2)
     vertices[0] *= -1.5  # its own faces and those around the antipode
     found = self_intersecting_faces(vertices, faces)
     own = (faces == 0).any(1)
@@ -217,7 +240,7 @@ def test_random_triangles_match_one_by_one(seed):
 
 def test_memory_blocks_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
-    vertices, faces = sphere(3)
+    vertices, faces = sphere(subdivisions=3)
     vertices = vertices + rng.normal(0, 0.05, vertices.shape)
     whole = self_intersecting_faces(vertices, faces)
     monkeypatch.setattr("implicitmeshnet.surfaces.soundness.PAIRS_AT_ONCE", 500)
@@ -235,7 +258,7 @@ def test_degenerate_faces_raise_no_warning():
 
 
 def test_a_volume_is_the_voxels_times_their_size():
-    assert volume_ml(box((30, 30, 30), (0, 0, 0), (10, 20, 25)), (0.5, 1, 3)) == 7.5
+    assert volume_ml(block_mask((30, 30, 30), (0, 0, 0), (10, 20, 25)), (0.5, 1, 3)) == 7.5
 
 
 @pytest.mark.parametrize(

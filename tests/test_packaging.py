@@ -53,6 +53,7 @@ def test_the_version_stands_in_one_place():
         assert version not in (ROOT / name).read_text()
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_torch_until_the_predictor_is_asked_for():
     code = (
         "import sys, implicitmeshnet; assert 'torch' not in sys.modules;"

@@ -11,6 +11,7 @@ from implicitmeshnet.data.plausibility import (
     intensity_quantiles,
     intensity_statistics,
     intensity_warning,
+    intensity_warnings,
     shares_outside,
 )
 from implicitmeshnet.data.volume import Grid, Volume, box_inside, network_grid
@@ -20,7 +21,7 @@ from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
 CONFIG = DataConfig(structures={"LV": [500], "LA": [420, 421]}, shape=(16, 16, 16), spacing_mm=2.0)
 
 
-def test_shares_outside_the_box():
+def test_a_structure_half_outside_the_box_has_that_share_and_an_absent_one_none():
     """The box spans -16 mm to 16 mm around the volume's centre; one structure lies half outside it, one is absent."""
     labels = np.zeros((100, 40, 40), np.int32)
     labels[60:72, 15:25, 15:25] = 500
@@ -74,7 +75,17 @@ def test_an_image_unlike_the_trainings_is_named(cases):
     assert sum(map(bool, warned)) <= 5
     for wrong in (image() + 0.9, image() - 0.9, 0 * image(), 4 * image(), np.full(9, -1.0)):
         assert "the image is unlike the training's" in intensity_warning(wrong, statistics)
-    assert intensity_warning(image() + 5, None) is None  # an older config has no statistics
+    assert intensity_warnings(image()[None] + 5, DataConfig()) == []  # an older config has no statistics
+
+
+def test_of_several_channels_the_one_that_is_unlike_the_trainings_is_named():
+    rng = np.random.default_rng(0)
+    images = rng.normal(0, 0.3, (20, 2, 500)) + np.array([[0.5], [-0.5]])
+    statistics = [intensity_statistics(list(map(intensity_quantiles, images[:, channel]))) for channel in (0, 1)]
+    config = DataConfig(intensity=["window", "percentile"], intensity_statistics=statistics)
+    assert intensity_warnings(images[0], config) == []
+    (warning,) = intensity_warnings(images[0] + np.array([[0.0], [1.0]]), config)
+    assert warning.startswith("channel 1: the image is unlike the training's")
 
 
 def test_a_box_beside_the_volume_has_intensities_too():

@@ -9,11 +9,14 @@ import pytest
 import torch
 from meshes import structures_of
 
-from implicitmeshnet.config import Config, DataConfig, IntensityStatistics
+from implicitmeshnet.config import Config, DataConfig, IntensityStatistics, NetworkConfig
 from implicitmeshnet.data.volume import Grid, Volume
 from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.models.ensemble import CoarseEnsemble, Ensemble
+from implicitmeshnet.models.localiser import Localiser
 from implicitmeshnet.models.mesh_net import Prediction
-from implicitmeshnet.predict import Predictor, preview
+from implicitmeshnet.predict import Predictor, check_alike, preview
+from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.labelmap import overlaps_ml
 from implicitmeshnet.surfaces.soundness import mesh_volume_ml
 
@@ -25,6 +28,7 @@ class TwoSpheres(torch.nn.Module):
     """Spheres of radius 0.5 at +-0.3 along X, and a segmentation that holds the first of them alone."""
 
     localiser = None
+    certainty = 20.0
 
     def __init__(self):
         super().__init__()
@@ -38,7 +42,7 @@ class TwoSpheres(torch.nn.Module):
         points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
         first = (points + torch.tensor([0.3, 0, 0])).norm(dim=-1) < 0.5
         logits = torch.stack([(~first).float(), first.float(), torch.zeros(SHAPE)])[None]
-        return Prediction([self.vertices[None]], 20 * logits)
+        return Prediction([self.vertices[None]], self.certainty * logits)
 
 
 @pytest.fixture
@@ -117,6 +121,68 @@ def test_a_preview_with_and_without_a_label(predictor, tmp_path, labelled):
     labels = Volume(surfaces.labelmap.astype(np.int32), surfaces.grid) if labelled else None
     preview(tmp_path / "preview.png", surfaces, labels)
     assert (tmp_path / "preview.png").stat().st_size > 10_000
+
+
+def test_an_ensemble_averages_vertices_and_probabilities(predictor):
+    """Of a network and one that is 0.1 further along X and surer of its segmentation, which its vote so outweighs."""
+    moved = TwoSpheres()
+    moved.vertices = moved.vertices + torch.tensor([0.2, 0, 0])
+    moved.certainty = 1.0
+    both = Predictor(Ensemble([predictor.network, moved]), predictor.config)
+    alone = predictor(volume())
+    surfaces = both(volume())
+    shift_mm = np.linalg.norm(surfaces.raw_vertices - alone.raw_vertices, axis=-1)
+    np.testing.assert_allclose(shift_mm, 0.1 * 23 / 2 * 2.0, rtol=1e-4)
+    image = torch.zeros(1, 1, *SHAPE)
+    probabilities = [network(image).segmentation.softmax(1) for network in (predictor.network, moved)]
+    mean = both.network(image).segmentation.softmax(1)
+    torch.testing.assert_close(mean, (probabilities[0] + probabilities[1]) / 2)
+
+
+def test_an_ensemble_of_one_network_twice_finds_what_the_network_finds(predictor):
+    alone = predictor(volume())
+    twice = Predictor(Ensemble([predictor.network, predictor.network]), predictor.config)(volume())
+    np.testing.assert_array_equal(twice.raw_vertices, alone.raw_vertices)
+    np.testing.assert_array_equal(twice.segmentation, alone.segmentation)
+
+
+def test_coarse_passes_are_averaged_by_their_probabilities():
+    """A sure one outvotes an unsure one, however far its logits go."""
+    localisers = []
+    for logit in (-1.0, 500.0):
+        localiser = Localiser((4, 8))
+        torch.nn.init.zeros_(localiser.unet.head.weight)
+        localiser.unet.head.bias.data = torch.tensor([0.0, logit])
+        localisers.append(localiser)
+    overview = torch.zeros(1, 12, 12, 12)
+    assert not localisers[0].find(overview, np.full(3, 20)).any()
+    assert CoarseEnsemble(localisers).find(overview, np.full(3, 20)).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (
+            {"structures": {"LA": [420], "LV": [500]}},
+            "data.structures {'LV': [500], 'LA': [420]}, as a.json has, found",
+        ),
+        ({"spacing_mm": 3.0}, "data.spacing_mm 2.0, as a.json has, found 3.0"),
+        ({"region": "found"}, "data.region centre, as a.json has, found found"),
+    ],
+)
+def test_networks_that_see_otherwise_are_not_averaged(predictor, data, sentence):
+    other = replace(predictor.config, data=replace(predictor.config.data, **data))
+    with pytest.raises(InputError, match=r"^b\.json: wanted ") as caught:
+        check_alike([predictor.config, other], ["a.json", "b.json"])
+    assert sentence in str(caught.value)
+
+
+def test_networks_of_other_folds_and_folders_may_be_averaged(predictor):
+    data = replace(predictor.config.data, dir="elsewhere", fold=1, validation_cases=7, intensity_statistics=None)
+    check_alike([predictor.config, Config(data=data)], ["a.json", "b.json"])
+    finer = Config(data=data, network=NetworkConfig(template_subdivisions=5))
+    with pytest.raises(InputError, match=r"b\.json: wanted network\.template_subdivisions 4, as a\.json has, found 5"):
+        check_alike([predictor.config, finer], ["a.json", "b.json"])
 
 
 def test_the_networks_mode_is_left_as_it_was(predictor):

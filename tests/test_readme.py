@@ -38,6 +38,7 @@ def after_the_demo(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/how-it-works.md"])
 def test_the_snippets_run(page, after_the_demo, monkeypatch):
     monkeypatch.chdir(after_the_demo)

@@ -9,6 +9,7 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks processes and holds them to memory, as Linux does")
 def test_the_fuzz_sees_what_is_planted():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "robustness_in_a_fresh_process.py"]

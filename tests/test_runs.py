@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults.project import DISTANCE_NETWORK, NETWORK
 from matplotlib.figure import Figure
+from scripts import call
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from volumes import write_case
 
 import implicitmeshnet_train
 import pretrain_drn
@@ -33,31 +36,15 @@ def folder(tmp_path_factory):
         label = np.zeros((20, 20, 20), np.int16)
         label[4:10, 5:12, 6:13], label[11:16, 6:13, 5:12] = 500, 420
         image = (label + generator.normal(0, 50, label.shape)).astype(np.int16)
-        for kind, data in (("image", image), ("label", label)):
-            write_volume(path / "data" / f"ct_{case}_{kind}.nii.gz", data, np.diag([4.0, 4, 4, 1]))
+        write_case(path / "data", f"ct_{case}", image, label, np.diag([4.0, 4, 4, 1]))
     config = {
         "data": {"dir": str(path / "data"), "shape": [8, 8, 8], "spacing_mm": 8.0, "validation_cases": 1},
-        "network": {
-            "encoder_channels": [4, 8],
-            "decoder_channels": [4],
-            "template_subdivisions": 1,
-            "stage_levels": [["e1"], ["e0", "d0"]],
-            "stage_channels": [8, 4],
-            "displacement_factor": 0.1,
-        },
+        "network": NETWORK,
         "training": {"run_dir": str(path / "run"), "epochs": 2, "repeats": 1, "validate_every": 1},
     }
     (path / "config.json").write_text(json.dumps(config))
     config = {
-        "network": {
-            "shape": [12, 12, 12],
-            "channels": [8, 8],
-            "groups": 4,
-            "blocks": [1, 1],
-            "graph_channels": 4,
-            "graph_blocks": 1,
-            "template_subdivisions": 1,
-        },
+        "network": DISTANCE_NETWORK,
         "training": {
             "run_dir": str(path / "drn"),
             "epochs": 2,
@@ -74,22 +61,37 @@ SCRIPTS = [(implicitmeshnet_train, "config.json"), (pretrain_drn, "drn.json")]
 both = pytest.mark.parametrize(("script", "config"), SCRIPTS, ids=[script.__name__ for script, _ in SCRIPTS])
 
 
-def call(script, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments), "--device=cpu"])
-    script.main()
+def train(script, *arguments):
+    call(script, *arguments, "--device=cpu")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-@both
-@pytest.mark.parametrize("start", ["anew", "lengthened"])
-def test_a_run_killed_anywhere_ends_with_the_same_files(folder, tmp_path, monkeypatch, script, config, start):
-    """Before each of its files is put in place, the first best.pt and last.pt among them; then the same command."""
-    options = [f"--config={folder / config}"]
-    if start == "lengthened":
-        call(script, monkeypatch, *options, f"--training.run_dir={tmp_path / 'start'}")
-        options.append("--training.epochs=3")
+@pytest.fixture(scope="module")
+def finished(folder):
+    """The folder with a run of both scripts, two epochs each."""
+    for script, config in SCRIPTS:
+        train(script, f"--config={folder / config}")
+    return folder
+
+
+def run_of(script, folder: Path) -> Path:
+    return folder / ("run" if script is implicitmeshnet_train else "drn")
+
+
+@pytest.fixture(scope="module")
+def killed(finished):
+    """What became of kills, by (script, start): of runs anew, and of finished ones that are lengthened."""
+    jobs = {}
+    for script, config in SCRIPTS:
+        for start in ("anew", "lengthened"):
+            place = finished / f"killed_{script.__name__}_{start}"
+            place.mkdir()
+            options = [f"--config={finished / config}"]
+            if start == "lengthened":
+                shutil.copytree(run_of(script, finished), place / "start")
+                options.append("--training.epochs=3")
+            jobs[script, start] = [str(place), script.__name__, options]
     run = subprocess.run(
-        [sys.executable, ROOT / "tests/killed_runs.py", tmp_path, script.__name__, *options],
+        [sys.executable, ROOT / "tests/killed_runs.py", json.dumps(list(jobs.values()))],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -97,20 +99,18 @@ def test_a_run_killed_anywhere_ends_with_the_same_files(folder, tmp_path, monkey
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout.splitlines()[-1]) >= (6 if start == "anew" else 3)
+    return dict(zip(jobs, json.loads(run.stdout.splitlines()[-1]), strict=True)), run.stderr
 
 
-@pytest.fixture(scope="module")
-def finished(folder):
-    """The folder with a run of both scripts, two epochs each."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for script, config in SCRIPTS:
-            call(script, monkeypatch, f"--config={folder / config}")
-    return folder
-
-
-def run_of(script, folder: Path) -> Path:
-    return folder / ("run" if script is implicitmeshnet_train else "drn")
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+@pytest.mark.parametrize("script", [script for script, _ in SCRIPTS], ids=lambda script: script.__name__)
+@pytest.mark.parametrize(("start", "fewest"), [("anew", 6), ("lengthened", 3)])
+def test_a_run_killed_anywhere_ends_with_the_same_files(killed, script, start, fewest):
+    """Before each of its files is put in place, the first best.pt and last.pt among them; then the same command."""
+    kills, said = killed
+    assert isinstance(kills[script, start], int), f"{kills[script, start]}\n{said}"
+    assert kills[script, start] >= fewest
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -132,34 +132,33 @@ def test_a_config_that_does_not_fit_the_run_folder_is_refused_before_cases_are_r
         ("epochs=1", r"holds a run with training\.epochs = 2, wanted 1"),
     ):
         with pytest.raises(InputError, match=sentence):
-            call(script, monkeypatch, f"--config={finished / config}", f"--training.{override}")
+            train(script, f"--config={finished / config}", f"--training.{override}")
     assert contents(run_of(script, finished)) == before
 
 
-def test_a_template_of_other_data_is_refused_once_it_is_known(folder, tmp_path, monkeypatch):
+def test_a_template_of_other_data_is_refused_once_it_is_known(folder, tmp_path):
     shutil.copytree(folder / "data", tmp_path / "data")
     arguments = [
         f"--config={folder / 'config.json'}",
         f"--training.run_dir={tmp_path / 'run'}",
         f"--data.dir={tmp_path / 'data'}",
     ]
-    call(implicitmeshnet_train, monkeypatch, *arguments, "--training.epochs=1")
+    train(implicitmeshnet_train, *arguments, "--training.epochs=1")
     before = contents(tmp_path / "run")
     for case in range(3):
         path = tmp_path / "data" / f"ct_{case}_label.nii.gz"
         labels = read_labels(path)
         write_volume(path, np.roll(labels.data, 2, axis=0), labels.grid.affine)
     with pytest.raises(InputError, match=r"holds a run with network\.template_centres = \(\("):
-        call(implicitmeshnet_train, monkeypatch, *arguments, "--training.epochs=2")
+        train(implicitmeshnet_train, *arguments, "--training.epochs=2")
     assert contents(tmp_path / "run") == before
 
 
-def test_the_config_of_a_run_resumes_it_too(finished, tmp_path, monkeypatch):
+def test_the_config_of_a_run_resumes_it_too(finished, tmp_path):
     """It holds the template that the run began with, which is compared with that of the data."""
     shutil.copytree(finished / "run", tmp_path / "run")
-    call(
+    train(
         implicitmeshnet_train,
-        monkeypatch,
         f"--config={tmp_path / 'run/config.json'}",
         "--training.epochs=3",
         f"--training.run_dir={tmp_path / 'run'}",
@@ -177,7 +176,7 @@ def test_a_second_process_in_a_run_folder_is_one_sentence_before_cases_are_read(
             match=r"training\.run_dir: wanted a folder that no other process uses, found .*"
             rf"used by process {os.getpid()} on",
         ):
-            call(script, monkeypatch, f"--config={finished / config}")
+            train(script, f"--config={finished / config}")
         assert contents(run_of(script, finished)) == before
 
 
@@ -186,17 +185,17 @@ def test_a_second_process_in_a_run_folder_is_one_sentence_before_cases_are_read(
 def test_a_run_folder_that_cannot_be_written_is_one_sentence_before_cases_are_read(folder, monkeypatch, script, config):
     read_no_cases(monkeypatch)
     with pytest.raises(InputError, match=r"training\.run_dir: /proc/self cannot be written to \(.+\)"):
-        call(script, monkeypatch, f"--config={folder / config}", "--training.run_dir=/proc/self")
+        train(script, f"--config={folder / config}", "--training.run_dir=/proc/self")
 
 
 @both
-def test_what_killed_runs_left_half_written_goes_and_nothing_else(finished, tmp_path, monkeypatch, script, config):
+def test_what_killed_runs_left_half_written_goes_and_nothing_else(finished, tmp_path, script, config):
     shutil.copytree(run_of(script, finished), tmp_path / "run")
     half = [f".{name}.partial-somewhere-1-abcd_123.pt" for name in ("last.pt", "best.pt", "config.json", "preview.png")]
     others = [".notes.partial-somewhere-1-abcd_123.txt", ".keep"]
     for name in half + others:
         (tmp_path / "run" / name).touch()
-    call(script, monkeypatch, f"--config={finished / config}", f"--training.run_dir={tmp_path / 'run'}")
+    train(script, f"--config={finished / config}", f"--training.run_dir={tmp_path / 'run'}")
     assert {name for name in contents(tmp_path / "run") if name.startswith(".")} == set(others)
 
 
@@ -235,13 +234,13 @@ HISTORIES = {
 
 @both
 @pytest.mark.parametrize("kind", HISTORIES)
-def test_a_malformed_history_is_one_sentence_that_names_the_file(finished, tmp_path, monkeypatch, script, config, kind):
+def test_a_malformed_history_is_one_sentence_that_names_the_file(finished, tmp_path, script, config, kind):
     shutil.copytree(run_of(script, finished), tmp_path / "run")
     state = torch.load(tmp_path / "run/last.pt", weights_only=True)
     torch.save(state | {"history": HISTORIES[kind](state["history"])}, tmp_path / "run/last.pt")
     before = contents(tmp_path / "run")
     with pytest.raises(InputError, match=r"last\.pt: wanted a checkpoint of this network's training, found") as error:
-        call(script, monkeypatch, f"--config={finished / config}", f"--training.run_dir={tmp_path / 'run'}")
+        train(script, f"--config={finished / config}", f"--training.run_dir={tmp_path / 'run'}")
     assert len(str(error.value)) < 800
     assert contents(tmp_path / "run") == before
 
@@ -261,15 +260,14 @@ def test_a_malformed_history_is_one_sentence_that_names_the_file(finished, tmp_p
     ],
     ids=range(8),
 )
-def test_another_checkpoint_is_one_sentence_that_names_the_file(
-    finished, tmp_path, monkeypatch, script, config, change
-):
+def test_another_checkpoint_is_one_sentence_that_names_the_file(finished, tmp_path, script, config, change):
     shutil.copytree(run_of(script, finished), tmp_path / "run")
     torch.save(change(torch.load(tmp_path / "run/last.pt", weights_only=True)), tmp_path / "run/last.pt")
     with pytest.raises(InputError, match=r"last\.pt: wanted a checkpoint of this network's training, found another: "):
-        call(script, monkeypatch, f"--config={finished / config}", f"--training.run_dir={tmp_path / 'run'}")
+        train(script, f"--config={finished / config}", f"--training.run_dir={tmp_path / 'run'}")
 
 
+@pytest.mark.slow
 @both
 def test_a_disk_that_fills_up_is_one_sentence_and_the_last_checkpoint_stays(
     folder, tmp_path, monkeypatch, script, config
@@ -278,7 +276,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_last_checkpoint_stays(
     arguments = [f"--config={folder / config}", f"--training.run_dir={tmp_path}", "--training.validate_every=2"]
     monkeypatch.setattr(script, "publish", interrupt_after_an_epoch)
     with pytest.raises(KeyboardInterrupt):
-        call(script, monkeypatch, *arguments)
+        train(script, *arguments)
     before = contents(tmp_path)
     limit = len(before["last.pt"]) // 2
     code = (
@@ -331,6 +329,7 @@ def test_tensorboard_shows_each_epoch_once(tmp_path):
     assert image.encoded_image_string.startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_folder_whose_name_is_not_utf_8_is_trained_in(folder, tmp_path):
     run_dir = tmp_path / os.fsdecode(b"caf\xe9")
     run = subprocess.run(

@@ -1,7 +1,6 @@
 """What ships: the trained networks on an unseen phantom and on a real CT, and the pretrained deep distance."""
 
 import csv
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import binary_fill_holes, label
+from scripts import call
+from volumes import write_case
 
 import implicitmeshnet_eval
 from implicitmeshnet.config import DrnConfig, load_config
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.data.nifti import read_grid, read_image, read_labels, write_volume
+from implicitmeshnet.data.nifti import read_grid, read_image, read_labels
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.models.drn import sdf_quality
 from implicitmeshnet.models.weights import load_drn
@@ -28,14 +29,13 @@ CONFIGS = ROOT / "configs_implicitmeshnet"
 HEART_CT = ROOT.parent / "shared/data/heart_ct"
 
 
-def evaluate(monkeypatch, config, folder, out):
+def evaluate(config, folder, out):
     arguments = [
         f"--implicitmeshnet_config={CONFIGS / config}.json",
         f"--test_dir_in={folder}",
         f"--test_dir_out={out}",
     ]
-    monkeypatch.setattr(sys, "argv", ["implicitmeshnet_eval.py", *arguments])
-    implicitmeshnet_eval.main()
+    call(implicitmeshnet_eval, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def unseen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantoms")
     for name, shift_mm in (("ct_1990", 0.0), ("ct_1991", 40.0)):
         image, labels, affine = create_case(0, 990, 1.2, shift_mm=shift_mm)
-        write_volume(folder / f"{name}_image.nii.gz", image, affine)
-        write_volume(folder / f"{name}_label.nii.gz", labels, affine)
+        write_case(folder, name, image, labels, affine)
     return folder
 
 
-def test_the_whole_heart_of_an_unseen_phantom_wherever_it_lies(unseen, tmp_path, monkeypatch):
-    evaluate(monkeypatch, "whole_heart", unseen, tmp_path)
+@pytest.mark.slow
+def test_the_whole_heart_of_an_unseen_phantom_wherever_it_lies(unseen, tmp_path):
+    evaluate("whole_heart", unseen, tmp_path)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert [row["structure"] for row in rows] == 2 * ["LV", "RV", "LA", "RA", "Myo", "AO", "PA"]
     for row in rows:
@@ -61,12 +61,13 @@ def test_the_whole_heart_of_an_unseen_phantom_wherever_it_lies(unseen, tmp_path,
         assert euler_characteristic(faces) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "structure"), [("2025-03-31_13-45-41", "LV"), ("2025-03-30_10-03-29", "LA")])
-def test_the_papers_two_networks_on_an_unseen_phantom(config, structure, unseen, tmp_path, monkeypatch):
+def test_the_papers_two_networks_on_an_unseen_phantom(config, structure, unseen, tmp_path):
     (tmp_path / "in").mkdir()
     for path in unseen.glob("ct_1990_*"):  # the heart in the middle, where the paper's crop is
         (tmp_path / "in" / path.name).symlink_to(path)
-    evaluate(monkeypatch, config, tmp_path / "in", tmp_path / "out")
+    evaluate(config, tmp_path / "in", tmp_path / "out")
     (row,) = csv.DictReader((tmp_path / "out/metrics.csv").open())
     assert row["structure"] == structure
     assert float(row["dice"]) > 0.85
@@ -75,9 +76,10 @@ def test_the_papers_two_networks_on_an_unseen_phantom(config, structure, unseen,
     assert euler_characteristic(faces) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HEART_CT.is_dir(), reason="the real heart CT is not part of the repository")
-def test_a_real_ct_keeps_its_grid_and_the_meshes_lie_in_the_body(tmp_path, monkeypatch):
-    evaluate(monkeypatch, "whole_heart", HEART_CT, tmp_path)
+def test_a_real_ct_keeps_its_grid_and_the_meshes_lie_in_the_body(tmp_path):
+    evaluate("whole_heart", HEART_CT, tmp_path)
     image = read_image(HEART_CT / "heart_ct_image.nii.gz")
     for kind in ("mesh_labelmap", "unet_segmentation"):
         grid = read_grid(tmp_path / f"heart_ct_{kind}.nii.gz")

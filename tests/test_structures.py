@@ -44,6 +44,24 @@ def test_counts_and_masks_are_of_each_structures_own_voxels():
     assert not HEART.any_in(np.array([0, 7, 1]))
 
 
+def test_what_is_ignored_is_the_last_class_and_no_structures():
+    structures = Structures.of(DataConfig(structures={"LV": [500], "LA": [420]}, ignore=[7, 205]))
+    classes = structures.class_map(LABELS)
+    assert classes.tolist() == [0, 1, 3, 2, 0, 3]
+    assert structures.ignored(classes).tolist() == structures.ignored_in(LABELS).tolist()
+    assert structures.ignored_in(LABELS).tolist() == [False, False, True, False, False, True]
+    assert structures.counts(classes).tolist() == [1, 1]
+    assert structures.class_count == 3
+    assert not structures.any_in(np.array([7, 205]))
+    assert HEART.ignored_in(LABELS) is None
+
+
+def test_a_class_map_holds_as_many_structures_as_a_config_may_name_and_what_is_ignored():
+    groups = {f"s{number}": [number] for number in range(1, 255)}
+    structures = Structures.of(DataConfig(structures=groups, ignore=[300]))
+    assert structures.class_map(np.array([0, 1, 254, 300])).tolist() == [0, 1, 254, 255]
+
+
 def test_own_parts_leave_out_what_is_enclosed_and_change_no_mask():
     masks = [np.array([False, True, False]), np.array([True, True, False]), np.array([False, False, True])]
     parts = HEART.own_parts(masks)

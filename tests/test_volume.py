@@ -125,6 +125,15 @@ def test_what_lies_more_than_half_a_voxel_outside_is_background():
     assert set(np.unique(image)) == {-1, 5}
 
 
+def test_what_is_ignored_is_resampled_like_a_structure_and_is_no_background():
+    labels = np.zeros((12, 8, 8), np.int32)
+    labels[2:6] = 5
+    labels[6:10] = 7
+    volume = Volume(labels, unit_grid(12, 8, 8))
+    coarse = resample_labels(volume, network_grid(volume.grid, (6, 4, 4), 2.0), structures_of(5, ignore=(7,)))
+    assert coarse[:, 2, 2].tolist() == [0, 1, 1, 2, 2, 0]
+
+
 def test_cropping_takes_the_middle_voxels():
     data = np.random.default_rng(0).normal(size=(10, 12, 14)).astype(np.float32)
     grid = unit_grid(10, 12, 14)
@@ -147,6 +156,16 @@ def test_the_volume_of_a_ball_survives(spacing_mm):
     shape = (np.array([36.6, 36.6, 43]) / spacing_mm).astype(int) + 1
     labels = resample_labels(Volume(ball * np.int32(7), grid), network_grid(grid, shape, spacing_mm), structures_of(7))
     assert labels.sum() * spacing_mm**3 == pytest.approx(ball.sum() * 0.6 * 0.6 * 0.9, rel=0.02)
+
+
+def test_the_networks_grid_has_a_spacing_for_each_axis_where_it_is_given_three():
+    affine = np.diag([1.4, 1.4, 8.0, 1.0])
+    target = network_grid(Grid((40, 40, 10), affine), (16, 12, 8), (2.0, 1.5, 5.0))
+    assert target.spacing_mm == pytest.approx([2.0, 1.5, 5.0])
+    middle = transform(target.affine, (np.array(target.shape) - 1) // 2)
+    assert middle == pytest.approx(np.rint(middle / affine.diagonal()[:3]) * affine.diagonal()[:3])
+    centre = transform(target.affine, (np.array(target.shape) - 1) / 2)
+    assert np.abs(centre - affine.diagonal()[:3] * [19.5, 19.5, 4.5]).max() <= 4
 
 
 def test_the_networks_grid_copies_voxels_at_the_volumes_own_spacing():

@@ -1,21 +1,24 @@
 """Checkpoints as files: what fits is loaded, whatever else is one sentence that names the file."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from implicitmeshnet.config import Config, DataConfig, NetworkConfig
+from implicitmeshnet.config import Config, DataConfig, NetworkConfig, save_config
 from implicitmeshnet.models.mesh_net import build_network
 from implicitmeshnet.models.weights import (
     load_checkpoint,
     load_network,
     misfit,
+    read_start,
     restore,
     save_checkpoint,
     save_snapshot,
+    start_from,
 )
 from implicitmeshnet.script import InputError
 
@@ -126,6 +129,7 @@ def test_a_folder_in_place_of_a_checkpoint_is_one_sentence(tmp_path):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(max_examples=200, deadline=None)
 @given(st.data())
@@ -190,8 +194,8 @@ MOMENTS = {
     "a name": lambda state: {"state": {"weight": state["state"][0]}},
     "a tensor's number": lambda state: {"state": {torch.zeros(2): state["state"][0]}},
     "no means": lambda state: {"state": {0: None}},
-    "a mean missing": lambda state: {"state": {0: {"step": torch.ones(()), "exp_avg": torch.zeros(2, 3)}}},
-    "a mean too many": lambda state: {"state": {0: state["state"][0] | {"max_exp_avg_sq": torch.zeros(2, 3)}}},
+    "a mean missing": lambda state: {"state": {0: {"step": torch.ones(()), "exp_avg": torch.zeros(1, 3)}}},
+    "a mean too many": lambda state: {"state": {0: state["state"][0] | {"max_exp_avg_sq": torch.zeros(1, 3)}}},
     "another shape": lambda state: {"state": {1: state["state"][0]}},
     "no step": lambda state: {"state": {0: state["state"][0] | {"step": torch.zeros(())}}},
     "a step that is no tensor": lambda state: {"state": {0: state["state"][0] | {"step": 2}}},
@@ -211,3 +215,125 @@ def test_an_optimisers_state_that_does_not_fit_is_refused_in_words(kind):
 
 def test_a_fit_is_no_misfit(weights):
     assert misfit(dict(weights), weights) == ""
+
+
+def with_template(centres, radii):
+    config = small_config()
+    config.network = replace(config.network, template="mean", template_centres=centres, template_radii=radii)
+    return config
+
+
+CENTRES = ((0.1, 0.0, -0.25),)
+RADII = ((0.3, 1 / 3, 0.5),)
+
+
+def test_a_snapshot_brings_the_template_to_a_config_without_one(tmp_path):
+    config = with_template(CENTRES, RADII)
+    save_snapshot(tmp_path / "best.pt", build_network(config), config)
+    wanted = build_network(config).decoder.template
+    bare = with_template(None, None)
+    for asked in (config, bare):
+        assert torch.equal(load_network(asked, tmp_path / "best.pt").decoder.template, wanted)
+    assert bare.network.template_centres is None  # what the caller holds stays as it was
+
+
+def test_a_config_of_another_template_does_not_fit_the_snapshot(tmp_path):
+    config = with_template(CENTRES, RADII)
+    save_snapshot(tmp_path / "best.pt", build_network(config), config)
+    other = with_template(CENTRES, ((0.3, 0.3, 0.3),))
+    with pytest.raises(InputError, match=r"best\.pt: does not fit the config: wanted its network\.template_radii"):
+        load_network(other, tmp_path / "best.pt")
+
+
+def test_a_snapshot_without_template_needs_the_config_that_has_it(tmp_path):
+    config = with_template(CENTRES, RADII)
+    save_snapshot(tmp_path / "best.pt", build_network(config))
+    loaded = load_network(config, tmp_path / "best.pt")
+    assert torch.equal(loaded.decoder.template, build_network(config).decoder.template)
+    with pytest.raises(InputError, match=r"network\.template_centres: wanted three numbers .*, found None"):
+        load_network(with_template(None, None), tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        7,
+        "mean",
+        {"template_centres": CENTRES},
+        {"template_centres": CENTRES, "template_radii": RADII * 2},
+        {"template_centres": CENTRES, "template_radii": torch.zeros(1, 3)},
+        {"template_centres": CENTRES, "template_radii": ((0.3, 0.3),)},
+        {"template_centres": CENTRES, "template_radii": ((0.3, "x", 0.3),)},
+        {"template_centres": CENTRES, "template_radii": ((0.3, float("nan"), 0.3),)},
+    ],
+    ids=str,
+)
+def test_a_snapshots_strange_template_is_one_sentence(tmp_path, saved):
+    network = build_network(with_template(CENTRES, RADII))
+    torch.save({"network": network.state_dict(), "template": saved}, tmp_path / "best.pt")
+    with pytest.raises(InputError, match=r"wanted three numbers for each of 1 structures") as error:
+        load_network(with_template(None, None), tmp_path / "best.pt")
+    assert len(str(error.value)) < 800
+
+
+def network_of(*names, width=8, seed=0):
+    torch.manual_seed(seed)
+    config = small_config()
+    config.data.structures = {name: [number] for number, name in enumerate(names, 1)}
+    config.network.stage_channels = (width,)
+    network = build_network(config)
+    for value in network.parameters():
+        torch.nn.init.normal_(value)
+    return network, config
+
+
+def test_a_start_gives_each_structure_its_own_weights_by_name(tmp_path):
+    source, config = network_of("LV", "RV", "LA")
+    save_snapshot(tmp_path / "best.pt", source, config)
+    target, _ = network_of("LA", "spleen", "LV", seed=1)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    left = start_from(target, read_start(tmp_path / "best.pt"), ["LA", "spleen", "LV"])
+    assert left == []
+    given = {name: value.half().float() for name, value in source.state_dict().items()}
+    after = target.state_dict()
+    for name, value in after.items():
+        if name.startswith("decoder."):
+            assert torch.equal(value[0], given[name][2])
+            assert torch.equal(value[1], before[name][1])
+            assert torch.equal(value[2], given[name][0])
+        elif name.startswith("unet.head."):
+            assert torch.equal(value[[0, 1, 3]], given[name][[0, 3, 1]])
+            assert torch.equal(value[2], before[name][2])
+        else:
+            assert torch.equal(value, given[name])
+
+
+def test_weights_that_do_not_fit_are_left_and_named(tmp_path):
+    source, config = network_of("LV", width=8)
+    save_snapshot(tmp_path / "best.pt", source, config)
+    target, _ = network_of("LV", width=4, seed=1)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    left = start_from(target, read_start(tmp_path / "best.pt"), ["LV"])
+    assert left
+    assert all(name.startswith("decoder.stages.0.") for name in left)
+    assert all(torch.equal(target.state_dict()[name], before[name]) for name in left)
+    assert torch.equal(target.unet.head.weight, source.unet.head.weight.half().float())
+
+
+def test_a_config_gives_the_names_of_an_old_snapshots_structures(tmp_path):
+    source, config = network_of("LV", "LA")
+    save_snapshot(tmp_path / "old.pt", source)
+    config.snapshot = str(tmp_path / "old.pt")
+    save_config(config, tmp_path / "config.json")
+    assert read_start(tmp_path / "old.pt").structures is None
+    start = read_start(tmp_path / "config.json")
+    assert start.structures == ["LV", "LA"]
+    target, _ = network_of("LA", seed=1)
+    assert start_from(target, start, ["LA"]) == []
+    name = "decoder.stages.0.input.weight"
+    assert torch.equal(target.state_dict()[name][0], source.state_dict()[name][1].half().float())
+
+
+def test_a_start_without_weights_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"none\.pt: wanted trained weights, found no such file"):
+        read_start(tmp_path / "none.pt")

@@ -13,7 +13,7 @@ from faults.children import Wrong, expect
 from faults.project import SIDE, Project
 from faults.values import JSON, Input, odd_json, odd_number, pick
 from implicitmeshnet.config import REPOSITORY, Config, DrnConfig, load_config, save_config
-from implicitmeshnet.data.plausibility import intensity_warning
+from implicitmeshnet.data.plausibility import intensity_warnings
 from implicitmeshnet.script import InputError
 
 WORDS = (
@@ -95,4 +95,4 @@ def use_config(path: Path, overrides: list[str], kind):
     expect(dataclasses.asdict(again) == dataclasses.asdict(config), "the same config after it was saved")
     expect(first.read_bytes() == second.read_bytes(), "the same file when it is saved again")
     if kind is Config:
-        intensity_warning(np.zeros(SIDE), config.data.intensity_statistics)
+        intensity_warnings(np.zeros((config.data.channels, SIDE)), config.data)

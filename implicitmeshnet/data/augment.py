@@ -5,6 +5,7 @@ The order of the draws is part of the result: another order gives other samples 
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -23,24 +24,35 @@ NOISE = 0.05
 
 
 def augment(
-    image: torch.Tensor, label: torch.Tensor, shape: Sequence[int], generator: torch.Generator
+    image: torch.Tensor,
+    label: torch.Tensor,
+    shape: Sequence[int],
+    spacing_mm: Sequence[float] | np.ndarray,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Warp and crop one padded case, then change its intensities.
 
-    image (1, X', Y', Z') in [-1, 1] and label (X', Y', Z') integer, both with a margin around the network's `shape`;
-    returns image (1, X, Y, Z) float32 and label (X, Y, Z) int64. Labels are interpolated as indicator functions and
-    the largest wins. The same generator state gives the same result on the same device.
+    image (C, X', Y', Z') in [-1, 1] and label (X', Y', Z') integer, both with a margin around the network's `shape`,
+    of voxels of so many mm along each axis; returns image (C, X, Y, Z) float32 and label (X, Y, Z) int64. Labels are
+    interpolated as indicator functions and the largest wins. All channels are warped alike, and each changes its
+    intensities by itself. The same generator state gives the same result on the same device.
     """
-    grid = _warp_grid(image.shape[1:], shape, generator).to(image.device)
+    grid = _warp_grid(image.shape[1:], shape, spacing_mm, generator).to(image.device)
     # One channel for each label value, because label values themselves cannot be interpolated.
     classes = int(label.max()) + 1
     indicators = F.one_hot(label.long(), classes).movedim(-1, 0)
     both = torch.cat([image.float(), indicators.float()])
     warped = F.grid_sample(both[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
-    return _change_intensity(warped[:1], generator), warped[1:].argmax(0)
+    channels = [_change_intensity(channel, generator) for channel in warped[: len(image)].split(1)]
+    return torch.cat(channels), warped[len(image) :].argmax(0)
 
 
-def _warp_grid(padded_shape: Sequence[int], shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+def _warp_grid(
+    padded_shape: Sequence[int],
+    shape: Sequence[int],
+    spacing_mm: Sequence[float] | np.ndarray,
+    generator: torch.Generator,
+) -> torch.Tensor:
     """Where each voxel of `shape` is read in the padded volume: (1, X, Y, Z, 3), axes as grid_sample wants them."""
     matrix = _random_matrix(generator)
     shift = TRANSLATION * _uniform(generator, 3)
@@ -50,7 +62,8 @@ def _warp_grid(padded_shape: Sequence[int], shape: Sequence[int], generator: tor
     axes = [torch.linspace(-1, 1, n) for n in shape]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)  # (X, Y, Z, 3)
     # Isotropic units, 1 for the half of the longest side, so that a rotation is one on any grid.
-    half = (size - 1) / (size - 1).max()
+    sides = (size - 1) * torch.as_tensor(spacing_mm, dtype=torch.float64)
+    half = (sides / sides.max()).float()
     warped = (points * half) @ matrix.T + shift + field
     # Back to the normalised coordinates of the network's grid, then of the padded volume around it.
     normalised = warped / half * (size - 1) / (padded - 1)

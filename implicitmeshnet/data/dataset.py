@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from implicitmeshnet.config import DataConfig
+from implicitmeshnet.config import Config, DataConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.data.nifti import NOTICEABLE_VOXELS, read_image, read_labels
 from implicitmeshnet.data.overview import Overview, label_centre_mm, overview_of
@@ -23,7 +23,7 @@ from implicitmeshnet.data.volume import (
     in_order_of,
     network_grid,
     normalise_intensity,
-    resample_image,
+    resample_channels,
     resample_labels,
     voxels_apart,
 )
@@ -31,6 +31,8 @@ from implicitmeshnet.script import InputError, read_json, shorten
 from implicitmeshnet.structures import Structures
 
 ENDINGS = (".nii.gz", ".nii")
+CHANNEL = re.compile(r"_(\d{4})$")
+"""How nnU-Net ends the names of a channel's images, before the file's ending."""
 NAMED_VALUES = 20  # label values that a message lists
 
 
@@ -40,38 +42,48 @@ class Case:
 
     name: str
     image: Path
+    """Of the first channel, or the only one; what messages call the case."""
     label: Path | None
+    others: tuple[Path, ...] = ()
+    """Of the second channel and further ones."""
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The files of all channels."""
+        return (self.image, *self.others)
 
 
 @dataclass
 class Sample:
     """One case on the network's grid of (X, Y, Z) voxels, with a margin of m voxels on every side."""
 
-    image: torch.Tensor  # (X + 2m, Y + 2m, Z + 2m) float32 in [-1, 1]
-    label: torch.Tensor | None  # same shape, uint8: a class map, see `Structures`
+    image: torch.Tensor  # (C, X + 2m, Y + 2m, Z + 2m) float32 in [-1, 1]
+    label: torch.Tensor | None  # (X + 2m, Y + 2m, Z + 2m) uint8: a class map, see `Structures`
     grid: Grid  # without the margin
     overview: Overview | None = None  # of the whole volume, where data.region is 'found'
     shares_outside: np.ndarray | None = None  # (S,) of each structure's label that lies outside the grid
-    quantiles: list[float] | None = None  # of the intensities within the grid, see `plausibility`
+    quantiles: list[list[float]] | None = None  # by channel, of the intensities in the grid, see `plausibility`
 
 
-def find_cases(folder: Path | str, labelled: bool, split: str = "Tr") -> list[Case]:
+def find_cases(folder: Path | str, labelled: bool, split: str = "Tr", channels: int = 1) -> list[Case]:
     """The cases of a folder, sorted by name; with `labelled` each must have a label.
 
     Layouts: imagesTr and labelsTr, or of the split 'Ts' imagesTs and labelsTs (Decathlon: NAME for both; nnU-Net: image
     NAME_0000, label NAME; dataset.json may name the file_ending), MM-WHS (NAME_image and NAME_label), or, for
-    unlabelled cases, any NIfTI files, NAME or NAME_0000. Raises InputError for a missing or empty folder, a missing
-    label, a name found twice, more than one channel.
+    unlabelled cases, any NIfTI files, NAME or NAME_0000. Images of several `channels` are NAME_0000, NAME_0001, ...;
+    beside these in one folder lies NAME_label. Raises InputError for a missing or empty folder, a missing label, a name
+    found twice, more channels or fewer.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: wanted a folder of cases, found none")
     if splits_of(folder):
-        cases = _data_set_cases(folder, split)
+        cases = _data_set_cases(folder, split, channels)
         wanted = f"images in images{split}"
     else:
-        cases = _flat_cases(folder, labelled)
-        wanted = "NAME_image.nii.gz files (MM-WHS) or an imagesTr folder with some"
+        cases = _flat_cases(folder, labelled, channels)
+        named = "NAME_image.nii.gz files (MM-WHS)" if channels == 1 else "NAME_0000.nii.gz, NAME_0001.nii.gz, ... files"
+        wanted = f"{named} or an imagesTr folder with some"
     if not cases:
         raise InputError(f"{folder}: wanted {wanted}, found none")
     for case in cases:
@@ -85,35 +97,68 @@ def splits_of(folder: Path | str) -> list[str]:
     return [split for split in ("Ts", "Tr") if (Path(folder) / f"images{split}").is_dir()]
 
 
-def _flat_cases(folder: Path, labelled: bool) -> list[Case]:
+def _flat_cases(folder: Path, labelled: bool, channels: int) -> list[Case]:
     files = _nifti_files(folder, ENDINGS)
     images = {stem.removesuffix("_image"): path for stem, path in files.items() if stem.endswith("_image")}
-    if not (images or labelled):  # any file is an image then, unless it is the label map of another
+    if channels > 1:
+        numbered = {stem: path for stem, path in files.items() if CHANNEL.search(stem)}
+        grouped = _by_case(numbered, {}, channels)
+    elif images or labelled:
+        grouped = {name: (path,) for name, path in images.items()}
+    else:  # any file is an image then, unless it is the label map of another
         labels = {f"{stem}_label" for stem in files}
         others = {stem: path for stem, path in files.items() if stem not in labels}
-        images = _without_channels(others, {})
-    return [Case(name, path, files.get(f"{name}_label")) for name, path in images.items()]
+        grouped = _by_case(others, {}, channels)
+    return [Case(name, paths[0], files.get(f"{name}_label"), paths[1:]) for name, paths in grouped.items()]
 
 
-def _data_set_cases(folder: Path, split: str) -> list[Case]:
+def _data_set_cases(folder: Path, split: str, channels: int) -> list[Case]:
     endings = _file_endings(folder / "dataset.json")
-    channels = _nifti_files(folder / f"images{split}", endings)
+    images = _nifti_files(folder / f"images{split}", endings)
     labels = _nifti_files(folder / f"labels{split}", endings)
-    images = _without_channels(channels, labels)
-    return [Case(name, path, labels.get(name)) for name, path in images.items()]
+    grouped = _by_case(images, labels, channels)
+    return [Case(name, paths[0], labels.get(name), paths[1:]) for name, paths in grouped.items()]
 
 
-def _without_channels(images: dict[str, Path], labels: dict[str, Path]) -> dict[str, Path]:
-    """Images by their case's name: NAME_0000 is NAME's first channel, unless a label is called NAME_0000 too."""
-    cases: dict[str, Path] = {}
+def _by_case(images: dict[str, Path], labels: dict[str, Path], channels: int) -> dict[str, tuple[Path, ...]]:
+    """The images of all `channels` of each case, by its name, from files by their names.
+
+    NAME_0000 is NAME's first channel, unless a label is called NAME_0000 too.
+    """
+    cases: dict[str, dict[int, Path]] = {}
     for stem, path in images.items():
-        base, _, channel = stem.rpartition("_")
-        is_channel = re.fullmatch(r"\d{4}", channel) and f"{base}_0000" in images
-        name = base if is_channel and stem not in labels else stem
-        if name in cases:
-            raise InputError(f"{path}: wanted single-channel images, found another channel {cases[name].name}")
-        cases[name] = path
-    return cases
+        name = stem
+        number = 0
+        match = CHANNEL.search(stem)
+        if match and stem not in labels and (channels > 1 or f"{stem[: match.start()]}_0000" in images):
+            name = stem[: match.start()]
+            number = int(match[1])
+        of_case = cases.setdefault(name, {})
+        _check_channel(path, number, of_case, channels)
+        of_case[number] = path
+    return {name: _all_channels(name, of_case, channels) for name, of_case in cases.items()}
+
+
+def _check_channel(path: Path, number: int, found: dict[int, Path], channels: int) -> None:
+    """Raise InputError where a case has no place for another channel of a number, beside those found."""
+    other = next(iter(found.values()), path)
+    if channels == 1 and found:
+        raise InputError(f"{path}: wanted single-channel images, found another channel {other.name}")
+    if number >= channels:
+        raise InputError(f"{path}: wanted {channels} channels, one for each rule of data.intensity, found another")
+    if number in found:
+        raise InputError(f"{path}: wanted one file for each channel, found {found[number].name} beside it")
+
+
+def _all_channels(name: str, found: dict[int, Path], channels: int) -> tuple[Path, ...]:
+    """The files of a case in the order of their channels; InputError where one is missing."""
+    for number in range(channels):
+        if number not in found:
+            beside = next(iter(found.values()))
+            ending = next(ending for ending in ENDINGS if beside.name.endswith(ending))
+            missing = beside.with_name(f"{name}_{number:04}{ending}")
+            raise InputError(f"{missing}: wanted this channel, as data.intensity has {channels} rules, found no file")
+    return tuple(found[number] for number in range(channels))
 
 
 def _file_endings(path: Path) -> tuple[str, ...]:
@@ -144,17 +189,24 @@ def _nifti_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def split_cases(cases: list[Case], validation_cases: int, seed: int) -> tuple[list[Case], list[Case]]:
+def configured_split(cases: list[Case], config: Config) -> tuple[list[Case], list[Case]]:
+    """The training and the validation cases of a config's training, as `split_cases`."""
+    data = config.data
+    fold = None if data.fold is None else (data.fold, data.folds)
+    return split_cases(cases, data.validation_cases, config.training.seed, fold)
+
+
+def split_cases(
+    cases: list[Case], validation_cases: int, seed: int, fold: tuple[int, int] | None = None
+) -> tuple[list[Case], list[Case]]:
     """Draw the validation cases at random: (training, validation), both sorted by name.
 
-    The same names and seed give the same split. Raises InputError where no case would be left for training.
+    With a `fold` (k, n) they are part k of n parts, which hold every case once and differ in size by at most one,
+    instead of so many `validation_cases`. The same names and seed give the same split. Raises InputError where no case
+    would be left for training, and for fewer cases than folds.
     """
-    if len(cases) <= validation_cases:
-        raise InputError(
-            f"data.validation_cases: wanted fewer than the {len(cases)} cases of the folder, found {validation_cases}"
-        )
     order = np.random.default_rng(seed).permutation(len(cases))
-    drawn = set(order[:validation_cases].tolist())
+    drawn = set(_held_out(order, validation_cases, fold).tolist())
     training: list[Case] = []
     validation: list[Case] = []
     for index, case in enumerate(sorted(cases, key=lambda case: case.name)):
@@ -163,30 +215,72 @@ def split_cases(cases: list[Case], validation_cases: int, seed: int) -> tuple[li
     return training, validation
 
 
+def _held_out(order: np.ndarray, validation_cases: int, fold: tuple[int, int] | None) -> np.ndarray:
+    """Which of the cases are held out, by number, from a random order of all of them."""
+    if fold is not None:
+        number, folds = fold
+        if len(order) < folds:
+            raise InputError(f"data.folds: wanted at most the {len(order)} cases of the folder, found {folds}")
+        return order[number::folds]
+    if len(order) <= validation_cases:
+        raise InputError(
+            f"data.validation_cases: wanted fewer than the {len(order)} cases of the folder, found {validation_cases}"
+        )
+    return order[:validation_cases]
+
+
 def read_case(case: Case) -> tuple[Volume, Volume | None]:
     """Read a case's image and, where it has one, its label map, brought to the image's own voxel order.
 
-    A warning that holds for both files is kept for the image alone. Raises InputError for an unreadable file and for a
-    label map that does not lie on its image.
+    A warning that holds for both files is kept for the image alone. Raises InputError as `read_channels`, and for a
+    label map that cannot be read or does not lie on its image.
     """
-    image = read_image(case.image)
+    image = read_channels(case.images)
     if case.label is None:
         return image, None
-    labels = in_order_of(read_labels(case.label), image.grid)
-    check_same_grid(case.label, image.grid, labels.grid)
+    return image, _on_grid_of(image, read_labels(case.label), "the image")
+
+
+def read_channels(paths: Sequence[Path | str]) -> Volume:
+    """Read an image of one channel a file, in the first one's voxel order.
+
+    A warning that holds for several files is kept for the first alone. Raises InputError for an unreadable file and for
+    a channel that does not lie on the first one.
+    """
+    first = read_image(paths[0])
+    others = [_on_grid_of(first, read_image(path), "the first channel") for path in paths[1:]]
+    warnings = first.warnings + tuple(warning for channel in others for warning in channel.warnings)
+    return replace(first, others=tuple(channel.data for channel in others), warnings=warnings)
+
+
+def _on_grid_of(owner: Volume, volume: Volume, name: str) -> Volume:
+    """A volume from a file in the voxel order of another, its owner, without the warnings that this has too.
+
+    Raises InputError, which calls the owner by `name`, where the volume does not lie on it.
+    """
+    turned = in_order_of(volume, owner.grid)
+    check_same_grid(volume.name, owner.grid, turned.grid, name)
     own = []
-    for warning in labels.warnings:
-        of_image = warning.replace(str(case.label), str(case.image))
-        if of_image not in image.warnings:
+    for warning in volume.warnings:
+        if warning.replace(volume.name, owner.name) not in owner.warnings:
             own.append(warning)
-    return image, replace(labels, grid=image.grid, warnings=tuple(own))
+    return replace(turned, grid=owner.grid, warnings=tuple(own))
 
 
 def standardise(image: Volume, config: DataConfig) -> Volume:
-    """The canonical volume of normalised intensities: what overviews and the network's samples are cut from."""
+    """The canonical volume of normalised intensities: what overviews and the network's samples are cut from.
+
+    Raises InputError for an image of more channels, or fewer, than data.intensity has rules.
+    """
+    found = len(image.channels)
+    if found != config.channels:
+        raise InputError(f"{image.name}: wanted {config.channels} channels, as data.intensity has rules, found {found}")
     # Turned first, because percentiles of every n-th voxel would otherwise depend on the file's orientation.
     image = canonical(image)
-    return replace(image, data=normalise_intensity(image.data, config))
+    normalised = []
+    for number, channel in enumerate(image.channels):
+        normalised.append(normalise_intensity(channel, config, number))
+    return image.with_channels(normalised)
 
 
 def on_network_grid(
@@ -197,7 +291,7 @@ def on_network_grid(
     label = None
     if labels is not None:
         label = torch.from_numpy(resample_labels(labels, padded, structures))
-    resampled = resample_image(image, padded, background=-1.0)
+    resampled = resample_channels(image, padded, background=-1.0)
     return Sample(torch.from_numpy(resampled), label, grid)
 
 
@@ -230,22 +324,23 @@ def training_sample(case: Case, config: DataConfig, margin: int = 0) -> Sample:
     grid = network_grid(image.grid, config.shape, config.spacing_mm, centre_mm)
     sample = on_network_grid(image, labels, grid, Structures.of(config), margin)
     within_grid = without_margin(sample.image, grid.shape).numpy()
-    seen = within_grid[box_inside(grid, image.grid)]  # no background from outside the volume
+    seen = within_grid[(..., *box_inside(grid, image.grid))]  # no background from outside the volume
     return replace(
         sample,
         overview=overview,
         shares_outside=shares_outside(labels, grid, config),
-        quantiles=intensity_quantiles(seen),
+        quantiles=list(map(intensity_quantiles, seen)),
     )
 
 
 def without_margin(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """A volume (X + 2m, Y + 2m, Z + 2m) without its margin of m voxels: its middle of the shape (X, Y, Z)."""
+    """A volume (..., X + 2m, Y + 2m, Z + 2m) without its margin of m voxels: its middle of the shape (X, Y, Z)."""
     box = []
-    for wide, size in zip(volume.shape, shape, strict=True):
+    for wide, size in zip(volume.shape[-3:], shape, strict=True):
         margin = (wide - size) // 2
         box.append(slice(margin, margin + size))
-    return volume[tuple(box)]
+    x, y, z = box
+    return volume[..., x, y, z]
 
 
 def check_cases(cases: list[Case], config: DataConfig) -> None:
@@ -300,7 +395,8 @@ class TrainingSet:
         for line in check_box(outside, config):
             print(line)
         quantiles = [sample.quantiles for sample in self.samples if sample.quantiles is not None]
-        self.intensity_statistics = intensity_statistics(quantiles)
+        of_channels = [intensity_statistics(of_channel) for of_channel in zip(*quantiles, strict=True)]
+        self.intensity_statistics = of_channels if len(of_channels) > 1 else of_channels[0]
 
     def _check_structures(self, structures: Structures) -> None:
         """Raise InputError for a structure that appears in no sample."""
@@ -341,7 +437,7 @@ def template_statistics(samples: Iterable[Sample], config: DataConfig) -> tuple[
         for structure in range(len(structures)):
             mask = structures.held(classes, structure)
             if mask.any():
-                centre, semi_axes = _ellipsoid_of(mask)
+                centre, semi_axes = ellipsoid_of(mask)
                 centres[structure].append(centre)
                 radii[structure].append(semi_axes)
     for name, found in zip(structures.names, centres, strict=True):
@@ -352,7 +448,7 @@ def template_statistics(samples: Iterable[Sample], config: DataConfig) -> tuple[
     return mean_centres, mean_radii
 
 
-def _ellipsoid_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ellipsoid_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre and semi-axes (3,), normalised, of the axis-parallel ellipsoid with the moments of a mask (X, Y, Z)."""
     mean, variance = _moments(mask)
     normalised_from_voxel = np.linalg.inv(voxel_from_normalised(mask.shape))

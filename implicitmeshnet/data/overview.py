@@ -9,10 +9,12 @@ import torch
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.data.volume import Grid, Volume, network_grid, resample_image, shares
+from implicitmeshnet.data.volume import Grid, Volume, network_grid, resample_channels, shares
 from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
 
+IGNORED = 2
+"""The class of an overview's label where nothing is known."""
 MAX_VOXELS = 2**24  # of an overview: a body of 2 m at 4 mm
 
 
@@ -20,8 +22,8 @@ MAX_VOXELS = 2**24  # of an overview: a body of 2 m at 4 mm
 class Overview:
     """A whole volume at a coarse spacing."""
 
-    image: torch.Tensor  # (X, Y, Z) in [-1, 1]
-    label: torch.Tensor | None  # the same shape, uint8: 1 where any structure is
+    image: torch.Tensor  # (C, X, Y, Z) in [-1, 1]
+    label: torch.Tensor | None  # (X, Y, Z) uint8: 1 where any structure is, or IGNORED
     grid: Grid
 
 
@@ -41,23 +43,32 @@ def overview_of(image: Volume, labels: Volume | None, config: DataConfig) -> Ove
         )
     grid = network_grid(image.grid, shape, spacing_mm)
     label = None if labels is None else torch.from_numpy(_coarse_label(labels, grid, config))
-    resampled = resample_image(image, grid, background=-1.0)
+    resampled = resample_channels(image, grid, background=-1.0)
     return Overview(torch.from_numpy(resampled), label, grid)
 
 
 def _coarse_label(labels: Volume, grid: Grid, config: DataConfig) -> np.ndarray:
-    """Which voxels of an overview belong to the structures: uint8 (X, Y, Z), 1 where they do.
+    """Which voxels of an overview belong to the structures: uint8 (X, Y, Z), 1 where they do, IGNORED where more of a
+    voxel is ignored than background.
 
-    These are the voxels of which the structures together fill more than half; and those of which one structure fills at
+    The structures' are the voxels of which they together fill more than half; and those of which one structure fills at
     least half as much as of the voxel that it fills most, so that even a structure that is smaller than a voxel, or
     lies between two, is there.
     """
+    structures = Structures.of(config)
     total = np.zeros(grid.shape, np.float32)
+    ignored = np.zeros(grid.shape, np.float32)
     label = np.zeros(grid.shape, np.uint8)
-    for _, share in shares(labels, grid, Structures.of(config)):
+    for structure, share in shares(labels, grid, structures):
+        if structure == len(structures):
+            ignored = share
+            continue
         total += share
         label |= share >= max(share.max() / 2, 1e-6)
-    return label | (total > 0.5)
+    label |= total > 0.5
+    background = 1 - total - ignored
+    label[(label == 0) & (ignored > background)] = IGNORED
+    return label
 
 
 def label_centre_mm(labels: Volume, config: DataConfig) -> np.ndarray | None:

@@ -58,6 +58,19 @@ def intensity_quantiles(image: np.ndarray) -> list[float]:
     return np.quantile(image, QUANTILES).tolist()
 
 
+def intensity_warnings(image: np.ndarray, config: DataConfig) -> list[str]:
+    """The `intensity_warning` of each channel of an image (C, X, Y, Z) that is unlike the training's.
+
+    Without the training's statistics there is nothing to compare with, and no warning.
+    """
+    warnings = []
+    for number, statistics in enumerate(config.channel_statistics):
+        warning = intensity_warning(image[number], statistics)
+        if warning is not None:
+            warnings.append(warning if len(image) == 1 else f"channel {number}: {warning}")
+    return warnings
+
+
 def intensity_statistics(quantiles: Sequence[Sequence[float]]) -> IntensityStatistics:
     """Mean and covariance over the training cases of their `intensity_quantiles`."""
     table = np.asarray(quantiles)  # (cases, Q)
@@ -69,14 +82,12 @@ def intensity_statistics(quantiles: Sequence[Sequence[float]]) -> IntensityStati
     return IntensityStatistics(len(table), mean, rows)
 
 
-def intensity_warning(image: np.ndarray, statistics: IntensityStatistics | None) -> str | None:
+def intensity_warning(image: np.ndarray, statistics: IntensityStatistics) -> str | None:
     """A sentence where the intensities that the network sees are unlike the training's, else None.
 
     They are compared by the Mahalanobis distance of their quantiles, by which Lee et al. (NeurIPS 2018) recognise
-    inputs unlike those that a network was trained on. Without `statistics` there is nothing to compare with: None.
+    inputs unlike those that a network was trained on.
     """
-    if statistics is None:
-        return None
     apart = np.subtract(intensity_quantiles(image), statistics.mean)
     variances, axes = np.linalg.eigh(statistics.covariance)
     variances = np.maximum(variances, 0) + INTENSITY_NOISE**2  # at least the noise, whatever a config says

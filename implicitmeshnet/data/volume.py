@@ -51,6 +51,17 @@ class Volume:
     """A sentence on each thing about the file that may make results wrong."""
     name: str = "volume"
     """What messages call it: its file, where it has one."""
+    others: tuple[np.ndarray, ...] = ()
+    """Of an image of several channels the second and further ones, each (X, Y, Z); `data` is the first."""
+
+    @property
+    def channels(self) -> tuple[np.ndarray, ...]:  # each (X, Y, Z)
+        return (self.data, *self.others)
+
+    def with_channels(self, channels: Sequence[np.ndarray], grid: Grid | None = None) -> "Volume":
+        """The same volume with other channels, each (X, Y, Z), on another grid where one is given."""
+        first, *others = channels
+        return replace(self, data=first, others=tuple(others), grid=grid or self.grid)
 
 
 def voxels_apart(shape: Sequence[int], affine: np.ndarray, other: np.ndarray) -> float:
@@ -66,21 +77,24 @@ def voxels_apart(shape: Sequence[int], affine: np.ndarray, other: np.ndarray) ->
 def canonical(volume: Volume) -> Volume:
     """The same volume with its voxel axes permuted and flipped to those closest to RAS+."""
     orientation = io_orientation(volume.grid.affine)
-    data = apply_orientation(volume.data, orientation)
-    return replace(volume, data=data, grid=_canonical_grid(volume.grid))
+    channels = [apply_orientation(channel, orientation) for channel in volume.channels]
+    return volume.with_channels(channels, _canonical_grid(volume.grid))
 
 
 def in_order_of(volume: Volume, grid: Grid) -> Volume:
     """The same volume with its voxel axes permuted and flipped to those closest to another grid's."""
     orientation = io_orientation(np.linalg.inv(grid.affine) @ volume.grid.affine)
-    data = apply_orientation(volume.data, orientation)
-    return replace(volume, data=data, grid=_turned(volume.grid, orientation))
+    channels = [apply_orientation(channel, orientation) for channel in volume.channels]
+    return volume.with_channels(channels, _turned(volume.grid, orientation))
 
 
 def network_grid(
-    grid: Grid, shape: Sequence[int], spacing_mm: float, centre_mm: Sequence[float] | np.ndarray | None = None
+    grid: Grid,
+    shape: Sequence[int],
+    spacing_mm: float | Sequence[float],
+    centre_mm: Sequence[float] | np.ndarray | None = None,
 ) -> Grid:
-    """The isotropic grid of `shape` voxels along the axes of a volume's canonical orientation.
+    """The grid of `shape` voxels along the axes of a volume's canonical orientation, of one spacing or one an axis.
 
     `grid` is the volume's. The new one lies around a world position `centre_mm` (3,), by default the volume's centre,
     moved by up to half a voxel so that its middle voxel sits on one of the volume's: at the volume's own spacing voxels
@@ -88,7 +102,7 @@ def network_grid(
     borders.
     """
     source = _canonical_grid(grid)
-    step = spacing_mm / source.spacing_mm  # in source voxels, along each axis
+    step = np.divide(spacing_mm, source.spacing_mm)  # in source voxels, along each axis
     around = (np.array(source.shape) - 1) / 2  # source voxel at the centre
     if centre_mm is not None:
         around = transform(np.linalg.inv(source.affine), np.asarray(centre_mm, np.float64))
@@ -107,7 +121,7 @@ def network_grid(
 
 
 def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarray:
-    """The volume on the target grid, float32 (X, Y, Z): linear, anti-aliased where the target is coarser.
+    """A volume's first channel on the target grid, float32 (X, Y, Z): linear, anti-aliased where that is coarser.
 
     Voxels whose centre lies more than half a source voxel outside the volume are `background`. Raises ValueError where
     the two grids' axes are not parallel.
@@ -117,11 +131,20 @@ def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarra
     return np.where(inside, resampled, np.float32(background))
 
 
+def resample_channels(volume: Volume, target: Grid, background: float) -> np.ndarray:
+    """All channels of an image on the target grid, float32 (C, X, Y, Z), each as `resample_image`."""
+    resampled = []
+    for channel in volume.channels:
+        resampled.append(resample_image(replace(volume, data=channel), target, background))
+    return np.stack(resampled)
+
+
 def resample_labels(volume: Volume, target: Grid, structures: Structures) -> np.ndarray:
     """The class map of a label map on the target grid: uint8 (X, Y, Z), see `Structures`.
 
-    The mask of each structure is resampled like an image; the background has what they leave of a voxel. Each voxel
-    gets the class with the largest share of it; ties go to the background, else to the structure that comes first.
+    The mask of each structure, and of what is ignored, is resampled like an image; the background has what they leave
+    of a voxel. Each voxel gets the class with the largest share of it. Ties go to the background, else to the structure
+    that comes first.
     Raises ValueError as `resample_image`.
     """
     largest = np.zeros(target.shape, np.float32)
@@ -138,14 +161,15 @@ def resample_labels(volume: Volume, target: Grid, structures: Structures) -> np.
 def shares(volume: Volume, target: Grid, structures: Structures) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each structure that is in a label map, by its number, and the share of each target voxel that it fills.
 
-    Shares are float32 (X, Y, Z), the structure's mask resampled like an image, 0 outside the volume. On grids that lie
-    half a voxel apart, structure and background would tie along every border and the background would win, which would
-    cost a tenth of a hippocampus; so the label map is sampled TIE_BREAK source voxels beside each target voxel's
-    centre. Raises ValueError as `resample_image`.
+    What is ignored comes last, where there is any, as if it were structure S of S. Shares are float32 (X, Y, Z), the
+    structure's mask resampled like an image, 0 outside the volume. On grids that lie half a voxel apart, structure and
+    background would tie along every border and the background would win, which would cost a tenth of a hippocampus; so
+    the label map is sampled TIE_BREAK source voxels beside each target voxel's centre. Raises ValueError as
+    `resample_image`.
     """
     classes = structures.class_map(volume.data)
     weights, inside = _axis_weights(volume.grid, target, TIE_BREAK)
-    for structure, box in enumerate(find_objects(classes, len(structures))):
+    for structure, box in enumerate(find_objects(classes, structures.ignored_class)):
         if box is None:
             continue
         mask = structures.own(classes[box], structure).astype(np.float32)
@@ -217,12 +241,13 @@ def resample_nearest_onto(volume: Volume, grid: Grid) -> Volume:
     return Volume(data, grid)
 
 
-def normalise_intensity(data: np.ndarray, config: DataConfig) -> np.ndarray:
+def normalise_intensity(data: np.ndarray, config: DataConfig, channel: int = 0) -> np.ndarray:
     """Map voxel values to [-1, 1], float32, clipped: the config's window in HU, or the volume's own percentiles.
 
-    A volume whose percentiles coincide is mapped from its minimum and maximum, a constant one to -1.
+    Which of the two is the rule of the image's `channel` that they are of. A volume whose percentiles coincide is
+    mapped from its minimum and maximum, a constant one to -1.
     """
-    low, high = _intensity_range(data, config)
+    low, high = _intensity_range(data, config, channel)
     if high - low < np.finfo(np.float32).tiny:  # so narrow a range means nothing, and its inverse would be infinite
         return np.full(data.shape, -1, np.float32)
     scale = 2 / (high - low)
@@ -231,9 +256,9 @@ def normalise_intensity(data: np.ndarray, config: DataConfig) -> np.ndarray:
     return np.clip(mapped, -1, 1)
 
 
-def _intensity_range(data: np.ndarray, config: DataConfig) -> tuple[float, float]:
+def _intensity_range(data: np.ndarray, config: DataConfig, channel: int) -> tuple[float, float]:
     """The voxel values that become -1 and 1."""
-    if config.intensity == "window":
+    if config.intensity_rules[channel] == "window":
         half = config.window_hu / 2
         return config.level_hu - half, config.level_hu + half
     step = int(np.ceil((data.size / 2e6) ** (1 / 3)))  # a regular subset of about two million voxels is enough

@@ -18,12 +18,26 @@ PART_SHARE = 0.05  # of the strongest basin's summed log-odds: what another part
 BOTTLENECK_VOXELS = 3  # at least, along each axis, as for data.shape
 
 
-class Localiser(nn.Module):
-    """A small UNet: overview (B, 1, X, Y, Z) of any size -> logits (B, 2, X, Y, Z) of background and structures."""
+class CoarsePass(nn.Module):
+    """What finds structures by its logits: overview (B, C, X, Y, Z) -> (B, 2, X, Y, Z) of background and structures."""
 
-    def __init__(self, channels: Sequence[int]):
+    @torch.inference_mode()
+    def find(self, overview: torch.Tensor, room: np.ndarray) -> np.ndarray:
+        """Where the structures are in an overview (C, X, Y, Z): bool (X, Y, Z).
+
+        What is found fits into `room` voxels along each axis (3,).
+        """
+        device = next(self.parameters()).device
+        background, structures = self(overview[None].to(device))[0].cpu()
+        return parts_that_belong((structures - background).numpy(), room)
+
+
+class Localiser(CoarsePass):
+    """The coarse pass of one network, a small UNet that takes overviews of any size."""
+
+    def __init__(self, channels: Sequence[int], image_channels: int = 1):
         super().__init__()
-        self.unet = UNet(channels, channels[:-1], 2, 0.0)
+        self.unet = UNet(channels, channels[:-1], 2, 0.0, image_channels)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         divisor = 2 ** (len(self.unet.encoder) - 1)
@@ -34,16 +48,6 @@ class Localiser(nn.Module):
             padding += [0, at_bottleneck * divisor - size]
         _, logits = self.unet(F.pad(image, padding, value=-1.0))
         return logits[:, :, : shape[0], : shape[1], : shape[2]]
-
-    @torch.inference_mode()
-    def find(self, overview: torch.Tensor, room: np.ndarray) -> np.ndarray:
-        """Where the structures are in an overview (X, Y, Z): bool (X, Y, Z).
-
-        What is found fits into `room` voxels along each axis (3,).
-        """
-        device = next(self.parameters()).device
-        background, structures = self(overview[None, None].to(device))[0].cpu()
-        return parts_that_belong((structures - background).numpy(), room)
 
 
 def parts_that_belong(odds: np.ndarray, room: np.ndarray) -> np.ndarray:

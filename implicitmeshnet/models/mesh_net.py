@@ -3,16 +3,18 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from implicitmeshnet.config import Config, NetworkConfig
-from implicitmeshnet.mesh import icosphere, neighbours
+from implicitmeshnet.mesh import icosphere, neighbours, vertex_normals
 from implicitmeshnet.models.graph import GraphDecoderStage
 from implicitmeshnet.models.localiser import Localiser
 from implicitmeshnet.models.unet import UNet
 from implicitmeshnet.ops import sample_trilinear
 from implicitmeshnet.structures import Structures
 
+FINEST = "d0"  # the level that profiles are read in: the UNet's last, at the image's own resolution
 CENTRED_RADIUS = 0.5  # of the paper's template, normalised units
 
 
@@ -33,7 +35,9 @@ class GraphDecoder(nn.Module):
 
     `template` (S, V, 3) holds the starting vertices; `faces` (F, 3) is shared by all structures. The input of each
     stage is its levels of the pyramid, sampled at the vertices, with the vertices themselves and the previous stage's
-    hidden features.
+    hidden features. The last stage also reads the finest level along the vertices' normals, `profile_voxels` before and
+    behind them, as active shape models search for a border (Cootes et al., Computer Vision and Image Understanding
+    1995): at a vertex alone, nothing says on which side of it the border lies.
     """
 
     template: torch.Tensor  # (S, V, 3)
@@ -46,35 +50,57 @@ class GraphDecoder(nn.Module):
         self.register_buffer("template", template, persistent=False)
         self.register_buffer("faces", faces, persistent=False)
         self.stage_levels = config.stage_levels
+        self.profile_voxels = config.profile_voxels
         around = neighbours(faces, template.shape[1])
         carried = 0  # channels of the hidden features of the stage before
         stages = []
-        for levels, width in zip(config.stage_levels, config.stage_channels, strict=True):
+        last = len(config.stage_levels) - 1
+        for number, (levels, width) in enumerate(zip(config.stage_levels, config.stage_channels, strict=True)):
             sampled = sum(level_channels[level] for level in levels)
             in_channels = sampled + 3 + carried
+            if number == last:
+                in_channels += len(config.profile_voxels) * level_channels[FINEST]
             stages.append(GraphDecoderStage(len(template), in_channels, width, config.displacement_factor, around))
             carried = width
         self.stages = nn.ModuleList(stages)
 
     def forward(self, pyramid: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         batch = len(next(iter(pyramid.values())))
-        structures, count, _ = self.template.shape
         vertices = self.template[:, None].expand(-1, batch, -1, -1)  # (S, B, V, 3)
         hidden: list[torch.Tensor] = []  # of the stage before; none before the first
-        predictions = []
+        predictions: list[torch.Tensor] = []
         for levels, stage in zip(self.stage_levels, self.stages, strict=True):
-            points = vertices.transpose(0, 1).reshape(batch, structures * count, 3)
-            sampled = sample_trilinear([pyramid[level] for level in levels], points)
-            sampled = sampled.view(batch, structures, count, -1).transpose(0, 1)  # (S, B, V, C)
-            features, displacement = stage(torch.cat([sampled, vertices, *hidden], -1))
+            inputs = [_sampled([pyramid[level] for level in levels], vertices), vertices, *hidden]
+            is_last = len(predictions) == len(self.stages) - 1
+            if is_last and self.profile_voxels:
+                inputs += self._profile(pyramid[FINEST], vertices)
+            features, displacement = stage(torch.cat(inputs, -1))
             vertices = vertices + displacement
             hidden = [features]
             predictions.append(vertices.transpose(0, 1))
         return predictions
 
+    def _profile(self, volume: torch.Tensor, vertices: torch.Tensor) -> list[torch.Tensor]:
+        """A volume (B, C, X, Y, Z) at each of profile_voxels along the normals of vertices (S, B, V, 3).
+
+        Each is (S, B, V, C). The normals are those of the meshes in voxels; no gradient goes through them.
+        """
+        sides = torch.tensor(volume.shape[2:], dtype=vertices.dtype, device=vertices.device)
+        half = (sides - 1) / 2  # voxels per normalised unit
+        normals = F.normalize(vertex_normals(vertices.detach() * half, self.faces), dim=-1) / half
+        return [_sampled([volume], vertices + step * normals) for step in self.profile_voxels]
+
+
+def _sampled(volumes: list[torch.Tensor], vertices: torch.Tensor) -> torch.Tensor:
+    """Volumes (B, C, ...) at vertices (S, B, V, 3) in normalised coordinates: (S, B, V, sum of C)."""
+    structures, batch, count, _ = vertices.shape
+    points = vertices.transpose(0, 1).reshape(batch, structures * count, 3)
+    sampled = sample_trilinear(volumes, points)
+    return sampled.view(batch, structures, count, -1).transpose(0, 1)
+
 
 class ImplicitMeshNet(nn.Module):
-    """Image (B, 1, X, Y, Z) in [-1, 1] -> Prediction. Where the UNet runs in bfloat16, the mesh part stays float32.
+    """Image (B, C, X, Y, Z) in [-1, 1] -> Prediction. Where the UNet runs in bfloat16, the mesh part stays float32.
 
     `localiser` is the network of the coarse pass, which finds where such images are to be cut from a volume; None where
     they are cut from the centre.
@@ -96,12 +122,13 @@ def build_network(config: Config) -> ImplicitMeshNet:
     """The untrained network that a config describes; where template is 'mean', its centres and radii must be set."""
     network = config.network
     structures = Structures.of(config.data)
-    unet = UNet(network.encoder_channels, network.decoder_channels, structures.class_count, network.dropout)
+    channels = config.data.channels
+    unet = UNet(network.encoder_channels, network.decoder_channels, structures.class_count, network.dropout, channels)
     sphere, faces = icosphere(network.template_subdivisions)
     template = _template(network, sphere, len(structures))
     level_channels = {f"e{level}": width for level, width in enumerate(network.encoder_channels)}
     level_channels |= {f"d{level}": width for level, width in enumerate(network.decoder_channels)}
-    localiser = Localiser(network.localiser_channels) if config.data.region == "found" else None
+    localiser = Localiser(network.localiser_channels, channels) if config.data.region == "found" else None
     decoder = GraphDecoder(template, faces, level_channels, network)
     return ImplicitMeshNet(unet, decoder, localiser)
 

@@ -63,16 +63,23 @@ def _convolution_and_norm(in_channels: int, out_channels: int, stride: int) -> l
 
 
 class UNet(nn.Module):
-    """Image (B, 1, X, Y, Z) -> pyramid {"e0": ..., "d0": ...} and segmentation logits (B, classes, X, Y, Z).
+    """Image (B, C, X, Y, Z) -> pyramid {"e0": ..., "d0": ...} and segmentation logits (B, classes, X, Y, Z).
 
     Level i of the pyramid is 2^i times coarser than the image and has encoder_channels[i] or decoder_channels[i]
     channels; the deepest encoder level is the bottleneck. X, Y, Z must be multiples of 2^(levels - 1). Where bfloat16
     is fast, the network runs in it and the pyramid has that type; the logits are always float32.
     """
 
-    def __init__(self, encoder_channels: Sequence[int], decoder_channels: Sequence[int], classes: int, dropout: float):
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        decoder_channels: Sequence[int],
+        classes: int,
+        dropout: float,
+        image_channels: int = 1,
+    ):
         super().__init__()
-        self.encoder = nn.ModuleList([ResidualBlock(1, encoder_channels[0], 1, dropout)])
+        self.encoder = nn.ModuleList([ResidualBlock(image_channels, encoder_channels[0], 1, dropout)])
         for before, after in pairwise(encoder_channels):
             self.encoder.append(ResidualBlock(before, after, 2, dropout))
 

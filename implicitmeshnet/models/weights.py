@@ -1,7 +1,10 @@
 """Save, load and resume: checkpoints hold tensors and plain values only, so they load with weights_only=True."""
 
 import io
+import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +16,8 @@ from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
 from implicitmeshnet.script import InputError, atomic_path, reason, shorten
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PER_STRUCTURE = ("decoder.", "unet.head.")  # weights that have a row for each structure
+TEMPLATE = ("template_centres", "template_radii")  # keys of a NetworkConfig that come with its snapshot
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
@@ -45,12 +50,21 @@ def load_checkpoint(path: Path | str) -> Any:
         raise InputError(f"{path}: wanted a checkpoint of tensors, found an unreadable file") from error
 
 
-def save_snapshot(path: Path | str, network: torch.nn.Module) -> None:
-    """Write a network's weights alone, floating-point tensors in half precision; InputError as `save_checkpoint`."""
+def save_snapshot(path: Path | str, network: torch.nn.Module, config: Config | None = None) -> None:
+    """Write a network's weights, floating-point tensors in half precision; InputError as `save_checkpoint`.
+
+    With the `config` of an ImplicitMeshNet its structures' names come along, and where the data gave its template that
+    template's centres and radii.
+    """
     halved = {}
     for name, value in network.state_dict().items():
         halved[name] = value.half() if value.is_floating_point() else value
-    save_checkpoint(path, {"network": halved})
+    snapshot: dict[str, Any] = {"network": halved}
+    if config:
+        snapshot["structures"] = list(config.data.structures)
+    if config and config.network.template == "mean":
+        snapshot["template"] = {key: getattr(config.network, key) for key in TEMPLATE}
+    save_checkpoint(path, snapshot)
 
 
 def snapshot_path(config: Config | DrnConfig, config_path: Path | str) -> Path:
@@ -59,25 +73,127 @@ def snapshot_path(config: Config | DrnConfig, config_path: Path | str) -> Path:
 
 
 def load_network(config: Config, path: Path | str, device: torch.device | str = "cpu") -> ImplicitMeshNet:
-    """The config's network with a snapshot's weights, in evaluation mode; InputError where the two do not fit."""
+    """The config's network with a snapshot's weights, in evaluation mode; InputError where the two do not fit.
+
+    The template of a config that has none is the snapshot's.
+    """
+    snapshot = _read_snapshot(path)
     if config.network.template == "mean":
-        _check_template(config)
+        template = _template_of(config, snapshot.get("template"), path)
+        config = replace(config, network=replace(config.network, **template))
     network = build_network(config)
     needless = None if network.localiser else "localiser."  # under data.region 'centre' nothing is localised
-    return _with_weights(network, path, needless).to(device)
+    return _with_weights(network, snapshot, path, needless).to(device)
 
 
-def _check_template(config: Config) -> None:
-    """Raise InputError unless a config has the template's centres and radii, three numbers for each structure."""
+def _template_of(config: Config, saved: Any, path: Path | str) -> dict[str, Any]:
+    """The template's centres and radii, by TEMPLATE, that a config has or else a snapshot has `saved`.
+
+    Raises InputError unless they are three numbers for each structure, and where config and snapshot contradict.
+    """
     structures = len(config.data.structures)
-    for key in ("template_centres", "template_radii"):
-        rows = getattr(config.network, key)
-        lengths = [len(row) for row in rows or ()]
-        if lengths != [3] * structures:
+    template = {}
+    for key in TEMPLATE:
+        own = getattr(config.network, key)
+        other = saved.get(key) if isinstance(saved, dict) else None
+        rows = other if own is None else own
+        if not _is_rows_of_three(rows, structures):
             raise InputError(
                 f"network.{key}: wanted three numbers for each of {structures} structures, found {shorten(rows)}; take"
                 " the config that training writes beside its snapshot"
             )
+        if other is not None and other != rows:
+            raise InputError(
+                f"{path}: does not fit the config: wanted its network.{key} {shorten(rows)}, found {shorten(other)}"
+            )
+        template[key] = rows
+    return template
+
+
+def _is_rows_of_three(rows: Any, count: int) -> bool:
+    """Whether these are so many tuples of three finite numbers."""
+    if not isinstance(rows, tuple) or len(rows) != count:
+        return False
+    return all(isinstance(row, tuple) and len(row) == 3 and all(map(_is_finite, row)) for row in rows)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that another network starts from."""
+
+    path: Path
+    weights: dict[str, Any]
+    structures: list[str] | None  # in the order of the weights; None where the file does not say
+
+
+def read_start(path: Path | str) -> Start:
+    """The weights of a snapshot or a checkpoint, or those that a JSON config names, with its structures.
+
+    Raises InputError where there are none.
+    """
+    path = Path(path)
+    names: Any = None
+    if path.suffix == ".json":
+        config = load_config(path)
+        names = list(config.data.structures)
+        path = snapshot_path(config, path)
+    snapshot = _read_snapshot(path)
+    if names is None:
+        names = snapshot.get("structures")
+    return Start(path, snapshot["network"], names if isinstance(names, list) else None)
+
+
+def start_from(network: ImplicitMeshNet, start: Start, structures: Sequence[str]) -> list[str]:
+    """Copy into a network, of these structures, the weights that fit; the names of those that do not.
+
+    What each structure has of its own goes by the structure's name, or by its place where the start has no names.
+    """
+    places = _places(start, structures)
+    left = []
+    taken = network.state_dict()
+    for name, wanted in taken.items():
+        found = start.weights.get(name)
+        if places is not None and isinstance(found, torch.Tensor) and name.startswith(PER_STRUCTURE):
+            found = _rows_by_structure(wanted, found, places, name)
+        problem = misfit({name: found}, {name: wanted})
+        if problem:
+            left.append(name)
+        else:
+            taken[name] = found
+    network.load_state_dict(taken)
+    return left
+
+
+def _places(start: Start, structures: Sequence[str]) -> list[int | None] | None:
+    """The place of each structure among the start's, None where it is not there; None without names."""
+    if start.structures is None:
+        return None
+    return [start.structures.index(name) if name in start.structures else None for name in structures]
+
+
+def _rows_by_structure(
+    wanted: torch.Tensor, found: torch.Tensor, places: Sequence[int | None], name: str
+) -> torch.Tensor:
+    """`wanted` with the rows of `found` that belong to its structures; `found` itself where rows are of other sizes.
+
+    The segmentation has a row for the background before those of the structures.
+    """
+    classes = name.startswith("unet.head")
+    rows = {0: 0} if classes else {}
+    for structure, place in enumerate(places):
+        if place is not None:
+            rows[structure + classes] = place + classes
+    fits = found.ndim == wanted.ndim and found.shape[1:] == wanted.shape[1:]
+    if not fits or max(rows.values(), default=0) >= len(found):
+        return found
+    merged = wanted.clone()
+    for row, source in rows.items():
+        merged[row] = found[source]
+    return merged
 
 
 def load_drn(
@@ -95,18 +211,24 @@ def load_drn(
             f" have, found {found}"
         )
     network = DeepRepresentationNetwork(config.network)
-    return _with_weights(network, snapshot_path(config, config_path)).to(device)
+    path = snapshot_path(config, config_path)
+    return _with_weights(network, _read_snapshot(path), path).to(device)
 
 
-def _with_weights(network: Network, path: Path | str, needless: str | None = None) -> Network:
-    """The network with a snapshot's weights, in evaluation mode; InputError where the two do not fit.
+def _read_snapshot(path: Path | str) -> dict[str, Any]:
+    """What `save_snapshot` wrote, weights under 'network'; InputError for anything else."""
+    state = load_checkpoint(path)
+    if not (isinstance(state, dict) and isinstance(state.get("network"), dict)):
+        raise InputError(f"{path}: wanted a snapshot with the entry 'network', found none")
+    return state
+
+
+def _with_weights(network: Network, snapshot: dict[str, Any], path: Path | str, needless: str | None = None) -> Network:
+    """The network with the weights of a snapshot from `path`, in evaluation mode; InputError where they do not fit.
 
     The snapshot may hold weights whose names begin with `needless`; these are left out.
     """
-    state = load_checkpoint(path)
-    found = state.get("network") if isinstance(state, dict) else None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: wanted a snapshot with the entry 'network', found none")
+    found = snapshot["network"]
     if needless:
         found = {name: value for name, value in found.items() if not str(name).startswith(needless)}
     found = dict(found)  # without the attributes that an OrderedDict may bring

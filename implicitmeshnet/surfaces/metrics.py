@@ -12,12 +12,15 @@ LEAST_AGREEMENT = 0.7
 """Dice of a structure's mesh and its voxel segmentation below which one of them is wrong."""
 
 
-def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """The Dice coefficient of two boolean arrays of one shape; nan when both are empty.
+def dice(prediction: np.ndarray, reference: np.ndarray, ignored: np.ndarray | None = None) -> float:
+    """The Dice coefficient of two boolean arrays of one shape, but for voxels `ignored`; nan when both are empty.
 
     Raises InputError where they are not boolean or differ in shape.
     """
     _check_masks(prediction, reference)
+    if ignored is not None:
+        prediction = prediction & ~ignored
+        reference = reference & ~ignored
     total = np.count_nonzero(prediction) + np.count_nonzero(reference)
     if not total:
         return float("nan")
@@ -26,26 +29,29 @@ def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
 
 
 def surface_distances(
-    prediction: np.ndarray, reference: np.ndarray, spacing_mm: np.ndarray | Sequence[float]
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: np.ndarray | Sequence[float],
+    ignored: np.ndarray | None = None,
 ) -> dict[str, float]:
     """`assd_mm` and `hd95_mm` between the borders of two boolean masks (X, Y, Z), spacing_mm (3,).
 
     The definitions are those of medpy 0.5 `metric.binary`, which nnU-Net uses too. A border voxel has one of its 6
     neighbours outside the mask, and beyond the image's edge everything is outside. Each border voxel is measured to the
     nearest border voxel of the other mask, centre to centre. ASSD is the mean of the two directed means, HD95 the 95th
-    percentile of both directions' distances together. Both are inf where one mask is empty, nan where both are. Raises
+    percentile of both directions' distances together. Both are inf where one mask has no border, nan where neither has.
+    Voxels `ignored`, bool (X, Y, Z), are in neither mask, and what touches nothing but these is no border. Raises
     InputError where the masks are not boolean or differ in shape.
     """
     _check_masks(prediction, reference)
-    empty = [not prediction.any(), not reference.any()]
+    borders = _borders_mm(prediction, reference, spacing_mm, ignored)
+    empty = [not len(border) for border in borders]
     if any(empty):
         value = float("nan" if all(empty) else "inf")
         return {"assd_mm": value, "hd95_mm": value}
-    # Beyond the box of both masks there is no border, so all that follows looks at the box alone.
-    box = _bounding_box(prediction | reference)
     # Trees of border points, not distance transforms: as exact, and their cost does not grow with the volume.
-    predicted = cKDTree(_border_mm(prediction[box], spacing_mm))
-    true = cKDTree(_border_mm(reference[box], spacing_mm))
+    predicted = cKDTree(borders[0])
+    true = cKDTree(borders[1])
     there, _ = true.query(predicted.data)
     back, _ = predicted.query(true.data)
     assd_mm = np.mean([there.mean(), back.mean()])
@@ -91,19 +97,41 @@ def volume_ml(mask: np.ndarray, spacing_mm: np.ndarray | Sequence[float]) -> flo
     return float(volume_mm3 / 1000)
 
 
-def _border_mm(mask: np.ndarray, spacing_mm: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Positions (N, 3) in mm of the voxels of a mask (X, Y, Z) that touch its outside, from its first voxel on."""
-    border = mask & ~binary_erosion(mask)
+def _borders_mm(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: np.ndarray | Sequence[float],
+    ignored: np.ndarray | None,
+) -> list[np.ndarray]:
+    """Positions (N, 3) in mm, from a common origin, of the voxels of each mask that touch its outside."""
+    union = prediction | reference
+    if not union.any():
+        return [np.zeros((0, 3)), np.zeros((0, 3))]
+    # Beyond the box of both masks there is no border; of what is ignored, the voxels that touch the box matter too.
+    box = _bounding_box(union, 0 if ignored is None else 1)
+    unknown = None if ignored is None else ignored[box]
+    return [_border_mm(mask[box], spacing_mm, unknown) for mask in (prediction, reference)]
+
+
+def _border_mm(
+    mask: np.ndarray, spacing_mm: np.ndarray | Sequence[float], ignored: np.ndarray | None = None
+) -> np.ndarray:
+    """Positions (N, 3) in mm of the voxels of a mask (X, Y, Z) that touch its outside, from its first voxel on.
+
+    Voxels `ignored` are neither the mask's nor outside it.
+    """
+    unknown = np.zeros_like(mask) if ignored is None else ignored
+    border = mask & ~unknown & ~binary_erosion(mask | unknown)
     return np.argwhere(border) * spacing_mm
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The slices that hold all of a mask (X, Y, Z) that is not empty."""
+def _bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """The slices that hold all of a mask (X, Y, Z) that is not empty, and so many voxels more, as far as there are."""
     box = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)
         filled = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(filled[0], filled[-1] + 1))
+        box.append(slice(max(filled[0] - margin, 0), filled[-1] + 1 + margin))
     return tuple(box)
 
 

@@ -24,23 +24,85 @@ def structure_masks(classes: torch.Tensor, structures: Structures) -> torch.Tens
     return torch.stack(masks, 1).float()
 
 
-def occupancy_loss(vertices: torch.Tensor, distance: Distance, masks: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Cross-entropy of the occupancy sigmoid(-T * SDF) against the masks: a scalar, the mean over all voxels.
+def kept_voxels(classes: torch.Tensor, structures: Structures) -> torch.Tensor | None:
+    """Which voxels of a class map (B, X, Y, Z) are not ignored, float32 (B, 1, X, Y, Z); None where no values are."""
+    if not structures.ignore:
+        return None
+    return (~structures.ignored(classes)).float()[:, None]
 
-    vertices (B, S, V, 3) normalised, masks (B, S, X, Y, Z), T the `temperature`. It is computed from the logits, so
-    that voxels whose sigmoid is 0 or 1 to float32's precision keep their gradient.
+
+def known_neighbourhoods(kept: torch.Tensor) -> torch.Tensor:
+    """Which voxels are kept along with their neighbours along each axis: float32 (B, 1, X, Y, Z), of as large `kept`.
+
+    Only there a border can be told by central differences.
+    """
+    known = kept
+    for axis in (2, 3, 4):
+        window = [1, 1, 1]
+        window[axis - 2] = 3
+        ignored_beside = F.max_pool3d(1 - kept, window, 1, [size // 2 for size in window])
+        known = known * (1 - ignored_beside)
+    return known
+
+
+def class_loss(logits: torch.Tensor, classes: torch.Tensor, ignored: int) -> torch.Tensor:
+    """Cross-entropy of logits (B, C, X, Y, Z) against a class map (B, X, Y, Z): a scalar.
+
+    It is the mean over the voxels that are not of the class `ignored`, 0 where all are.
+    """
+    classes = classes.long()
+    total = F.cross_entropy(logits, classes, ignore_index=ignored, reduction="sum")
+    return total / (classes != ignored).sum().clamp(min=1)
+
+
+def soft_dice_loss(logits: torch.Tensor, classes: torch.Tensor, ignored: int) -> torch.Tensor:
+    """1 - the mean Dice of the structures' probabilities and a class map, over the batch: a scalar in [0, 1].
+
+    logits (B, S + 1, X, Y, Z) with the background first, classes (B, X, Y, Z); voxels of the class `ignored` are left
+    out. Unlike the cross-entropy it weighs a structure by itself, whatever its size (Milletari et al., 3DV 2016; the
+    batch is taken together as in nnU-Net). A structure without any voxel in the batch counts nothing.
+    """
+    kept = (classes != ignored)[:, None]
+    probabilities = logits.softmax(1)[:, 1:] * kept
+    numbers = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, 1, 1, 1)
+    wanted = classes[:, None] == numbers
+    common = (probabilities * wanted).sum((0, 2, 3, 4))
+    sizes = wanted.sum((0, 2, 3, 4))
+    overlap = 2 * common / (probabilities.sum((0, 2, 3, 4)) + sizes).clamp(min=1)
+    present = sizes > 0
+    return ((1 - overlap) * present).sum() / present.sum().clamp(min=1)
+
+
+def occupancy_loss(
+    vertices: torch.Tensor,
+    distance: Distance,
+    masks: torch.Tensor,
+    temperature: float,
+    kept: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of the occupancy sigmoid(-T * SDF) against the masks: a scalar, the mean over the `kept` voxels.
+
+    vertices (B, S, V, 3) normalised, masks (B, S, X, Y, Z), T the `temperature`, `kept` (B, 1, X, Y, Z) or all voxels.
+    It is computed from the logits, so that voxels whose sigmoid is 0 or 1 to float32's precision keep their gradient.
     """
     sdf = distance(vertices.flatten(0, 1), list(masks.shape[2:]))
-    return F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1))
+    if kept is None:
+        return F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1))
+    weight = kept.expand_as(masks).flatten(0, 1)
+    total = F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1), weight, reduction="sum")
+    return total / weight.sum().clamp(min=1)
 
 
-def surface_loss(vertices: torch.Tensor, faces: torch.Tensor, border: torch.Tensor) -> torch.Tensor:
+def surface_loss(
+    vertices: torch.Tensor, faces: torch.Tensor, border: torch.Tensor, known: torch.Tensor | None = None
+) -> torch.Tensor:
     """1 - overlap of the mesh's surface density with the label's border density, in [0, 1].
 
     Each vertex splats the area of its faces, in voxel faces, by trilinear weights into cells of 2 x 2 x 2 voxels;
     `border` is `border_density` of the label on the same cells. Both are blurred by three cells, because the loss can
     only pull a vertex towards a border within reach of the blur.
-    vertices (B, S, V, 3) normalised, faces (F, 3), border (B, S, X / 2, Y / 2, Z / 2) -> scalar, differentiable.
+    vertices (B, S, V, 3) normalised, faces (F, 3), border (B, S, X / 2, Y / 2, Z / 2) -> scalar, differentiable. With
+    `known` (B, 1, X, Y, Z), as `border_density` takes it, the mesh's surface counts by the known share of each cell.
     """
     points = vertices.flatten(0, 1)
     cells = list(border.shape[2:])
@@ -51,7 +113,10 @@ def surface_loss(vertices: torch.Tensor, faces: torch.Tensor, border: torch.Tens
     # From normalised coordinates of the voxels to those of the cells: cell c has its centre at voxel 2 c + 0.5.
     in_voxels = (points + 1) * half
     positions = (in_voxels - 0.5) / (voxels / 2 - 1) - 1
-    density = _blurred(splat_trilinear(positions, areas[..., None], cells))[:, 0]
+    density = splat_trilinear(positions, areas[..., None], cells)  # (B * S, 1, X / 2, Y / 2, Z / 2)
+    if known is not None:
+        density = density * F.avg_pool3d(known, 2).repeat_interleave(border.shape[1], 0)
+    density = _blurred(density)[:, 0]
 
     wanted = border.flatten(0, 1)
     common = (density * wanted).sum((1, 2, 3))
@@ -60,11 +125,12 @@ def surface_loss(vertices: torch.Tensor, faces: torch.Tensor, border: torch.Tens
     return 1 - overlap.mean()
 
 
-def border_density(masks: torch.Tensor) -> torch.Tensor:
+def border_density(masks: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
     """Area of the masks' borders (B, S, X, Y, Z) in each cell of 2 x 2 x 2 voxels, blurred by three cells.
 
     X, Y and Z are even; the result is (B, S, X / 2, Y / 2, Z / 2) in voxel faces. Half the gradient magnitude by
-    central differences sums to the border's area.
+    central differences sums to the border's area. With `known` (B, 1, X, Y, Z) only where that is 1, see
+    `known_neighbourhoods`: what borders on ignored voxels is no border.
     """
     padded = F.pad(masks, (1, 1, 1, 1, 1, 1), mode="replicate")
     squared = torch.zeros_like(masks)
@@ -75,6 +141,8 @@ def border_density(masks: torch.Tensor) -> torch.Tensor:
         above = inner.narrow(axis, 2, size)
         squared = squared + (above - below).square()
     density = squared.sqrt() / 2
+    if known is not None:
+        density = density * known
     area = 8 * F.avg_pool3d(density, 2)  # the sum over a cell's voxels
     return _blurred(area)
 
@@ -117,6 +185,8 @@ class Losses:
     surface: torch.Tensor
     laplacian: torch.Tensor
     segmentation: torch.Tensor
+    segmentation_dice: torch.Tensor
+    """0 where its weight is."""
 
 
 class MeshLoss(nn.Module):
@@ -154,17 +224,25 @@ class MeshLoss(nn.Module):
         total = total + self.config.surface * losses.surface
         total = total + laplacian_weight(self.config, epoch) * losses.laplacian
         total = total + self.config.segmentation * losses.segmentation
+        total = total + self.config.segmentation_dice * losses.segmentation_dice
         return total, losses
 
     def _losses(self, prediction: Prediction, label: torch.Tensor) -> Losses:
         masks = structure_masks(label, self.structures)
-        border = border_density(masks)
+        kept = kept_voxels(label, self.structures)
+        known = None if kept is None else known_neighbourhoods(kept)
+        border = border_density(masks, known)
         around = Neighbours(self.index, self.weight)
-        occupancy = occupancy_loss(prediction.vertices, self.distance, masks, self.config.temperature)
-        surfaces = [surface_loss(stage, self.faces, border) for stage in prediction.stages]
+        occupancy = occupancy_loss(prediction.vertices, self.distance, masks, self.config.temperature, kept)
+        surfaces = [surface_loss(stage, self.faces, border, known) for stage in prediction.stages]
         laplacians = [laplacian_loss(stage, around) for stage in prediction.stages]
-        segmentation = F.cross_entropy(prediction.segmentation, label.long())
-        return Losses(occupancy, torch.stack(surfaces).mean(), torch.stack(laplacians).mean(), segmentation)
+        segmentation = class_loss(prediction.segmentation, label, self.structures.ignored_class)
+        overlap = torch.zeros_like(segmentation)
+        if self.config.segmentation_dice > 0:
+            overlap = soft_dice_loss(prediction.segmentation, label, self.structures.ignored_class)
+        surface = torch.stack(surfaces).mean()
+        laplacian = torch.stack(laplacians).mean()
+        return Losses(occupancy, surface, laplacian, segmentation, overlap)
 
     def _exact_distance(self, vertices: torch.Tensor, shape: list[int]) -> torch.Tensor:
         return mesh2sdf(vertices, self.faces, shape)

@@ -1,0 +1,97 @@
+"""What labelled cases are like, as far as a config depends on it: label values, their places and sizes, voxels."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from implicitmeshnet.data.dataset import Case, read_case
+from implicitmeshnet.data.volume import Volume, canonical
+
+HIGHEST_VALUE = 2**15 - 1  # of a label that a config can name
+CT_AIR_HU = -200.0  # below it lie air and lung in CT; other images have no such values
+QUANTILES = (0.005, 0.995)  # of the intensities near the labels
+
+
+@dataclass(frozen=True, eq=False)
+class CaseFacts:
+    """What one case is like; lengths are along the axes of the canonical volume, positions from the image's centre."""
+
+    name: str
+    shape: tuple[int, int, int]  # of the image
+    spacing_mm: np.ndarray  # (3,)
+    voxels: dict[int, int]  # by label value
+    boxes_mm: dict[int, np.ndarray]  # (2, 3) the outer faces of each label value's bounding box
+    contacts_mm2: dict[tuple[int, int], float]  # area between two label values, 0 among them, the smaller one first
+    lowest: float  # value of the image
+    window: tuple[float, float]  # QUANTILES of the image's values within the labels' bounding box
+    warnings: tuple[str, ...]
+
+    def box_mm(self, values: Iterable[int]) -> np.ndarray | None:
+        """The outer faces (2, 3) of the bounding box of label values; None where the case has none of them."""
+        boxes = [self.boxes_mm[value] for value in values if value in self.boxes_mm]
+        if not boxes:
+            return None
+        stacked = np.stack(boxes)
+        return np.stack([stacked[:, 0].min(0), stacked[:, 1].max(0)])
+
+
+def survey_case(case: Case) -> CaseFacts:
+    """Read a labelled case and measure it; InputError as `read_case`."""
+    image, labels = read_case(case)
+    assert labels is not None, "find_cases was asked for labelled cases"
+    image = canonical(image)
+    labels = canonical(labels)
+    inside = _bounding_box(labels.data > 0)
+    cut = labels.data[inside]
+    values = [int(value) for value in np.unique(cut) if 0 < value <= HIGHEST_VALUE]
+    low, high = np.quantile(image.data[inside], QUANTILES)
+    return CaseFacts(
+        case.name,
+        image.grid.shape,
+        image.grid.spacing_mm,
+        {value: int(np.count_nonzero(cut == value)) for value in values},
+        {value: _box_mm(labels, value) for value in values},
+        _contacts_mm2(cut, image.grid.spacing_mm),
+        float(image.data.min()),
+        (float(low), float(high)),
+        image.warnings + labels.warnings,
+    )
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The box of a mask (X, Y, Z), one voxel wider where the volume goes on; all of the volume for an empty mask."""
+    box = []
+    for axis in range(3):
+        along = np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis})))
+        if not len(along):
+            return (slice(None),) * 3
+        box.append(slice(max(along[0] - 1, 0), along[-1] + 2))
+    return tuple(box)
+
+
+def _box_mm(labels: Volume, value: int) -> np.ndarray:
+    """The outer faces (2, 3) of a label value's bounding box, in mm from the volume's centre."""
+    mask = labels.data == value
+    middle = (np.array(mask.shape) - 1) / 2
+    ends = np.empty((2, 3))
+    for axis in range(3):
+        along = np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis})))
+        ends[:, axis] = along[0] - 0.5, along[-1] + 0.5
+    return (ends - middle) * labels.grid.spacing_mm
+
+
+def _contacts_mm2(labels: np.ndarray, spacing_mm: np.ndarray) -> dict[tuple[int, int], float]:
+    """The area between the voxels of each two values of a label map (X, Y, Z) that touch."""
+    areas: dict[tuple[int, int], float] = {}
+    face_mm2 = np.prod(spacing_mm) / spacing_mm
+    for axis in range(3):
+        first = np.moveaxis(labels, axis, 0)[:-1]
+        second = np.moveaxis(labels, axis, 0)[1:]
+        differ = first != second
+        pairs = np.stack([first[differ], second[differ]], 1)
+        pairs.sort(1)
+        touching, counts = np.unique(pairs, axis=0, return_counts=True)
+        for (low, high), count in zip(touching.tolist(), counts.tolist(), strict=True):
+            areas[low, high] = areas.get((low, high), 0.0) + count * float(face_mm2[axis])
+    return areas

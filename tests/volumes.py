@@ -1,0 +1,52 @@
+"""The masks, grids, cases on disk and damaged files of which several test files build their cases."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+
+from implicitmeshnet.data.dataset import Case
+from implicitmeshnet.data.nifti import write_volume
+from implicitmeshnet.data.volume import Grid
+
+
+def block_mask(shape, start, stop) -> np.ndarray:
+    """True from voxel `start` up to, and without, voxel `stop`."""
+    mask = np.zeros(shape, dtype=bool)
+    mask[tuple(slice(*ends) for ends in zip(start, stop, strict=True))] = True
+    return mask
+
+
+def ball_mask(shape, centre, radius_mm: float, spacing_mm=(1.0, 1.0, 1.0)) -> np.ndarray:
+    """True at the voxels whose centres are nearer than a radius to a centre, which is given in voxels."""
+    axes = np.ogrid[tuple(slice(n) for n in shape)]
+    squares = [((axis - middle) * mm) ** 2 for axis, middle, mm in zip(axes, centre, spacing_mm, strict=True)]
+    return sum(squares) < radius_mm**2
+
+
+def grid_around(centre_mm, shape, directions) -> Grid:
+    """A grid with its middle at a place of the world, whose axes run along the columns of directions, in mm a voxel."""
+    affine = np.eye(4)
+    affine[:3, :3] = directions
+    affine[:3, 3] = centre_mm - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return Grid(tuple(shape), affine)
+
+
+def write_case(folder: Path, name: str, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> Case:
+    """A labelled case in the naming of MM-WHS."""
+    case = Case(name, folder / f"{name}_image.nii.gz", folder / f"{name}_label.nii.gz")
+    write_volume(case.image, image, affine)
+    write_volume(case.label, label, affine)
+    return case
+
+
+def spoil(content: bytes, rng: random.Random, pieces: tuple[bytes, ...], header: int) -> bytes:
+    """A file of which one to four pieces are overwritten, inserted, left out or cut off, most within its header."""
+    content = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(min(len(content), rng.choice((header, 10**9))) + 1)
+        piece = rng.choice(pieces)
+        content[start : start + rng.choice((0, 1, len(piece), 40))] = piece
+        if rng.random() < 0.15:
+            del content[start:]
+    return bytes(content)
