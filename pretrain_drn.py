@@ -124,7 +124,10 @@ def validate(
         _, predictions, target = drn_loss(drn, batch.to(device))
         for prediction, truth in zip(predictions[-1].split(1), target.split(1), strict=True):
             rows.append(sdf_quality(prediction, truth))
-    return {name: float(np.mean([row[name] for row in rows])) for name in SCORES}
+    means = {}
+    for name in SCORES:
+        means[name] = float(np.mean([row[name] for row in rows]))
+    return means
 
 
 @torch.no_grad()

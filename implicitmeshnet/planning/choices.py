@@ -80,14 +80,11 @@ def choose_structures(
 
 def _named(present: Sequence[int], description: dict[str, Any]) -> tuple[dict[str, list[int]], str]:
     """Structures by name for the label values that are there, and where the names come from."""
-    of_mmwhs = {name: [value for value in values if value in present] for name, values in MMWHS.items()}
-    of_mmwhs = {name: values for name, values in of_mmwhs.items() if values}
     described = _described(description)
-    names = {value: name for name, values in described.items() for value in values}
-    source = "names of dataset.json"
-    if not names:
-        names = {value: name for name, values in of_mmwhs.items() for value in values}
-        source = "names of MM-WHS"
+    source = "names of dataset.json" if described else "names of MM-WHS"
+    names: dict[int, str] = {}
+    for name, values in (described or MMWHS).items():
+        names |= dict.fromkeys(values, name)
     named: dict[str, list[int]] = {}
     for value in present:
         named.setdefault(names.get(value, f"label_{value}"), []).append(value)

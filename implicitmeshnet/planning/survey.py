@@ -45,13 +45,15 @@ def survey_case(case: Case) -> CaseFacts:
     inside = _bounding_box(labels.data > 0)
     cut = labels.data[inside]
     values = [int(value) for value in np.unique(cut) if 0 < value <= HIGHEST_VALUE]
+    voxels = {value: int(np.count_nonzero(cut == value)) for value in values}
+    boxes_mm = {value: _box_mm(labels, value) for value in values}
     low, high = np.quantile(image.data[inside], QUANTILES)
     return CaseFacts(
         case.name,
         image.grid.shape,
         image.grid.spacing_mm,
-        {value: int(np.count_nonzero(cut == value)) for value in values},
-        {value: _box_mm(labels, value) for value in values},
+        voxels,
+        boxes_mm,
         _contacts_mm2(cut, image.grid.spacing_mm),
         float(image.data.min()),
         (float(low), float(high)),
