@@ -123,6 +123,9 @@ class DataConfig:
     folds: Folds = 5
     """Parts of equal size, to one case, that a cross-validation cuts the cases into, in an order drawn with
     training.seed: a training with each fold holds every case out once."""
+    training_cases: Count | None = None
+    """Only so many of the cases that are left are trained on, drawn with training.seed, fewer ones among more; null for
+    all."""
     intensity_statistics: IntensityStatistics | list[IntensityStatistics] | None = None
     """Training fills it in the config that it writes beside the snapshot, a list where there are several channels;
     evaluation warns of images unlike it."""

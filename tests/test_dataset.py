@@ -572,3 +572,23 @@ def test_what_is_doubtful_about_the_label_map_alone_is_said_too(tmp_path):
     assert image.warnings == ()
     (warning,) = labels.warnings
     assert warning.startswith(f"{case.label}: pixdim says 1 x 1 x 1 mm")
+
+
+def test_so_many_training_cases_are_drawn_and_fewer_are_among_more():
+    cases = [Case(f"case_{number:02}", Path("a"), None) for number in range(20)]
+    config = Config(DataConfig(validation_cases=4))
+    everything, held_out = configured_split(cases, config)
+    before = set()
+    for count in (1, 5, 16):
+        config.data.training_cases = count
+        training, validation = configured_split(cases, config)
+        names = [case.name for case in training]
+        assert validation == held_out
+        assert len(names) == count
+        assert names == sorted(names)
+        assert before <= set(names)
+        before = set(names)
+    assert training == everything
+    config.data.training_cases = 17
+    with pytest.raises(InputError, match=r"data\.training_cases: wanted at most the 16 .*, found 17"):
+        configured_split(cases, config)

@@ -190,10 +190,24 @@ def _nifti_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
 
 
 def configured_split(cases: list[Case], config: Config) -> tuple[list[Case], list[Case]]:
-    """The training and the validation cases of a config's training, as `split_cases`."""
+    """The training and the validation cases of a config's training, as `split_cases`.
+
+    With data.training_cases the training cases are so many of those, sorted by name too. Raises InputError as
+    `split_cases`, and where fewer are left.
+    """
     data = config.data
     fold = None if data.fold is None else (data.fold, data.folds)
-    return split_cases(cases, data.validation_cases, config.training.seed, fold)
+    training, validation = split_cases(cases, data.validation_cases, config.training.seed, fold)
+    if data.training_cases is None:
+        return training, validation
+    if data.training_cases > len(training):
+        raise InputError(
+            f"data.training_cases: wanted at most the {len(training)} that are left for training, found"
+            f" {data.training_cases}"
+        )
+    order = np.random.default_rng(config.training.seed).permutation(len(training))
+    drawn = sorted(order[: data.training_cases])
+    return [training[index] for index in drawn], validation
 
 
 def split_cases(
