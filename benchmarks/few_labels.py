@@ -3,9 +3,10 @@
     python benchmarks/few_labels.py --config=left_atrium.json --out=runs/few_labels --sizes 5 10 20 \\
         --init_from=configs_implicitmeshnet/whole_heart.json
 
-For each size, and for all training cases, a training from scratch and one from --init_from, all with the number of steps
-that --config asks for and validated at their end alone, so that no epoch is picked on the cases of the table. A run that
-is done is not repeated, one that was cut off goes on. Metrics are means over the validation cases, on their own grids.
+For each size, and for all training cases, a training from scratch and one from --init_from, all with the number of
+steps that --config asks for and validated at their end alone, so that no epoch is picked on the cases of the table. A
+run that is done is not repeated, one that was cut off goes on. Metrics are means over the validation cases, on their
+own grids.
 """
 
 import argparse

@@ -96,3 +96,9 @@ def test_a_turn_keeps_a_ball_round_in_mm_where_slices_are_thick(monkeypatch):
         _, moved = augment(torch.zeros(1, *shape), ball, shape, spacing_mm, generator)
         assert from_centre_mm[moved > 0].max() < 14
         assert moved.sum().item() == pytest.approx(ball.sum().item(), rel=0.05)
+
+
+def test_the_largest_channel_is_that_of_argmax_with_ties_for_the_first():
+    channels = torch.randint(0, 3, (4, 5, 6, 7), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(module._largest(channels), channels.argmax(0))
+    assert torch.equal(module._largest(channels[:1]), torch.zeros(5, 6, 7, dtype=torch.int64))
