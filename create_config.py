@@ -68,6 +68,7 @@ from implicitmeshnet.planning.choices import (
     channels_of,
     choose_box,
     choose_encloses,
+    choose_ignored,
     choose_intensity,
     choose_mesh,
     choose_structures,
@@ -118,6 +119,7 @@ def main() -> None:
     choices = [
         Choice("data.dir", str(folder.absolute()), f"{len(cases)} labelled cases"),
         structures,
+        *choose_ignored(description),
         choose_encloses(facts, structures.value),
         *choose_intensity(facts, channels),
         Choice(

@@ -16,6 +16,7 @@ from implicitmeshnet.planning.choices import (
     channels_of,
     choose_box,
     choose_encloses,
+    choose_ignored,
     choose_intensity,
     choose_mesh,
     choose_structures,
@@ -88,7 +89,7 @@ def test_a_case_without_any_label_is_surveyed_too(tmp_path):
             {"wall": [205], "left_ventricle": [500]},
         ),
         ({"labels": {"background": 0, "heart": [205, 500]}}, {"heart": [205, 500]}),
-        ({"labels": {"background": 0, "LV": 500, "ignore": 205}}, {"label_205": [205], "LV": [500]}),
+        ({"labels": {"background": 0, "LV": 500, "ignore": 205}}, {"LV": [500]}),
         ({"labels": ["LV"]}, {"Myo": [205], "LV": [500]}),
     ],
     ids=["MM-WHS", "Decathlon", "nnU-Net", "a value without name", "no object"],
@@ -310,3 +311,11 @@ def test_the_epochs_fill_the_time(folder):
     assert 0.85 * 7200 < steps * 0.5 + validations * 20 * 2.0 < 7200
     assert 40 <= tree["epochs"] <= 200
     assert json.dumps(tree)
+
+
+def test_a_value_that_the_data_set_ignores_is_no_structure():
+    description = {"labels": {"background": 0, "LV": 500, "ignore": 205}}
+    assert tree_of(choose_ignored(description)) == {"data": {"ignore": [205]}}
+    structures, _ = choose_structures([facts()], description, None)
+    assert structures.value == {"LV": [500]}
+    assert choose_ignored({}) == choose_ignored({"labels": {"ignore": "x"}}) == []

@@ -31,6 +31,7 @@ SUBDIVISIONS = (2, 3, 4)  # of the template
 LAPLACIAN = 6.0  # final weight of the Laplacian loss for 642 vertices and a mean radius of 0.42, normalised
 LAPLACIAN_FALL = 20.0  # the first weight, relative to the final one
 WIDTHS = (16, 32, 64, 128, 192)  # of the encoder's levels, in channels: those of the shipped whole-heart network
+PROFILE_VOXELS = (-3.0, -2.0, -1.0, 1.0, 2.0, 3.0)  # of the last stage, see config.NetworkConfig
 DECODER_WIDTHS = (16, 16, 32, 64)
 LEAST_SIDE = 6  # voxels of a grid, see config.DataConfig.shape
 LEAST_BOTTLENECK = 2  # voxels along a side
@@ -52,6 +53,15 @@ def tree_of(choices: Iterable[Choice]) -> dict[str, Any]:
         section, _, name = choice.key.partition(".")
         tree.setdefault(section, {})[name] = choice.value
     return tree
+
+
+def choose_ignored(description: dict[str, Any]) -> list[Choice]:
+    """The label value that dataset.json calls "ignore", as nnU-Net has it."""
+    labels = description.get("labels")
+    value = labels.get("ignore") if isinstance(labels, dict) else None
+    if not isinstance(value, int) or value <= 0:
+        return []
+    return [Choice("data.ignore", [value], "dataset.json says so")]
 
 
 def choose_structures(
@@ -86,7 +96,8 @@ def _named(present: Sequence[int], description: dict[str, Any]) -> tuple[dict[st
     for name, values in (described or MMWHS).items():
         names |= dict.fromkeys(values, name)
     named: dict[str, list[int]] = {}
-    for value in present:
+    ignored = [value for choice in choose_ignored(description) for value in choice.value]
+    for value in sorted(set(present) - set(ignored)):
         named.setdefault(names.get(value, f"label_{value}"), []).append(value)
     if not set(names) & set(present):
         source = "the label values that are there"
@@ -251,6 +262,7 @@ def choose_box(facts: Sequence[CaseFacts], values: Sequence[int], spacing_mm: np
         Choice("network.stage_levels", _stage_levels(levels), "coarse to fine"),
         Choice("network.stage_channels", [96, 64, 32], "one for each stage"),
         Choice("network.displacement_factor", 0.1, "a stage can move a vertex across the box"),
+        Choice("network.profile_voxels", list(PROFILE_VOXELS), "along the normals, on both sides of a vertex"),
     ]
 
 
@@ -294,6 +306,8 @@ def choose_mesh(
             subdivisions,
             f"{count} vertices: edges of {edges[subdivisions]:.1f} mm on {largest}, voxels of {voxel_mm:.2g} mm",
         ),
+        Choice("loss.segmentation", 1.0, "the UNet's features come from it"),
+        Choice("loss.segmentation_dice", 1.0, "small structures count as much as large ones"),
         Choice("loss.temperature", round(temperature, 1), f"{LOGITS_PER_VOXEL:g} logits over a voxel"),
         Choice("loss.laplacian_start", _rounded(LAPLACIAN_FALL * final), f"{LAPLACIAN_FALL:g} times the last"),
         Choice("loss.laplacian_end", _rounded(final), f"for {count} vertices and a mean radius of {radius:.2f}"),
