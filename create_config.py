@@ -86,8 +86,8 @@ from implicitmeshnet.training.step import augmentation_margin, start_run, train_
 
 SHOWN_CASES = 3  # whose boxes are drawn and ceilings are measured
 TIMED_STEPS = 3  # of which the first is left out
-LEAST_STEPS = 3000  # of a training; the grid becomes coarser where the time does not allow as many
-SMALLEST_GRID = 32**3  # voxels; no coarser grid is tried
+LEAST_STEPS = 1500  # of a training; the grid becomes coarser where the time does not allow as many
+SMALLEST_GRID = 48**3  # voxels; no coarser grid is tried
 BYTES_PER_VOXEL = 2200  # of a batch's grid in training, per case; measured at the widths of planning.choices
 VALIDATION_TIME = 0.07  # share of the time
 SPARE_TIME = 0.05  # share of the time that is left for reading cases, previews and a busier machine
@@ -278,7 +278,7 @@ def table(choices: Sequence[Choice], doubts: Sequence[str], shown: Sequence[Ceil
     """What a person checks: each choice with its reason, what may be wrong, and the ceilings."""
     lines = [f"{'key':<32}{'value':<44}reason"]
     for choice in choices:
-        lines.append(f"{choice.key:<32}{shown_value(choice.value):<44}{choice.reason}")
+        lines.append(f"{choice.key:<32}{shown_value(choice.value):<42}  {choice.reason}")
     lines += ["", f"{'Dice that is possible':<32}{'grid':>8}{'mesh':>8}   in {len(shown)} cases"]
     for name in config.data.structures:
         of_grid = [case.grid_dice[name] for case in shown if name in case.grid_dice]

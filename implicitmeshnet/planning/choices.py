@@ -18,6 +18,7 @@ from implicitmeshnet.script import InputError, shorten
 MMWHS = {"LV": [500], "RV": [600], "LA": [420, 421], "RA": [550], "Myo": [205], "AO": [820], "PA": [850]}
 """The label values of the MM-WHS challenge, which name themselves."""
 ENCLOSED = 0.6  # share of a structure's surface that touches the one around it
+WIDER = 2.0  # the window's width, relative to the labels' range: what lies around them has to show too
 THICK = 3.0  # ratio of spacings from which slices count as thick (nnU-Net)
 THICK_QUANTILE = 0.1  # of the slices' spacings over the cases, the target along their axis (nnU-Net)
 CENTRED = 1.5  # a box around the volume's centre may be this much larger than one around the structures
@@ -195,11 +196,13 @@ def choose_intensity(facts: Sequence[CaseFacts], channels: Sequence[str]) -> lis
     chosen = [Choice("data.intensity", rules[0] if len(rules) == 1 else rules, reason)]
     if "window" not in rules:
         return chosen
-    low = math.floor(np.median([case.window[0] for case in facts]) / 50) * 50
-    high = math.ceil(np.median([case.window[1] for case in facts]) / 50) * 50
-    near = "0.5 to 99.5 % of the values in the labels' box, the median over the cases"
-    window = Choice("data.window_hu", float(max(high - low, 50)), near)
-    return [*chosen, window, Choice("data.level_hu", (low + high) / 2, near)]
+    low = float(np.median([case.window[0] for case in facts]))
+    high = float(np.median([case.window[1] for case in facts]))
+    half = (high - low) * WIDER / 2
+    level = 25 * round((low + high) / 50)
+    width = 50 * math.ceil(max(2 * half, 50) / 50)
+    near = f"{WIDER:g} times the labels' own range, {low:.0f} to {high:.0f} HU"
+    return [*chosen, Choice("data.window_hu", float(width), near), Choice("data.level_hu", float(level), near)]
 
 
 def finest_spacing_mm(facts: Sequence[CaseFacts]) -> tuple[np.ndarray, str]:

@@ -10,7 +10,7 @@ from implicitmeshnet.data.volume import Volume, canonical
 
 HIGHEST_VALUE = 2**15 - 1  # of a label that a config can name
 CT_AIR_HU = -200.0  # below it lie air and lung in CT; other images have no such values
-QUANTILES = (0.005, 0.995)  # of the intensities near the labels
+QUANTILES = (0.005, 0.995)  # of the intensities of labelled voxels, as nnU-Net takes them
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class CaseFacts:
     boxes_mm: dict[int, np.ndarray]  # (2, 3) the outer faces of each label value's bounding box
     contacts_mm2: dict[tuple[int, int], float]  # area between two label values, 0 among them, the smaller one first
     lowest: float  # value of the image
-    window: tuple[float, float]  # QUANTILES of the image's values within the labels' bounding box
+    window: tuple[float, float]  # QUANTILES of the image's values where it is labelled
     warnings: tuple[str, ...]
 
     def box_mm(self, values: Iterable[int]) -> np.ndarray | None:
@@ -47,7 +47,8 @@ def survey_case(case: Case) -> CaseFacts:
     values = [int(value) for value in np.unique(cut) if 0 < value <= HIGHEST_VALUE]
     voxels = {value: int(np.count_nonzero(cut == value)) for value in values}
     boxes_mm = {value: _box_mm(labels, value) for value in values}
-    low, high = np.quantile(image.data[inside], QUANTILES)
+    labelled = image.data[inside][cut > 0] if values else image.data.ravel()
+    low, high = np.quantile(labelled, QUANTILES)
     return CaseFacts(
         case.name,
         image.grid.shape,
