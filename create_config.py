@@ -174,11 +174,12 @@ def choose_grid(
 ) -> tuple[list[Choice], Cost]:
     """The choices with grid, network and loss: as fine as memory and LEAST_STEPS in the time allow; and the cost.
 
-    The grid starts at the images' own spacing and becomes coarser along all axes alike.
+    The grid starts at the images' own spacing and becomes coarser where it is finest.
     """
     structures = next(choice.value for choice in choices if choice.key == "data.structures")
     values = [value for group in structures.values() for value in group]
     spacing_mm, reason = finest_spacing_mm(facts)
+    timed = timed_cases(cases, facts, structures)
     while True:
         box = choose_box(facts, values, spacing_mm)
         shape = next(choice.value for choice in box if choice.key == "data.shape")
@@ -189,7 +190,7 @@ def choose_grid(
             continue
         box = [replace(choice, reason=reason) if choice.key == "data.spacing_mm" else choice for choice in box]
         chosen = [*choices, *box, *choose_mesh(facts, structures, shape, spacing_mm)]
-        cost = measure(config_of(chosen), cases, device)
+        cost = measure(config_of(chosen), timed, device)
         steps = (1 - VALIDATION_TIME - SPARE_TIME) * 60 * arguments.minutes / cost.step_s
         coarsest = math.prod(shape) <= SMALLEST_GRID
         if steps >= LEAST_STEPS or coarsest:
@@ -198,11 +199,18 @@ def choose_grid(
         reason = f"{arguments.minutes:g} minutes hold {LEAST_STEPS} steps on no finer grid"
 
 
-def measure(config: Config, cases: Sequence[Case], device: torch.device) -> Cost:
-    """Real training steps and the validation of one case, with the network of a config."""
-    few = list(cases[: config.training.batch_size])
+def timed_cases(cases: Sequence[Case], facts: Sequence[CaseFacts], structures: dict[str, list[int]]) -> list[Case]:
+    """The first two cases, and the first with each structure: no training goes without one of them."""
+    chosen = {0, 1}
+    for values in structures.values():
+        chosen.add(next(index for index, case in enumerate(facts) if case.box_mm(values) is not None))
+    return [cases[index] for index in sorted(chosen)]
+
+
+def measure(config: Config, cases: list[Case], device: torch.device) -> Cost:
+    """Real training steps and the validation of one case, with the network of a config and cases of all structures."""
     config = replace(config, network=replace(config.network, template="centred"))
-    samples = TrainingSet(few, config.data, augmentation_margin(config))
+    samples = TrainingSet(cases, config.data, augmentation_margin(config))
     run = start_run(config, device, None)
     generator = seed_epoch(config.training.seed, 1)
     run.network.train()
@@ -213,7 +221,7 @@ def measure(config: Config, cases: Sequence[Case], device: torch.device) -> Cost
         train_step(run, batch, 0.0, 1, generator)
         seconds.append(time.perf_counter() - start)
     start = time.perf_counter()
-    predict(run.network, config, few[0])
+    predict(run.network, config, cases[0])
     return Cost(statistics.median(seconds[1:]), time.perf_counter() - start)
 
 

@@ -288,6 +288,37 @@ def test_bad_arguments_and_folders_are_one_sentence_and_leave_nothing(folder, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_a_structure_of_one_case_alone_is_planned_for_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ceiling, "STEPS", 2)
+    (tmp_path / "data").mkdir()
+    for number in range(4):
+        label = 205 * ball_mask((24, 24, 16), (11, 12, 8), 6).astype(np.int16)
+        if number == 3:
+            label[ball_mask((24, 24, 16), (11, 12, 8), 3)] = 500
+        write_case(tmp_path / "data", f"heart_{number}", label.astype(np.float32), label, np.diag([3.0, 3, 3, 1]))
+    call(
+        create_config,
+        f"--data_dir={tmp_path / 'data'}",
+        f"--out={tmp_path / 'a.json'}",
+        "--minutes=0.5",
+        "--device=cpu",
+    )
+    assert set(load_config(tmp_path / "a.json").data.structures) == {"Myo", "LV"}
+    assert "LV: is labelled in only heart_3" in (tmp_path / "a.txt").read_text()
+
+
+def test_the_ceiling_leaves_out_what_is_ignored(tmp_path, monkeypatch):
+    monkeypatch.setattr(ceiling, "STEPS", 1)
+    label = 500 * ball_mask((16, 16, 16), (8, 8, 8), 5).astype(np.int16)
+    label[:, :, 8:] = 205
+    one = write_case(tmp_path, "a", label.astype(np.float32), label, np.eye(4))
+    data = DataConfig(structures={"LV": [500]}, ignore=[205], shape=(16, 16, 16), spacing_mm=1.0)
+    network = NetworkConfig(template_subdivisions=1)
+    found = ceiling.ceiling_of(one, Config(data, network, LossConfig(segmentation_dice=1.0)))
+    assert found.grid_dice == {"LV": 1.0}
+
+
 def test_one_case_is_too_few(tmp_path):
     ones = np.ones((6, 6, 6), np.int16)
     (tmp_path / "one").mkdir()

@@ -48,7 +48,8 @@ def ceiling_of(case: Case, config: Config) -> CeilingCase:
     structures = Structures.of(config.data)
     sample, image, labels = _sample_of(case, config)
     assert sample.label is not None
-    logits = CERTAIN * F.one_hot(sample.label.long(), structures.class_count).movedim(-1, 0).float()
+    known = F.one_hot(sample.label.long(), structures.class_count + 1)  # with what is ignored, which is no class
+    logits = CERTAIN * known[..., : structures.class_count].movedim(-1, 0).float()
     by_grid = segmentation_on_grid(logits, sample.grid, structures, labels.grid)
     vertices, faces = fitted_meshes(sample, config)
     in_mm = transform(sample.grid.world_from_normalised, vertices)
@@ -81,7 +82,7 @@ def fitted_meshes(sample: Sample, config: Config) -> tuple[np.ndarray, np.ndarra
     structures = Structures.of(config.data)
     sphere, faces = icosphere(config.network.template_subdivisions)
     vertices = _start(sample, structures, sphere).requires_grad_()
-    fit = replace(config.loss, segmentation=0.0)
+    fit = replace(config.loss, segmentation=0.0, segmentation_dice=0.0)  # no network segments
     criterion = MeshLoss(faces, len(sphere), fit, structures)
     optimizer = torch.optim.Adam([vertices], LEARNING_RATE)
     label = sample.label[None]
@@ -109,10 +110,11 @@ def _start(sample: Sample, structures: Structures, sphere: torch.Tensor) -> torc
 
 
 def dice_by_structure(labelmap: np.ndarray, labels: Volume, structures: Structures) -> dict[str, float]:
-    """Dice of each structure that a label map has, by name."""
+    """Dice of each structure that a label map has, by name, what is ignored left out."""
     found = {}
+    ignored = structures.ignored_in(labels.data)
     for structure, (name, value) in enumerate(structures.written.items()):
         reference = structures.mask(labels.data, structure)
         if reference.any():
-            found[name] = dice(labelmap == value, reference)
+            found[name] = dice(labelmap == value, reference, ignored)
     return found

@@ -198,9 +198,8 @@ def choose_intensity(facts: Sequence[CaseFacts], channels: Sequence[str]) -> lis
         return chosen
     low = float(np.median([case.window[0] for case in facts]))
     high = float(np.median([case.window[1] for case in facts]))
-    half = (high - low) * WIDER / 2
     level = 25 * round((low + high) / 50)
-    width = 50 * math.ceil(max(2 * half, 50) / 50)
+    width = 50 * math.ceil(max(WIDER * (high - low), 50) / 50)
     near = f"{WIDER:g} times the labels' own range, {low:.0f} to {high:.0f} HU"
     return [*chosen, Choice("data.window_hu", float(width), near), Choice("data.level_hu", float(level), near)]
 
