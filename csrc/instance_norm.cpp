@@ -48,11 +48,11 @@ struct Stored<uint16_t> {  // the bits of a bfloat16
 template <typename T>
 using Number = typename Stored<T>::Number;
 
-// Tiles of what belongs to each channel. The norm is factor x + summand; the activation multiplies it by `high` where
-// the sum is positive and by `low` elsewhere.
+// Tiles of what belongs to each channel. The norm is factor (x - mean) + bias; the activation multiplies it by `high`
+// where the sum is positive and by `low` elsewhere.
 template <typename S>
 struct Forward {
-    const S *factor, *summand, *high, *low;
+    const S *mean, *factor, *bias, *high, *low;
 };
 
 template <typename S>
@@ -92,12 +92,12 @@ IMN_INLINE void square_rows(const T* x, int64_t size, int64_t width, const S* me
 
 template <bool SUMMED, typename T, typename S>
 IMN_INLINE void forward_rows(const T* x, const T* residual, T* y, int64_t size, int64_t width, const Forward<S>& by) {
-    const S *factor = by.factor, *summand = by.summand, *high = by.high, *low = by.low;
+    const S *mean = by.mean, *factor = by.factor, *bias = by.bias, *high = by.high, *low = by.low;
     for (int64_t first = 0; first < size; first += width) {
         int64_t count = std::min(width, size - first);
 #pragma omp simd
         for (int64_t i = 0; i < count; i++) {
-            S sum = factor[i] * Stored<T>::read(x[first + i]) + summand[i];
+            S sum = factor[i] * (Stored<T>::read(x[first + i]) - mean[i]) + bias[i];
             if (SUMMED) sum += Stored<T>::read(residual[first + i]);
             y[first + i] = Stored<T>::rounded(sum * (sum > 0 ? high[i] : low[i]));
         }
@@ -237,13 +237,13 @@ struct Coefficients {
 // Tiles of what belongs to each channel of one item.
 template <typename S>
 struct Tiles {
-    std::vector<S> mean, scale, factor, summand, high, low;
+    std::vector<S> mean, scale, factor, bias, high, low;
     Tiles(const Cut& cut, const Coefficients<S>& of, int64_t item) {
         int64_t first = item * cut.channels;
         mean = tile_of<S>(cut, [&](int64_t c) { return of.mean[first + c]; });
         scale = tile_of<S>(cut, [&](int64_t c) { return of.scale[first + c]; });
         factor = tile_of<S>(cut, [&](int64_t c) { return of.weight[c] * scale[c]; });
-        summand = tile_of<S>(cut, [&](int64_t c) { return of.bias[c] - double(factor[c]) * mean[c]; });
+        bias = tile_of<S>(cut, [&](int64_t c) { return of.bias[c]; });
         high = tile_of<S>(cut, [&](int64_t c) { return of.multiplier ? of.multiplier[first + c] : S(1); });
         low = tile_of<S>(cut, [&](int64_t c) { return of.slope * high[c]; });
     }
@@ -251,7 +251,8 @@ struct Tiles {
 
 template <typename T>
 void forward_item(const Cut& cut, const T* x, const T* residual, T* y, const Tiles<Number<T>>& tiles) {
-    Forward<Number<T>> by{tiles.factor.data(), tiles.summand.data(), tiles.high.data(), tiles.low.data()};
+    Forward<Number<T>> by{tiles.mean.data(), tiles.factor.data(), tiles.bias.data(), tiles.high.data(),
+                          tiles.low.data()};
     over_parts(cut, [&](int64_t, int64_t first, int64_t size) {
         forward(x + first, residual ? residual + first : nullptr, y + first, size, cut.width, by);
     });

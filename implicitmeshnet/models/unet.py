@@ -68,14 +68,15 @@ class ResidualBlock(nn.Module):
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         first, first_norm, second, second_norm = self.body.values()
         hidden = first(volume)
-        hidden = first_norm(hidden, multiplier=self._multiplier(hidden), slope=SLOPE)
+        hidden = first_norm(hidden, multiplier=self._multiplier(len(hidden)), slope=SLOPE)
         return second_norm(second(hidden), residual=self.skip(volume), slope=SLOPE)
 
-    def _multiplier(self, volume: torch.Tensor) -> torch.Tensor | None:
+    def _multiplier(self, batch: int) -> torch.Tensor | None:
         """What dropout multiplies each channel by, (B, C): 0 or 1 / (1 - dropout); None if it drops nothing."""
         if not self.training or self.dropout == 0:
             return None
-        return F.dropout(torch.ones(volume.shape[:2], device=volume.device), self.dropout)
+        ones = self.skip.weight.new_ones(batch, self.skip.out_channels)
+        return F.dropout(ones, self.dropout)
 
 
 def _convolution(in_channels: int, out_channels: int, stride: int) -> nn.Conv3d:
