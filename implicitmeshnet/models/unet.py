@@ -34,6 +34,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         return instance_norm_leaky_relu(volume, self.weight, self.bias, residual, multiplier, slope)
 
 
+@torch.compiler.assume_constant_result
 def bfloat16_is_fast(device: str) -> bool:
     """Whether convolutions on a device ('cpu', 'cuda' or another) are faster in bfloat16 than in float32.
 
