@@ -45,6 +45,7 @@ if __name__ == "__main__":
 
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -58,7 +59,8 @@ from tqdm import tqdm
 
 from implicitmeshnet.config import Config, save_config, validate
 from implicitmeshnet.config_json import from_json
-from implicitmeshnet.data.dataset import Case, TrainingSet, find_cases, read_case
+from implicitmeshnet.data.dataset import Case, find_cases, read_case
+from implicitmeshnet.data.training_set import TrainingSet
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import pick_device
 from implicitmeshnet.planning.ceiling import CeilingCase, ceiling_of
@@ -210,11 +212,12 @@ def timed_cases(cases: Sequence[Case], facts: Sequence[CaseFacts], structures: d
 def measure(config: Config, cases: list[Case], device: torch.device) -> Cost:
     """Real training steps and the validation of one case, with the network of a config and cases of all structures."""
     config = replace(config, network=replace(config.network, template="centred"))
-    samples = TrainingSet(cases, config.data, augmentation_margin(config))
+    with tempfile.TemporaryDirectory() as folder:
+        samples = TrainingSet(cases, config.data, augmentation_margin(config), folder)
+        batch = [samples[index % len(samples)] for index in range(config.training.batch_size)]
     run = start_run(config, device, None)
     generator = seed_epoch(config.training.seed, 1)
     run.network.train()
-    batch = [samples[index % len(samples)] for index in range(config.training.batch_size)]
     seconds = []
     for _ in range(TIMED_STEPS):
         start = time.perf_counter()

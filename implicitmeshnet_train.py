@@ -20,14 +20,8 @@ import torch
 from tqdm import tqdm
 
 from implicitmeshnet.config import Config
-from implicitmeshnet.data.dataset import (
-    Case,
-    TrainingSet,
-    check_cases,
-    configured_split,
-    find_cases,
-    read_case,
-)
+from implicitmeshnet.data.dataset import Case, configured_split, find_cases, read_case
+from implicitmeshnet.data.training_set import TrainingSet, check_cases, prepare
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import Start, read_start, save_snapshot, start_from
 from implicitmeshnet.predict import NothingFound, Predictor, preview
@@ -62,8 +56,10 @@ def train(config: Config, run_dir: Path, device: torch.device) -> None:
     initial = read_start(settings.init_from) if settings.init_from and is_new else None
     cases = find_cases(config.data.dir, labelled=True, channels=config.data.channels)
     training, validation = configured_split(cases, config)
-    check_cases(validation, config.data)
-    samples = TrainingSet(training, config.data, augmentation_margin(config))
+    check_cases(validation, config.data, config.cache_dir)
+    margin = augmentation_margin(config)
+    prepare(training, config.data, margin, config.cache_dir)
+    samples = TrainingSet(training, config.data, margin, config.cache_dir)
     learn_from_data(config, samples)
     run = start_run(config, device, deep)
     if initial is not None:

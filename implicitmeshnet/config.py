@@ -116,6 +116,9 @@ class DataConfig:
     """Centre of the intensity window, in Hounsfield units."""
     percentiles: Annotated[tuple[Percentile, Percentile], Rising(strict=True)] = (0.5, 99.5)
     """The percentiles of a volume's values, in %, that become -1 and 1 with intensity 'percentile'."""
+    cache_dir: str | None = None
+    """Folder of the resampled cases, so that a later start need not read them; null means the folder cache in
+    training.run_dir. It may be deleted: what is missing is made anew."""
     validation_cases: Count = 4
     """Cases held out of `dir` for validation, drawn with training.seed."""
     fold: Fold | None = None
@@ -250,6 +253,11 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     snapshot: str | None = None
     """Trained weights for evaluation; null means best.pt beside the config file."""
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of the resampled cases."""
+        return Path(self.data.cache_dir or Path(self.training.run_dir) / "cache")
 
 
 @dataclass
@@ -526,7 +534,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
 """What spans several fields: functions that raise InputError where theirs do not fit together. They are called in this
 order, once every field is within its own limits."""
 
-PATH_KEYS = ("data.dir", "training.run_dir", "training.init_from", "loss.drn_config", "snapshot")
+PATH_KEYS = ("data.dir", "data.cache_dir", "training.run_dir", "training.init_from", "loss.drn_config", "snapshot")
 AnyConfig = TypeVar("AnyConfig", Config, DrnConfig)
 
 

@@ -65,7 +65,7 @@ def check_config(run_dir: Path, config: Config | DrnConfig, unknown: Collection[
         for key, value in values.items():
             longer = key == "epochs" and value > found[section][key]
             same = json.dumps(found[section][key]) == json.dumps(value)  # in the same order too
-            moved = key == "run_dir"  # a run folder may have moved
+            moved = key in ("run_dir", "cache_dir")  # these folders may have moved
             if not (same or longer or moved or key in unknown):
                 raise InputError(
                     f"training.run_dir: {run_dir} holds a run with {section}.{key} = {shorten(found[section][key])},"

@@ -7,8 +7,10 @@ import torch
 
 from implicitmeshnet.config import Config
 from implicitmeshnet.data.augment import augment
-from implicitmeshnet.data.dataset import Sample, TrainingSet, template_statistics
+from implicitmeshnet.data.dataset import Sample
+from implicitmeshnet.data.ellipsoids import template_statistics
 from implicitmeshnet.data.overview import IGNORED, Overview
+from implicitmeshnet.data.training_set import TrainingSet
 from implicitmeshnet.models.localiser import Localiser
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
 from implicitmeshnet.structures import Structures
@@ -47,7 +49,7 @@ def learn_from_data(config: Config, samples: TrainingSet) -> None:
     """Fill in what the config takes from the training cases: intensities, and the template's centres and radii."""
     config.data.intensity_statistics = samples.intensity_statistics
     if config.network.template == "mean":
-        centres, radii = template_statistics(samples, config.data)
+        centres, radii = template_statistics(samples.ellipsoids, config.data)
         config.network.template_centres = tuple(map(tuple, centres.tolist()))
         config.network.template_radii = tuple(map(tuple, radii.tolist()))
 
@@ -94,7 +96,7 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Image (C, X, Y, Z) and label (X, Y, Z), augmented onto `shape` where the config asks for it."""
     assert volume.label is not None, "training cases are labelled"
-    image = volume.image.to(run.device)
+    image = volume.image.to(run.device).float()  # there: half the bytes are moved
     label = volume.label.to(run.device)
     if not run.config.training.augmentation:
         return image, label
