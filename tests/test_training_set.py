@@ -89,7 +89,7 @@ def test_a_sample_is_that_of_its_case_in_half_precision_before_and_after_it_lies
 
 def test_facts_of_a_sample_are_those_of_its_label(tmp_path):
     case = write_boxes(tmp_path)
-    config = replace(CONFIG, shape=(12, 12, 12))  # cuts the boxes
+    config = replace(CONFIG, shape=(8, 8, 8))  # cuts the boxes
     alone, wide = training_sample(case, config), training_sample(case, config, MARGIN)
     assert wide.facts.voxels.tolist() == [int((wide.label == 1).sum()), int((wide.label == 2).sum())]
     assert alone.facts.voxels.sum() < wide.facts.voxels.sum()

@@ -48,7 +48,7 @@ def entry_path(folder: Path | str, name: str, files: Sequence[Path], config: Dat
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"data.cache_dir: wanted a folder whose name is UTF-8, found {ascii(str(folder))}") from error
+        raise InputError(f"data.cache_dir: wanted a folder whose name is UTF-8, found {str(folder)!a}") from error
     settings = {key: value for key, value in asdict(config).items() if key not in NOT_OF_A_CASE}
     states = [_state_of(path) for path in files]
     text = repr((kind, states, json.dumps(settings), QUANTILES, _code()))
