@@ -80,7 +80,9 @@ def check_same(wanted, found):
 
 
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if not path.name.startswith("events")}
+    """All that is in a run folder and below it, by paths from there."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("events")]
+    return {str(path.relative_to(folder)) for path in paths}
 
 
 def kill_everywhere(folder: Path, script, options: list[str]) -> int:

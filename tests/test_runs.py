@@ -114,7 +114,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_files(killed, script, start, f
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def read_no_cases(monkeypatch):
