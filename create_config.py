@@ -81,7 +81,7 @@ from implicitmeshnet.planning.survey import CaseFacts, survey_case
 from implicitmeshnet.predict import NothingFound, Predictor
 from implicitmeshnet.script import InputError, atomic_path, keep_freed_memory, read_json, run_script
 from implicitmeshnet.structures import Structures
-from implicitmeshnet.training.run import seed_epoch
+from implicitmeshnet.training.run import Moment
 from implicitmeshnet.training.step import augmentation_margin, start_run, train_step
 
 SHOWN_CASES = 3  # whose boxes are drawn and ceilings are measured
@@ -212,13 +212,12 @@ def measure(config: Config, cases: list[Case], device: torch.device) -> Cost:
     config = replace(config, network=replace(config.network, template="centred"))
     samples = TrainingSet(cases, config.data, augmentation_margin(config))
     run = start_run(config, device, None)
-    generator = seed_epoch(config.training.seed, 1)
     run.network.train()
-    batch = [samples[index % len(samples)] for index in range(config.training.batch_size)]
+    batch = [index % len(samples) for index in range(config.training.batch_size)]
     seconds = []
-    for _ in range(TIMED_STEPS):
+    for step in range(TIMED_STEPS):
         start = time.perf_counter()
-        train_step(run, batch, 0.0, 1, generator)
+        train_step(run, samples, batch, Moment(config.training.seed, 1, step), 0.0)
         seconds.append(time.perf_counter() - start)
     start = time.perf_counter()
     predict(run.network, config, cases[0])
