@@ -10,6 +10,7 @@ seed, number, field of view and shift give the same case; the seed and the numbe
 
 import argparse
 
+from implicitmeshnet.progress import progress
 from implicitmeshnet.script import core_count, exit_at_interrupt
 
 
@@ -44,7 +45,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.phantom.case import FIELDS_OF_VIEW, create_case
@@ -65,7 +65,7 @@ def main() -> None:
     workers = min(arguments.workers, arguments.cases)
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         try:
-            for _ in tqdm(pool.map(write, numbers), total=len(numbers), desc="cases"):
+            for _ in progress(pool.map(write, numbers), "cases", len(numbers)):
                 pass
         except BaseException:
             # Also at Ctrl-C: the cases under way are finished, and no other one is begun.

@@ -15,6 +15,7 @@ cases gave is written either way.
 
 import argparse
 
+from implicitmeshnet.progress import progress
 from implicitmeshnet.script import exit_at_interrupt
 
 MESH_FORMATS = ("ply", "stl", "obj", "vtp")
@@ -94,7 +95,7 @@ def main():
     rows: list[dict] = []
     failures: list[str] = []
     faults: list[str] = []
-    for case in tqdm(cases, desc="cases"):
+    for case in progress(cases, "cases"):
         try:
             rows += evaluate_case(predictor, case, out, arguments.mesh_format, arguments.space)
         except InputError as error:

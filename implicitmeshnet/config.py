@@ -38,6 +38,7 @@ Share = Annotated[float, Range(0, 1)]
 BelowOne = Annotated[float, Range(low=0, below=1)]
 BelowTen = Annotated[float, Range(low=0, below=10)]
 LearningRate = Annotated[float, Range(above=0, high=1)]
+Minutes = Annotated[float, Range(above=0, high=1e6)]
 SpacingMm = Annotated[float, Range(1e-3, 1e3)]
 Spacings = Annotated[tuple[SpacingMm, SpacingMm, SpacingMm], Length(3, 3, "numbers")]
 
@@ -226,7 +227,13 @@ class TrainingConfig:
     repeats: Count = 6
     """Passes over the training cases that make one epoch."""
     batch_size: Count = 2
-    """Cases in one step of the optimiser."""
+    """Cases in one step of the optimiser, over all processes together."""
+    accumulate: Count = 1
+    """Parts into which a process cuts its share of a batch, one in memory at a time."""
+    recompute: bool = False
+    """Whether the UNet's activations are computed again for the gradient instead of kept: less memory, more time."""
+    compile: bool = False
+    """Whether torch.compile makes the UNet faster, which takes a minute or more at each start."""
     learning_rate: LearningRate = 1e-4
     """Learning rate of AdamW in the first epoch."""
     learning_rate_end: Share = 1e-5
@@ -239,6 +246,10 @@ class TrainingConfig:
     """Whether training cases are warped and their intensities changed, at random and anew each time."""
     validate_every: Count = 10
     """Epochs between validations."""
+    checkpoint_minutes: Minutes = 10.0
+    """The longest time between two checkpoints, which are written at each epoch's end too."""
+    deterministic: bool = False
+    """Whether a GPU gives the same numbers in every run, more slowly; a CPU always does on one number of threads."""
     seed: Seed = 0
     """Of all random draws: validation cases, initial weights, order, dropout and augmentation."""
 
@@ -342,7 +353,7 @@ class DrnTrainingConfig:
     shapes: Count = 70
     """Fresh shapes in each epoch."""
     batch_size: Count = 2
-    """Shapes in one step of the optimiser."""
+    """Shapes in one step of the optimiser, over all processes together."""
     learning_rate: LearningRate = 1e-3
     """Learning rate of AdamW in the first epoch."""
     learning_rate_end: Share = 1e-5
@@ -353,6 +364,10 @@ class DrnTrainingConfig:
     """Shapes of the validation, the same in every run."""
     validate_every: Count = 10
     """Epochs between validations."""
+    checkpoint_minutes: Minutes = 10.0
+    """The longest time between two checkpoints, which are written at each epoch's end too."""
+    deterministic: bool = False
+    """Whether a GPU gives the same numbers in every run, more slowly; a CPU always does on one number of threads."""
     seed: Seed = 0
     """Of the random draws: initial weights, dropout and shapes; not of the validation's shapes."""
 

@@ -52,6 +52,11 @@ class Case:
         """The files of all channels."""
         return (self.image, *self.others)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of the case's files."""
+        return self.images if self.label is None else (*self.images, self.label)
+
 
 @dataclass(frozen=True, eq=False)
 class Facts:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from implicitmeshnet.config import DataConfig, IntensityStatistics
 from implicitmeshnet.data.cache import entry_path, read_entry, write_entry
@@ -16,6 +15,7 @@ from implicitmeshnet.data.dataset import Case, Facts, Sample, read_labelled, say
 from implicitmeshnet.data.overview import Overview
 from implicitmeshnet.data.plausibility import check_box, intensity_statistics
 from implicitmeshnet.data.volume import Grid
+from implicitmeshnet.progress import progress
 from implicitmeshnet.script import InputError, remove_partials
 from implicitmeshnet.structures import Structures
 
@@ -30,7 +30,7 @@ def prepare(cases: Sequence[Case], config: DataConfig, margin: int, cache_dir: P
     files = _SampleFiles(Path(cache_dir), config, margin)
     with suppress(OSError):  # where nothing can be removed, there may still be all samples
         remove_partials(files.folder)
-    for case in tqdm(cases, desc="reading cases", unit="case"):
+    for case in progress(cases, "reading cases"):
         sample = files.read(files.path_of(case))
         if sample is None:
             files.make(case)
@@ -43,7 +43,7 @@ def check_cases(cases: Sequence[Case], config: DataConfig, cache_dir: Path | str
 
     A cache folder remembers the cases that were found to be good, with their warnings.
     """
-    for case in tqdm(cases, desc="checking validation cases", unit="case"):
+    for case in progress(cases, "checking validation cases"):
         path = _path_of(case, config, Path(cache_dir), "checked")
         found = read_entry(path, lambda entry: entry["warnings"])
         if found is not None:
@@ -58,22 +58,18 @@ class TrainingSet:
 
     Samples that are missing in the cache folder are made, as by `prepare`; so is one whose file was removed or damaged
     meanwhile. `facts` has what was counted and measured of each, and `intensity_statistics` describes the intensities
-    that the network sees. Prints a line for each structure that the network's grid cuts, unless it is `quiet`. Raises
-    InputError as `prepare`, where a structure appears in no case at all, and where the grid leaves most of a structure
-    out.
+    that the network sees. Prints a line for each structure that the network's grid cuts. Raises InputError as
+    `prepare`, where a structure appears in no case at all, and where the grid leaves most of a structure out.
     """
 
-    def __init__(
-        self, cases: Sequence[Case], config: DataConfig, margin: int, cache_dir: Path | str, quiet: bool = False
-    ):
+    def __init__(self, cases: Sequence[Case], config: DataConfig, margin: int, cache_dir: Path | str):
         self._cases = list(cases)
         self._files = _SampleFiles(Path(cache_dir), config, margin)
         self._paths = [self._files.path_of(case) for case in cases]
         self.facts: list[Facts] = [_facts_of(self[index]) for index in range(len(self))]
         self._check_structures(Structures.of(config))
         for line in check_box([facts.shares_outside for facts in self.facts], config):
-            if not quiet:
-                print(line)
+            print(line)
 
     @property
     def intensity_statistics(self) -> IntensityStatistics | list[IntensityStatistics]:
