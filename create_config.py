@@ -10,7 +10,6 @@ my_hearts.png.
 
 import argparse
 
-from implicitmeshnet.progress import progress
 from implicitmeshnet.script import exit_at_interrupt
 
 
@@ -81,6 +80,7 @@ from implicitmeshnet.planning.choices import (
 from implicitmeshnet.planning.picture import draw_boxes
 from implicitmeshnet.planning.survey import CaseFacts, survey_case
 from implicitmeshnet.predict import NothingFound, Predictor
+from implicitmeshnet.progress import progress
 from implicitmeshnet.script import InputError, atomic_path, keep_freed_memory, read_json, run_script
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.run import Moment

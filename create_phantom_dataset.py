@@ -10,7 +10,6 @@ seed, number, field of view and shift give the same case; the seed and the numbe
 
 import argparse
 
-from implicitmeshnet.progress import progress
 from implicitmeshnet.script import core_count, exit_at_interrupt
 
 
@@ -48,6 +47,7 @@ import torch
 
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.phantom.case import FIELDS_OF_VIEW, create_case
+from implicitmeshnet.progress import progress
 from implicitmeshnet.script import InputError, make_folder, run_script
 
 MAX_SHIFT_MM = 100

@@ -15,7 +15,6 @@ cases gave is written either way.
 
 import argparse
 
-from implicitmeshnet.progress import progress
 from implicitmeshnet.script import exit_at_interrupt
 
 MESH_FORMATS = ("ply", "stl", "obj", "vtp")
@@ -76,6 +75,7 @@ from implicitmeshnet.data.dataset import Case, configured_split, find_cases, rea
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.predict import Predictor, Surfaces, preview
+from implicitmeshnet.progress import progress
 from implicitmeshnet.script import InputError, check_path, make_folder, run_script, write_table
 from implicitmeshnet.surfaces.files import write_mesh
 from implicitmeshnet.surfaces.labelmap import overlaps_ml

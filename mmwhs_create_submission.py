@@ -11,7 +11,6 @@ structure, and a summary. A case that was scored as it is now is not scored agai
 
 import argparse
 
-from implicitmeshnet.progress import progress
 from implicitmeshnet.script import exit_at_interrupt
 
 SCORER = "zxhCardWhsEvaluate.exe"
@@ -54,6 +53,7 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import check_same_grid
 from implicitmeshnet.data.nifti import read_grid, read_labels, write_volume
 from implicitmeshnet.data.volume import Grid, Volume, resample_nearest, resample_nearest_onto
+from implicitmeshnet.progress import progress
 from implicitmeshnet.script import (
     QUOTED,
     InputError,
