@@ -1,6 +1,7 @@
 """What the trainings share: the run folder that a run claims and resumes from, learning rates, steps and logs."""
 
 import json
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -68,6 +69,8 @@ def claimed_run(description: str, kind: type[AnyConfig]) -> Iterator[Claimed[Any
 
 def set_up_torch(settings: Settings, device: torch.device) -> None:
     """Fast arithmetic on a GPU, or the same numbers in every run with training.deterministic."""
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS refuses
     torch.use_deterministic_algorithms(settings.deterministic)
     torch.backends.cudnn.benchmark = not settings.deterministic
     if device.type == "cuda":
