@@ -45,6 +45,7 @@ if __name__ == "__main__":
 
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -54,11 +55,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from implicitmeshnet.config import Config, save_config, validate
 from implicitmeshnet.config_json import from_json
-from implicitmeshnet.data.dataset import Case, TrainingSet, find_cases, read_case
+from implicitmeshnet.data.dataset import Case, find_cases, read_case
+from implicitmeshnet.data.training_set import TrainingSet
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import pick_device
 from implicitmeshnet.planning.ceiling import CeilingCase, ceiling_of
@@ -79,9 +80,10 @@ from implicitmeshnet.planning.choices import (
 from implicitmeshnet.planning.picture import draw_boxes
 from implicitmeshnet.planning.survey import CaseFacts, survey_case
 from implicitmeshnet.predict import NothingFound, Predictor
+from implicitmeshnet.progress import progress
 from implicitmeshnet.script import InputError, atomic_path, keep_freed_memory, read_json, run_script
 from implicitmeshnet.structures import Structures
-from implicitmeshnet.training.run import seed_epoch
+from implicitmeshnet.training.run import Moment
 from implicitmeshnet.training.step import augmentation_margin, start_run, train_step
 
 SHOWN_CASES = 3  # whose boxes are drawn and ceilings are measured
@@ -114,7 +116,7 @@ def main() -> None:
     cases = find_cases(folder, labelled=True, channels=max(len(channels), 1))
     if len(cases) < 2:
         raise InputError(f"{folder}: wanted at least 2 labelled cases, one of them for validation, found {len(cases)}")
-    facts = [survey_case(case) for case in tqdm(cases, desc="reading cases", unit="case")]
+    facts = [survey_case(case) for case in progress(cases, "reading cases")]
     structures, doubts = choose_structures(facts, description, arguments.structures)
     choices = [
         Choice("data.dir", str(folder.absolute()), f"{len(cases)} labelled cases"),
@@ -130,7 +132,7 @@ def main() -> None:
     choices += choose_schedule(choices, len(cases), cost, 60 * arguments.minutes)
     choices.append(Choice("training.run_dir", f"runs/{out.stem}", "the config's name"))
     config = config_of(choices)
-    shown = [ceiling_of(case, config) for case in tqdm(spread(cases, facts), desc="measuring ceilings", unit="case")]
+    shown = [ceiling_of(case, config) for case in progress(spread(cases, facts), "measuring ceilings")]
     text = table(choices, doubts + spacing_doubts(facts) + header_doubts(facts), shown, config)
     print(text)
     write(out, config, text, shown)
@@ -210,16 +212,16 @@ def timed_cases(cases: Sequence[Case], facts: Sequence[CaseFacts], structures: d
 def measure(config: Config, cases: list[Case], device: torch.device) -> Cost:
     """Real training steps and the validation of one case, with the network of a config and cases of all structures."""
     config = replace(config, network=replace(config.network, template="centred"))
-    samples = TrainingSet(cases, config.data, augmentation_margin(config))
     run = start_run(config, device, None)
-    generator = seed_epoch(config.training.seed, 1)
     run.network.train()
-    batch = [samples[index % len(samples)] for index in range(config.training.batch_size)]
+    batch = [index % len(cases) for index in range(config.training.batch_size)]
     seconds = []
-    for _ in range(TIMED_STEPS):
-        start = time.perf_counter()
-        train_step(run, batch, 0.0, 1, generator)
-        seconds.append(time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        samples = TrainingSet(cases, config.data, augmentation_margin(config), folder)
+        for step in range(TIMED_STEPS):
+            start = time.perf_counter()
+            train_step(run, samples, batch, Moment(config.training.seed, 1, step), 0.0)
+            seconds.append(time.perf_counter() - start)
     start = time.perf_counter()
     predict(run.network, config, cases[0])
     return Cost(statistics.median(seconds[1:]), time.perf_counter() - start)

@@ -44,10 +44,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.phantom.case import FIELDS_OF_VIEW, create_case
+from implicitmeshnet.progress import progress
 from implicitmeshnet.script import InputError, make_folder, run_script
 
 MAX_SHIFT_MM = 100
@@ -65,7 +65,7 @@ def main() -> None:
     workers = min(arguments.workers, arguments.cases)
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         try:
-            for _ in tqdm(pool.map(write, numbers), total=len(numbers), desc="cases"):
+            for _ in progress(pool.map(write, numbers), "cases", len(numbers)):
                 pass
         except BaseException:
             # Also at Ctrl-C: the cases under way are finished, and no other one is begun.

@@ -75,6 +75,7 @@ from implicitmeshnet.data.dataset import Case, configured_split, find_cases, rea
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.predict import Predictor, Surfaces, preview
+from implicitmeshnet.progress import progress
 from implicitmeshnet.script import InputError, check_path, make_folder, run_script, write_table
 from implicitmeshnet.surfaces.files import write_mesh
 from implicitmeshnet.surfaces.labelmap import overlaps_ml
@@ -94,7 +95,7 @@ def main():
     rows: list[dict] = []
     failures: list[str] = []
     faults: list[str] = []
-    for case in tqdm(cases, desc="cases"):
+    for case in progress(cases, "cases"):
         try:
             rows += evaluate_case(predictor, case, out, arguments.mesh_format, arguments.space)
         except InputError as error:

@@ -3,7 +3,8 @@
     python implicitmeshnet_train.py --config=configs_implicitmeshnet/whole_heart.json [--section.key=value ...]
 
 Writes into training.run_dir: config.json (what evaluation needs, template included), best.pt (weights of the best
-validation, half precision), last.pt (everything, to resume), preview.png, overview.png and TensorBoard events.
+validation, half precision), last.pt (everything, to resume), preview.png, overview.png, log.jsonl (a line an epoch),
+provenance.json (code, libraries, machine and data of each start) and TensorBoard events.
 """
 
 from implicitmeshnet.script import exit_at_interrupt, training_arguments
@@ -12,82 +13,96 @@ if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
     training_arguments(__doc__.splitlines()[0])  # answers --help and refuses misspelt options before them
 
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from implicitmeshnet.config import Config
-from implicitmeshnet.data.dataset import (
-    Case,
-    TrainingSet,
-    check_cases,
-    configured_split,
-    find_cases,
-    read_case,
-)
+from implicitmeshnet.data.dataset import Case, configured_split, find_cases, read_case
+from implicitmeshnet.data.training_set import TrainingSet, check_cases, prepare
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import Start, read_start, save_snapshot, start_from
 from implicitmeshnet.predict import NothingFound, Predictor, preview
 from implicitmeshnet.script import InputError, run_script, shorten
 from implicitmeshnet.surfaces.metrics import dice
-from implicitmeshnet.training.deep_route import load_deep_route
+from implicitmeshnet.training import processes
+from implicitmeshnet.training.deep_route import keep_drn_config, load_deep_route
 from implicitmeshnet.training.events import EventFile
-from implicitmeshnet.training.history import Epoch, History, validation_is_due
-from implicitmeshnet.training.run import (
-    begin,
-    claim_run_dir,
-    end_epoch,
-    learning_rate,
-    parse_arguments,
-    publish,
-    seed_epoch,
-)
+from implicitmeshnet.training.history import History
+from implicitmeshnet.training.loop import Loop, Step, Training
+from implicitmeshnet.training.provenance import record_start
+from implicitmeshnet.training.run import ORDER, Moment, begin, claimed_run, generator_of, learning_rate
+from implicitmeshnet.training.signals import Signals
 from implicitmeshnet.training.step import Run, augmentation_margin, learn_from_data, start_run, train_step
 
 
 def main() -> None:
-    config, source, device = parse_arguments(__doc__.splitlines()[0], Config)
-    with claim_run_dir(config, source) as run_dir:
-        train(config, run_dir, device)
+    with claimed_run(__doc__.splitlines()[0], Config) as claimed:
+        train(claimed.config, claimed.run_dir, claimed.device, claimed.signals)
 
 
-def train(config: Config, run_dir: Path, device: torch.device) -> None:
+def train(config: Config, run_dir: Path, device: torch.device, signals: Signals) -> None:
     """Read the cases, then epoch after epoch from where last.pt ends, or from the start."""
     settings = config.training
-    deep = load_deep_route(config, device)
+    deep = load_deep_route(config, run_dir, device)
     is_new = not (run_dir / "last.pt").exists()
     initial = read_start(settings.init_from) if settings.init_from and is_new else None
     cases = find_cases(config.data.dir, labelled=True, channels=config.data.channels)
-    training, validation = configured_split(cases, config)
-    check_cases(validation, config.data)
-    samples = TrainingSet(training, config.data, augmentation_margin(config))
+    training_cases, validation_cases = configured_split(cases, config)
+    samples = read_cases(config, training_cases, validation_cases)
     learn_from_data(config, samples)
     run = start_run(config, device, deep)
     if initial is not None:
         print(start_from_another(run.network, initial, list(config.data.structures)))
     predictor = Predictor(run.network, config)
     history = History(predictor.structures.names, goodness=mean_score)
-    begin(run_dir, config, run.parts, history)
-    events = EventFile(run_dir, len(history))
+    steps = -(-len(samples) * settings.repeats // settings.batch_size)
+    unfinished = begin(run_dir, config, run.parts, history, steps)
+    if processes.is_first():
+        keep_drn_config(config, run_dir)
+        files = [path for case in training_cases + validation_cases for path in case.files]
+        record_start(run_dir, len(history), device, files)
 
-    def keep() -> None:
+    def keep(events: EventFile) -> None:
         save_snapshot(run_dir / "best.pt", run.network, config)
-        draw_preview(predictor, validation[0], run_dir / "preview.png", events, len(history))
+        draw_preview(predictor, validation_cases[0], run_dir / "preview.png", events, len(history))
 
-    publish(run_dir, history, keep)
-    for number in range(len(history) + 1, settings.epochs + 1):
-        start = time.perf_counter()
-        losses = train_epoch(run, samples, number)
-        scores = validate(predictor, validation) if validation_is_due(number, settings) else {}
-        end_epoch(run_dir, run.parts, history, Epoch(number, losses, scores, time.perf_counter() - start), events)
-        publish(run_dir, history, keep)
+    def look(events: EventFile) -> str:
+        draw_preview(predictor, validation_cases[0], run_dir / "preview.png", events, len(history))
+        scores = case_scores(predictor, validation_cases[0])
+        return f"first look at {validation_cases[0].name}, {run_dir / 'preview.png'}: Dice {listed(scores)}"
+
+    training = Training(
+        run_dir,
+        settings,
+        run.parts,
+        history,
+        steps,
+        learning_rate=lambda epoch: learning_rate(settings, epoch),
+        epoch=lambda number: begin_epoch(run, samples, number, steps),
+        validate=lambda: validate(predictor, validation_cases),
+        keep=keep,
+        look=look,
+    )
+    Loop(training, signals).run(unfinished)
     best = history.best
     assert best is not None, "the last epoch is always validated"
-    listed = ", ".join(f"{name} {value:.4f}" for name, value in best.scores.items())
-    print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best.number}: {listed}")
+    print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best.number}: {listed(best.scores)}")
+
+
+def read_cases(config: Config, training_cases: list[Case], validation_cases: list[Case]) -> TrainingSet:
+    """The training samples, once each process has read its share of all cases."""
+    margin = augmentation_margin(config)
+    check_cases(processes.share(validation_cases), config.data, config.cache_dir)
+    prepare(processes.share(training_cases), config.data, margin, config.cache_dir)
+    processes.wait()
+    return TrainingSet(training_cases, config.data, margin, config.cache_dir)
+
+
+def listed(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def start_from_another(network: ImplicitMeshNet, start: Start, structures: list[str]) -> str:
@@ -106,46 +121,63 @@ def mean_score(scores: dict[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def train_epoch(run: Run, samples: TrainingSet, number: int) -> dict[str, float]:
-    """`repeats` passes over the samples in random order, all randomness from the seed and the epoch's number; the mean
-    losses by name."""
+def begin_epoch(run: Run, samples: TrainingSet, number: int, steps: int) -> Step:
+    """The step of an epoch that passes `repeats` times over the samples in random order, in batches of one size."""
     settings = run.config.training
-    finished = number - 1
-    generator = seed_epoch(settings.seed, number)
-    passes = [torch.randperm(len(samples), generator=generator) for _ in range(settings.repeats)]
-    batches = torch.cat(passes).split(settings.batch_size)
-    sums: dict[str, float] = {}
+    order = epoch_order(run.config, len(samples), number, steps)
     run.network.train()
-    progress = tqdm(batches, desc=f"epoch {number}/{settings.epochs}", leave=False)
-    for step, batch in enumerate(progress):
-        now = finished + step / len(batches)  # in epochs
-        run.optimizer.param_groups[0]["lr"] = learning_rate(settings, now)
-        drawn = [samples[int(case)] for case in batch]
-        losses = train_step(run, drawn, now, number, generator)
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
-        progress.set_postfix(total=f"{losses['total'].item():.3f}")
-    return sums
+
+    def step(index: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        now = number - 1 + index / steps  # in epochs
+        moment = Moment(settings.seed, number, index)
+        moment.seed_dropout()
+        batch = order[index * settings.batch_size :][: settings.batch_size]
+        return train_step(run, samples, batch, moment, now)
+
+    return step
 
 
-def validate(predictor: Predictor, cases: list[Case]) -> dict[str, float]:
-    """Mean Dice per structure as the evaluation measures it: on the image's own grid, the region found by the coarse
-    pass, the meshes repaired. 0 for a structure that is labelled where nothing is found."""
-    structures = predictor.structures
-    found: dict[str, list[float]] = {name: [] for name in structures.names}
-    for case in cases:
-        image, labels = read_case(case)
-        assert labels is not None, "validation cases are labelled"
-        try:
-            labelmap = predictor(image).labelmap
-        except NothingFound:
-            labelmap = np.zeros_like(labels.data)
-        ignored = structures.ignored_in(labels.data)
-        for structure, (name, value) in enumerate(structures.written.items()):
-            reference = structures.mask(labels.data, structure)
-            if reference.any():
-                found[name].append(dice(labelmap == value, reference, ignored))
+def epoch_order(config: Config, count: int, number: int, steps: int) -> list[int]:
+    """The samples of an epoch's `steps`, by number; the last batch is filled up with the first ones of `count`."""
+    settings = config.training
+    generator = generator_of(settings.seed, number, ORDER)
+    passes = [torch.randperm(count, generator=generator) for _ in range(settings.repeats)]
+    wanted = steps * settings.batch_size
+    order = torch.cat(passes)
+    return order.repeat(-(-wanted // len(order)))[:wanted].tolist()
+
+
+def validate(predictor: Predictor, cases: Sequence[Case]) -> dict[str, float]:
+    """Mean Dice per structure over the cases, of which each process measures its share."""
+    found: dict[str, list[float]] = {name: [] for name in predictor.structures.names}
+    own = [(case.name, case_scores(predictor, case)) for case in processes.share(cases)]
+    everywhere = [row for rows in processes.gathered(own) for row in rows]
+    for _, scores in sorted(everywhere, key=lambda row: row[0]):
+        for name, value in scores.items():
+            found[name].append(value)
     return {name: sum(values) / max(len(values), 1) for name, values in found.items()}
+
+
+def case_scores(predictor: Predictor, case: Case) -> dict[str, float]:
+    """Dice per labelled structure, 0 where nothing is found.
+
+    It is as the evaluation measures it: on the image's own grid, the region found by the coarse pass, the meshes
+    repaired.
+    """
+    structures = predictor.structures
+    image, labels = read_case(case)
+    assert labels is not None, "validation cases are labelled"
+    try:
+        labelmap = predictor(image).labelmap
+    except NothingFound:
+        labelmap = np.zeros_like(labels.data)
+    ignored = structures.ignored_in(labels.data)
+    scores = {}
+    for structure, (name, value) in enumerate(structures.written.items()):
+        reference = structures.mask(labels.data, structure)
+        if reference.any():
+            scores[name] = dice(labelmap == value, reference, ignored)
+    return scores
 
 
 def draw_preview(predictor: Predictor, case: Case, path: Path, events: EventFile, number: int) -> None:

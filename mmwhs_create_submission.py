@@ -53,7 +53,16 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import check_same_grid
 from implicitmeshnet.data.nifti import read_grid, read_labels, write_volume
 from implicitmeshnet.data.volume import Grid, Volume, resample_nearest, resample_nearest_onto
-from implicitmeshnet.script import QUOTED, InputError, check_path, make_folder, reason, run_script, write_table
+from implicitmeshnet.progress import progress
+from implicitmeshnet.script import (
+    QUOTED,
+    InputError,
+    check_path,
+    make_folder,
+    reason,
+    run_script,
+    write_table,
+)
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.labelmap import masks_to_labelmap
 from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances
@@ -90,7 +99,7 @@ def main() -> None:
 
     scored = {}
     failures = []
-    for case, paths in tqdm(cases.items(), desc="cases"):
+    for case, paths in progress(cases.items(), "cases", len(cases)):
         try:
             label = merge(paths, list(sources.values()))
             fine = write_case(out, case, label, truths[case] if scoring.by_wine else None)

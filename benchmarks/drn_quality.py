@@ -14,7 +14,8 @@ import torch
 from timing import SYNCHRONIZE, Row, hold_threads, measure
 
 from implicitmeshnet.config import DataConfig, DrnConfig, LossConfig, load_config
-from implicitmeshnet.data.dataset import TrainingSet, find_cases, template_statistics
+from implicitmeshnet.data.dataset import find_cases, training_sample
+from implicitmeshnet.data.ellipsoids import template_statistics
 from implicitmeshnet.mesh import icosphere, neighbours
 from implicitmeshnet.models.drn import sdf_quality
 from implicitmeshnet.models.weights import load_drn, pick_device
@@ -95,8 +96,9 @@ def phantom_meshes(folder: str, shape, sphere, faces, device):
         shape=shape,
         spacing_mm=BOX_MM / max(shape),
     )
-    samples = TrainingSet(find_cases(folder, labelled=True)[:CASES], data)
-    centres, radii = (torch.tensor(value, dtype=torch.float32) for value in template_statistics(samples, data))
+    samples = [training_sample(case, data) for case in find_cases(folder, labelled=True)[:CASES]]
+    statistics = template_statistics([sample.facts.ellipsoids for sample in samples], data)
+    centres, radii = (torch.tensor(value, dtype=torch.float32) for value in statistics)
     template = (centres[:, None] + radii[:, None] * sphere).to(device)  # (S, V, 3)
     around, faces, meshes = neighbours(faces, len(sphere)), faces.to(device), []
     temperature = LossConfig().temperature

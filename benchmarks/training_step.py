@@ -24,7 +24,7 @@ from implicitmeshnet.script import keep_freed_memory, run_script
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.deep_route import load_deep_route
 from implicitmeshnet.training.losses import MeshLoss, border_density, occupancy_loss, structure_masks, surface_loss
-from implicitmeshnet.training.run import take_step
+from implicitmeshnet.training.run import adamw, take_step
 
 
 def main():
@@ -99,13 +99,13 @@ def step_of(network, image, label, config, deep):
     vertex_count, distance = network.decoder.template.shape[1], deep.distance if deep else None
     criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, Structures.of(config.data), distance)
     criterion = criterion.to(image.device)
-    optimizer = torch.optim.AdamW(network.parameters(), config.training.learning_rate)
+    optimizer = adamw(network, config.training.learning_rate, config.training.weight_decay)
 
     def step():
         prediction = network(image)
-        take_step(criterion(prediction, label, 0.0)[0], network, optimizer, 0)
+        take_step(criterion(prediction, label, 0.0)[0], network, optimizer)
         if deep:
-            deep.step(prediction.vertices.detach().flatten(0, 1), 0)
+            deep.step(prediction.vertices.detach().flatten(0, 1))
 
     return step
 

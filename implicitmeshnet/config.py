@@ -38,6 +38,7 @@ Share = Annotated[float, Range(0, 1)]
 BelowOne = Annotated[float, Range(low=0, below=1)]
 BelowTen = Annotated[float, Range(low=0, below=10)]
 LearningRate = Annotated[float, Range(above=0, high=1)]
+Minutes = Annotated[float, Range(above=0, high=1e6)]
 SpacingMm = Annotated[float, Range(1e-3, 1e3)]
 Spacings = Annotated[tuple[SpacingMm, SpacingMm, SpacingMm], Length(3, 3, "numbers")]
 
@@ -116,6 +117,9 @@ class DataConfig:
     """Centre of the intensity window, in Hounsfield units."""
     percentiles: Annotated[tuple[Percentile, Percentile], Rising(strict=True)] = (0.5, 99.5)
     """The percentiles of a volume's values, in %, that become -1 and 1 with intensity 'percentile'."""
+    cache_dir: str | None = None
+    """Folder of the resampled cases, so that a later start need not read them; null means the folder cache in
+    training.run_dir. It may be deleted: what is missing is made anew."""
     validation_cases: Count = 4
     """Cases held out of `dir` for validation, drawn with training.seed."""
     fold: Fold | None = None
@@ -223,7 +227,13 @@ class TrainingConfig:
     repeats: Count = 6
     """Passes over the training cases that make one epoch."""
     batch_size: Count = 2
-    """Cases in one step of the optimiser."""
+    """Cases in one step of the optimiser, over all processes together."""
+    accumulate: Count = 1
+    """Parts into which a process cuts its share of a batch, one in memory at a time."""
+    recompute: bool = False
+    """Whether the UNet's activations are computed again for the gradient instead of kept: less memory, more time."""
+    compile: bool = False
+    """Whether torch.compile makes the UNet faster, which takes a minute or more at each start."""
     learning_rate: LearningRate = 1e-4
     """Learning rate of AdamW in the first epoch."""
     learning_rate_end: Share = 1e-5
@@ -236,6 +246,10 @@ class TrainingConfig:
     """Whether training cases are warped and their intensities changed, at random and anew each time."""
     validate_every: Count = 10
     """Epochs between validations."""
+    checkpoint_minutes: Minutes = 10.0
+    """The longest time between two checkpoints, which are written at each epoch's end too."""
+    deterministic: bool = False
+    """Whether a GPU gives the same numbers in every run, more slowly; a CPU always does on one number of threads."""
     seed: Seed = 0
     """Of all random draws: validation cases, initial weights, order, dropout and augmentation."""
 
@@ -250,6 +264,11 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     snapshot: str | None = None
     """Trained weights for evaluation; null means best.pt beside the config file."""
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of the resampled cases."""
+        return Path(self.data.cache_dir or Path(self.training.run_dir) / "cache")
 
 
 @dataclass
@@ -334,7 +353,7 @@ class DrnTrainingConfig:
     shapes: Count = 70
     """Fresh shapes in each epoch."""
     batch_size: Count = 2
-    """Shapes in one step of the optimiser."""
+    """Shapes in one step of the optimiser, over all processes together."""
     learning_rate: LearningRate = 1e-3
     """Learning rate of AdamW in the first epoch."""
     learning_rate_end: Share = 1e-5
@@ -345,6 +364,10 @@ class DrnTrainingConfig:
     """Shapes of the validation, the same in every run."""
     validate_every: Count = 10
     """Epochs between validations."""
+    checkpoint_minutes: Minutes = 10.0
+    """The longest time between two checkpoints, which are written at each epoch's end too."""
+    deterministic: bool = False
+    """Whether a GPU gives the same numbers in every run, more slowly; a CPU always does on one number of threads."""
     seed: Seed = 0
     """Of the random draws: initial weights, dropout and shapes; not of the validation's shapes."""
 
@@ -526,7 +549,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
 """What spans several fields: functions that raise InputError where theirs do not fit together. They are called in this
 order, once every field is within its own limits."""
 
-PATH_KEYS = ("data.dir", "training.run_dir", "training.init_from", "loss.drn_config", "snapshot")
+PATH_KEYS = ("data.dir", "data.cache_dir", "training.run_dir", "training.init_from", "loss.drn_config", "snapshot")
 AnyConfig = TypeVar("AnyConfig", Config, DrnConfig)
 
 

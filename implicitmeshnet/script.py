@@ -21,6 +21,7 @@ except ImportError:  # Windows: nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
 QUOTED = 300  # letters that a message quotes of what it found
+COME_AGAIN = 75  # the exit status of a training that was stopped, EX_TEMPFAIL of sysexits.h
 LONGEST_PATH = 4095  # bytes, on Linux
 HOST = platform.node()[:64]  # a file name has room for no more
 PARTIAL = re.compile(r"\..*\.partial-(?P<host>.*)-(?P<process>\d{1,9})-\w{8}(\..*)?", re.DOTALL)
@@ -29,6 +30,10 @@ PARTIAL = re.compile(r"\..*\.partial-(?P<host>.*)-(?P<process>\d{1,9})-\w{8}(\..
 
 class InputError(ValueError):
     """Bad input: one sentence that names the file or argument, what was wanted and what was found."""
+
+
+class Stopped(Exception):
+    """Stopped by a signal, in one sentence; nothing is lost, and the same command goes on."""
 
 
 def shorten(found: object, longest: int = QUOTED) -> str:
@@ -76,8 +81,8 @@ def run_script(main: Callable[[], object]) -> None:
     """Call main() and end the process the way users and shells expect when it fails.
 
     Bad input, or a file that cannot be used, ends as one line on stderr with exit status 2, an interrupt as one line
-    with status 130. A fault of our own keeps its traceback and Python's exit status, 1. Letters that the terminal's
-    encoding lacks are printed as backslash escapes.
+    with status 130, a training that a signal stopped as one with status 75. A fault of our own keeps its traceback and
+    Python's exit status, 1. Letters that the terminal's encoding lacks are printed as backslash escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -92,6 +97,9 @@ def run_script(main: Callable[[], object]) -> None:
     except OSError as error:
         _say(f"{shorten(error.filename or 'a file')}: cannot be read or written ({reason(error)})")
         sys.exit(2)
+    except Stopped as stop:
+        _say(str(stop))
+        sys.exit(COME_AGAIN)
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)

@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 from implicitmeshnet.surfaces import figures
 
 figures.RENDER_PIXELS = 40
+OF_THEIR_TIME = {"last.pt", "log.jsonl", "provenance.json"}
+SECONDS = ("seconds", "validation_seconds")
 
 
 def save_values(figure: Figure, file, **_):
@@ -69,18 +71,21 @@ def check_same(wanted, found):
     if isinstance(wanted, dict):
         assert list(wanted) == list(found)
         for name in wanted:
-            if name != "seconds":
+            if name not in SECONDS:
                 check_same(wanted[name], found[name])
     elif isinstance(wanted, list):
         assert len(wanted) == len(found)
         for one, other in zip(wanted, found, strict=True):
             check_same(one, other)
     else:
-        assert torch.equal(wanted, found) if isinstance(wanted, torch.Tensor) else wanted == found
+        same = torch.equal(wanted, found) if isinstance(wanted, torch.Tensor) else wanted == found
+        assert same, (wanted, found)
 
 
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if not path.name.startswith("events")}
+    """All that is in a run folder and below it, by paths from there."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("events")]
+    return {str(path.relative_to(folder)) for path in paths}
 
 
 def kill_everywhere(folder: Path, script, options: list[str]) -> int:
@@ -96,7 +101,7 @@ def kill_everywhere(folder: Path, script, options: list[str]) -> int:
         assert (folder / "run/.lock").exists()
         assert train(script, folder, options, 0) == 0, f"not resumed after kill {kills + 1}"
         assert files(folder / "run") == files(wanted)
-        for name in files(wanted) - {"last.pt"}:
+        for name in files(wanted) - OF_THEIR_TIME:
             assert (folder / "run" / name).read_bytes() == (wanted / name).read_bytes(), (name, kills + 1)
         check_same(*(torch.load(path / "last.pt", weights_only=True) for path in (wanted, folder / "run")))
         kills += 1

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 import implicitmeshnet.data.augment as module
 from implicitmeshnet.data.augment import augment
@@ -98,7 +99,62 @@ def test_a_turn_keeps_a_ball_round_in_mm_where_slices_are_thick(monkeypatch):
         assert moved.sum().item() == pytest.approx(ball.sum().item(), rel=0.05)
 
 
-def test_the_largest_channel_is_that_of_argmax_with_ties_for_the_first():
-    channels = torch.randint(0, 3, (4, 5, 6, 7), generator=torch.Generator().manual_seed(0)).float()
-    assert torch.equal(module._largest(channels), channels.argmax(0))
-    assert torch.equal(module._largest(channels[:1]), torch.zeros(5, 6, 7, dtype=torch.int64))
+def scattered(count):
+    """Three labels, 3 of them as if ignored, and places (3, N) in and beside their volume."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, (7, 5, 6), generator=generator).to(torch.uint8)
+    return label, torch.rand(3, count, 1, 1, generator=generator) * 2.6 - 1.3
+
+
+def test_labels_are_those_that_interpolated_indicators_give_beyond_the_border_too():
+    label, grid = scattered(4000)
+    indicators = torch.stack([label == value for value in range(4)]).double()
+    points = grid.double().movedim(0, -1)[None]
+    shares = F.grid_sample(indicators[None], points, mode="bilinear", padding_mode="border", align_corners=True)[0]
+    first, second = shares.topk(2, 0).values
+    clear = first - second > 1e-5
+    assert clear.float().mean() > 0.99
+    assert torch.equal(module._warp_label(label, grid)[clear], shares.argmax(0)[clear])
+
+
+def test_labels_are_the_same_whether_or_not_places_within_one_label_are_left_out():
+    label, grid = scattered(1000)
+    label[:4] = 2
+    corner, fractions = module._cells(label.shape, grid)
+    everywhere = module._heaviest_of_corners(label.flatten(), label.shape, corner, fractions)
+    assert torch.equal(module._warp_label(label, grid).flatten(), everywhere.long())
+
+
+def test_half_way_between_labels_the_smallest_wins():
+    label = torch.tensor([2, 1, 3], dtype=torch.uint8).view(1, 1, 3).expand(2, 2, 3)
+    along = torch.linspace(-1, 1, 5).expand(2, 2, 5)
+    grid = torch.stack([along, torch.zeros_like(along), torch.zeros_like(along)])
+    assert torch.equal(module._warp_label(label, grid)[0, 0], torch.tensor([2, 1, 1, 1, 3]))
+    weights = torch.tensor([[0.25], [0.25], [0.25], [0.25]])
+    assert module._heaviest(torch.tensor([[5], [4], [5], [4]]), weights) == 4
+
+
+def test_it_draws_as_many_numbers_of_the_generator_for_a_large_volume_as_for_a_small_one():
+    image, label = sample()
+    states = []
+    for shape in (SHAPE, (12, 12, 12)):
+        generator = torch.Generator().manual_seed(0)
+        augment(image, label, shape, SPACING_MM, generator)
+        states.append(generator.get_state())
+    assert torch.equal(*states)
+
+
+def test_a_volume_in_half_precision_is_changed_as_the_same_numbers_in_single():
+    image, label = sample()
+    half = augment(image.half(), label, SHAPE, SPACING_MM, torch.Generator().manual_seed(0))[0]
+    single = augment(image.half().float(), label, SHAPE, SPACING_MM, torch.Generator().manual_seed(0))[0]
+    assert half.dtype == torch.float32
+    assert torch.equal(half, single)
+
+
+def test_what_runs_on_the_device_asks_for_no_number_from_it():
+    """The meta device has none to give."""
+    image, label = (volume.to("meta") for volume in sample())
+    grid = module._between_control_points(torch.zeros(3, 5, 5, 5, device="meta"), SHAPE)
+    assert module._warp_label(label, grid).shape == SHAPE
+    assert module._change_intensity(image[0], torch.Generator(), None).shape == PADDED

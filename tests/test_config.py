@@ -116,7 +116,7 @@ def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
     assert load_config(tmp_path / "config.json").training.epochs == 5
 
 
-@pytest.mark.parametrize("key", ["data.dir", "training.run_dir", "loss.drn_config", "snapshot"])
+@pytest.mark.parametrize("key", ["data.dir", "data.cache_dir", "training.run_dir", "loss.drn_config", "snapshot"])
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "x/" * 50_000])
 def test_a_name_that_no_file_can_have_is_one_sentence_that_names_the_key(tmp_path, key, name):
     section, _, last = key.rpartition(".")

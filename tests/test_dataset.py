@@ -1,4 +1,4 @@
-"""Folder layouts, the way of one case onto the network's grid, splits, template statistics."""
+"""Folder layouts, the way of one case onto the network's grid, splits."""
 
 import itertools
 import json
@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 import torch
 from meshes import structures_of
-from volumes import write_case
+from volumes import BOXES_AFFINE as AFFINE
+from volumes import write_boxes
 
 from implicitmeshnet.config import Config, DataConfig
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import (
     Case,
-    Sample,
-    TrainingSet,
-    check_cases,
     check_labels,
     configured_split,
     find_cases,
@@ -28,17 +26,16 @@ from implicitmeshnet.data.dataset import (
     read_labelled,
     split_cases,
     splits_of,
-    template_statistics,
     training_sample,
 )
 from implicitmeshnet.data.nifti import read_image, write_volume
+from implicitmeshnet.data.training_set import TrainingSet
 from implicitmeshnet.data.volume import Grid, Volume, network_grid
 from implicitmeshnet.script import InputError
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 HIPPOCAMPUS, HEART, ACDC = DATA / "Task04_Hippocampus", DATA / "heart_ct", DATA / "ACDC"
 CONFIG = DataConfig(structures={"LV": [500], "LA": [420, 421]}, shape=(16, 16, 16), spacing_mm=1.7)
-AFFINE = np.array([[0, -1.0, 0, 30], [1.5, 0, 0, -8], [0, 0, 2.0, 5], [0, 0, 0, 1]])
 
 
 def touch(folder, *names):
@@ -51,14 +48,6 @@ def touch(folder, *names):
 
 def names(cases):
     return [(case.name, case.image.name, case.label and case.label.name) for case in cases]
-
-
-def write_boxes(folder, name="ct", values=(500, 420), affine=AFFINE):
-    """A volume of 20 x 30 x 16 voxels with one box for each value, brighter than the rest."""
-    labels = np.zeros((20, 30, 16), np.int16)
-    for index, value in enumerate(values):
-        labels[4:12, 4 + 10 * index : 12 + 10 * index, 4:12] = value
-    return write_case(folder, name, np.where(labels > 0, 400, -50).astype(np.int16), labels, affine)
 
 
 def test_files_in_mm_whs_naming_become_cases_by_name(tmp_path):
@@ -160,8 +149,8 @@ def test_each_channel_of_a_sample_is_what_a_sample_of_its_file_alone_is(tmp_path
         )
         torch.testing.assert_close(sample.image[number], alone.image[0], atol=1e-5, rtol=0)
         torch.testing.assert_close(sample.overview.image[number], alone.overview.image[0], atol=1e-5, rtol=0)
-        np.testing.assert_allclose(sample.quantiles[number], alone.quantiles[0], atol=1e-5)
-    samples = TrainingSet([case], config)
+        np.testing.assert_allclose(sample.facts.quantiles[number], alone.facts.quantiles[0], atol=1e-5)
+    samples = TrainingSet([case], config, 0, tmp_path / "cache")
     assert [statistics.cases for statistics in samples.intensity_statistics] == [1, 1]
 
 
@@ -223,7 +212,7 @@ def test_real_hearts_have_their_true_volume(capsys):
     for case in find_cases(ACDC, labelled=True)[::12]:
         sample = training_sample(case, config)
         assert 40 < sample.label.count_nonzero() * 0.027 < 400
-        assert sample.shares_outside.max() < 0.01
+        assert sample.facts.shares_outside.max() < 0.01
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
     assert all("pixdim says" in line for line in lines)
@@ -384,65 +373,6 @@ def test_a_label_needs_a_configured_value(tmp_path):
     assert str(caught.value) == f"{case.label}: wanted some of the label values 420, 421, 500, found 0, 205, 600"
 
 
-def test_the_training_set_keeps_its_samples(tmp_path):
-    cases = [write_boxes(tmp_path, "a"), write_boxes(tmp_path, "b", values=(500,))]
-    samples = TrainingSet(cases, CONFIG, margin=2)
-    assert len(samples) == 2
-    assert len(samples) == 2
-    sample = training_sample(cases[0], CONFIG, margin=2)
-    assert samples[0].image.dtype == torch.float32
-    assert samples.samples[0].image.dtype == torch.float16
-    assert torch.allclose(samples[0].image, sample.image, atol=1e-3)
-    assert torch.equal(samples[0].label, sample.label)
-    with pytest.raises(InputError, match=r"data\.structures: wanted LA in at least one of 1 cases, found it in none"):
-        TrainingSet(cases[1:], CONFIG)
-
-
-def ellipsoid_sample(shape, margin, centre, radii):
-    half = (np.array(shape) - 1) / 2
-    padded = [n + 2 * margin for n in shape]
-    points = (np.stack(np.indices(padded), -1) - margin) / half - 1
-    inside = ((points - centre) ** 2 / np.square(radii)).sum(-1) < 1
-    label = torch.from_numpy(inside.astype(np.uint8))
-    return Sample(label.float()[None], label, Grid(shape, np.eye(4)))
-
-
-@pytest.mark.parametrize("margin", [0, 5])
-def test_template_statistics_recover_an_ellipsoid(margin):
-    shape, radii = (32, 48, 64), np.array([0.5, 0.4, 0.3])
-    samples = [ellipsoid_sample(shape, margin, [x, -0.2, 0.3], radii) for x in (0.1, 0.3)]
-    centres, found = template_statistics(samples, DataConfig(structures={"LV": [1]}, shape=shape))
-    assert centres.shape == found.shape == (1, 3)
-    np.testing.assert_allclose(centres, [[0.2, -0.2, 0.3]], atol=0.01)
-    np.testing.assert_allclose(found[0], radii, rtol=0.02)
-
-
-def test_the_template_of_a_mesh_that_encloses_another_is_that_of_both():
-    sample = ellipsoid_sample((32, 32, 32), 0, [0, 0, 0], [0.6, 0.6, 0.6])
-    inner = ellipsoid_sample((32, 32, 32), 0, [0, 0, 0], [0.4, 0.4, 0.4])
-    sample.label[inner.label == 1] = 2
-    config = DataConfig(structures={"Myo": [1], "LV": [2]}, encloses={"Myo": ["LV"]}, shape=(32, 32, 32))
-    _, radii = template_statistics([sample], config)
-    np.testing.assert_allclose(radii, [[0.6] * 3, [0.4] * 3], rtol=0.02)
-
-
-def test_a_single_voxel_has_a_size():
-    label = torch.zeros(9, 9, 9, dtype=torch.uint8)
-    label[4, 2, 6] = 1
-    centres, radii = template_statistics(
-        [Sample(label.float()[None], label, Grid((9,) * 3, np.eye(4)))],
-        DataConfig(structures={"LV": [1]}, shape=(9,) * 3),
-    )
-    np.testing.assert_allclose(centres, [[0, -0.5, 0.5]])
-    np.testing.assert_allclose(radii, np.full((1, 3), np.sqrt(5 / 12) / 4))
-
-
-def test_template_statistics_need_every_structure():
-    sample = ellipsoid_sample((16, 16, 16), 0, [0, 0, 0], [0.5, 0.5, 0.5])
-    with pytest.raises(InputError, match="wanted LA in at least one training case, found it in none"):
-        template_statistics([sample], DataConfig(structures={"LV": [1], "LA": [2]}, shape=(16, 16, 16)))
-
-
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="Task04_Hippocampus is not at ../shared/data")
 def test_hippocampus_volumes_survive_the_networks_grid():
     cases = find_cases(HIPPOCAMPUS, labelled=True)
@@ -492,28 +422,6 @@ def test_beyond_the_volume_a_sample_is_as_dark_as_can_be_and_background(tmp_path
     assert (sample.label.numpy()[outside] == 0).all()
     assert sample.image[0].numpy()[~outside].min() > -0.6
     assert sample.label.any()
-
-
-def test_a_training_set_is_iterated_and_counts_what_the_box_cuts(tmp_path, capsys):
-    cases = [write_boxes(tmp_path, "a"), write_boxes(tmp_path, "b")]
-    samples = TrainingSet(cases, CONFIG)
-    assert capsys.readouterr().out == ""
-    assert [sample.image.dtype for sample in samples] == [torch.float32] * 2
-    assert [sample.image.shape for sample in samples] == [(1, *CONFIG.shape)] * 2
-    assert samples.intensity_statistics is not None
-    assert samples.intensity_statistics.cases == 2
-    narrow = DataConfig(structures=CONFIG.structures, shape=(16, 14, 16), spacing_mm=1.0)
-    TrainingSet(cases, narrow)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["LV", "LA"]
-    assert all("outside the box in 2 of 2 cases" in line for line in lines)
-
-
-def test_validation_cases_are_checked_before_they_are_needed(tmp_path):
-    good, bad = write_boxes(tmp_path, "good"), write_boxes(tmp_path, "bad", values=(600,))
-    check_cases([good], CONFIG)
-    with pytest.raises(InputError, match=r"bad_label\.nii\.gz: wanted some of the label values"):
-        check_cases([good, bad], CONFIG)
 
 
 def test_what_is_doubtful_about_both_files_of_a_case_is_printed_once(tmp_path, capsys):

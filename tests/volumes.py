@@ -9,6 +9,9 @@ from implicitmeshnet.data.dataset import Case
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.data.volume import Grid
 
+BOXES_AFFINE = np.array([[0, -1.0, 0, 30], [1.5, 0, 0, -8], [0, 0, 2.0, 5], [0, 0, 0, 1]])
+"""Of `write_boxes`."""
+
 
 def block_mask(shape, start, stop) -> np.ndarray:
     """True from voxel `start` up to, and without, voxel `stop`."""
@@ -38,6 +41,14 @@ def write_case(folder: Path, name: str, image: np.ndarray, label: np.ndarray, af
     write_volume(case.image, image, affine)
     write_volume(case.label, label, affine)
     return case
+
+
+def write_boxes(folder: Path, name="ct", values=(500, 420), affine=BOXES_AFFINE) -> Case:
+    """A volume of 20 x 30 x 16 voxels with one box for each value, brighter than the rest."""
+    labels = np.zeros((20, 30, 16), np.int16)
+    for index, value in enumerate(values):
+        labels[4:12, 4 + 10 * index : 12 + 10 * index, 4:12] = value
+    return write_case(folder, name, np.where(labels > 0, 400, -50).astype(np.int16), labels, affine)
 
 
 def spoil(content: bytes, rng: random.Random, pieces: tuple[bytes, ...], header: int) -> bytes:

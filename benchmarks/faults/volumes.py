@@ -227,6 +227,6 @@ def use_labels(path: Path, data: DataConfig):
     expect(bool((sample.image.abs() <= 1 + 1e-6).all()), "intensities in [-1, 1]")
     expect(int(sample.label.max()) <= len(data.structures), "the structures' indices")
     expect(bool((sample.overview.image.abs() <= 1 + 1e-6).all()), "an overview in [-1, 1]")
-    outside = sample.shares_outside[~np.isnan(sample.shares_outside)]
+    outside = sample.facts.shares_outside[~np.isnan(sample.facts.shares_outside)]
     expect(bool(((outside >= 0) & (outside <= 1)).all()), "shares outside the box from 0 to 1")
-    expect(np.isfinite(sample.quantiles).all(), "finite quantiles")
+    expect(np.isfinite(sample.facts.quantiles).all(), "finite quantiles")

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 
 from implicitmeshnet.config import Config, DataConfig
-from implicitmeshnet.coordinates import transform, voxel_from_normalised
+from implicitmeshnet.data.ellipsoids import ellipsoids_of
 from implicitmeshnet.data.nifti import NOTICEABLE_VOXELS, read_image, read_labels
 from implicitmeshnet.data.overview import Overview, label_centre_mm, overview_of
-from implicitmeshnet.data.plausibility import check_box, intensity_quantiles, intensity_statistics, shares_outside
+from implicitmeshnet.data.plausibility import intensity_quantiles, shares_outside
 from implicitmeshnet.data.volume import (
     Grid,
     Volume,
@@ -52,17 +52,32 @@ class Case:
         """The files of all channels."""
         return (self.image, *self.others)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of the case's files."""
+        return self.images if self.label is None else (*self.images, self.label)
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What is counted and measured of a training case when it is read."""
+
+    warnings: tuple[str, ...]  # a sentence on each thing about its files that may make results wrong
+    voxels: np.ndarray  # (S,) of each structure's own in the sample, margin included
+    ellipsoids: np.ndarray  # (S, 2, 3) of what each structure's mesh holds in the grid, see `ellipsoids_of`
+    shares_outside: np.ndarray  # (S,) of each structure's label that lies outside the grid
+    quantiles: list[list[float]]  # by channel, of the intensities in the grid, see `plausibility`
+
 
 @dataclass
 class Sample:
     """One case on the network's grid of (X, Y, Z) voxels, with a margin of m voxels on every side."""
 
-    image: torch.Tensor  # (C, X + 2m, Y + 2m, Z + 2m) float32 in [-1, 1]
+    image: torch.Tensor  # (C, X + 2m, Y + 2m, Z + 2m) float32 in [-1, 1]; of a training set float16
     label: torch.Tensor | None  # (X + 2m, Y + 2m, Z + 2m) uint8: a class map, see `Structures`
     grid: Grid  # without the margin
     overview: Overview | None = None  # of the whole volume, where data.region is 'found'
-    shares_outside: np.ndarray | None = None  # (S,) of each structure's label that lies outside the grid
-    quantiles: list[list[float]] | None = None  # by channel, of the intensities in the grid, see `plausibility`
+    facts: Facts | None = None  # of a training case
 
 
 def find_cases(folder: Path | str, labelled: bool, split: str = "Tr", channels: int = 1) -> list[Case]:
@@ -316,10 +331,15 @@ def read_labelled(case: Case, config: DataConfig) -> tuple[Volume, Volume]:
     """
     image, labels = read_case(case)
     assert labels is not None, "find_cases was asked for labelled cases"
-    for warning in image.warnings + labels.warnings:
-        tqdm.write(f"warning: {warning}", file=sys.stderr)
+    say(image.warnings + labels.warnings)
     check_labels(labels, Structures.of(config))
     return image, labels
+
+
+def say(warnings: Iterable[str]) -> None:
+    """Print a line on stderr for each warning, past a progress bar where there is one."""
+    for warning in warnings:
+        tqdm.write(f"warning: {warning}", file=sys.stderr)
 
 
 def training_sample(case: Case, config: DataConfig, margin: int = 0) -> Sample:
@@ -336,15 +356,19 @@ def training_sample(case: Case, config: DataConfig, margin: int = 0) -> Sample:
         overview = overview_of(image, labels, config)
         centre_mm = label_centre_mm(labels, config)
     grid = network_grid(image.grid, config.shape, config.spacing_mm, centre_mm)
-    sample = on_network_grid(image, labels, grid, Structures.of(config), margin)
+    structures = Structures.of(config)
+    sample = on_network_grid(image, labels, grid, structures, margin)
+    assert sample.label is not None, "a label map was given"
     within_grid = without_margin(sample.image, grid.shape).numpy()
     seen = within_grid[(..., *box_inside(grid, image.grid))]  # no background from outside the volume
-    return replace(
-        sample,
-        overview=overview,
+    facts = Facts(
+        warnings=image.warnings + labels.warnings,
+        voxels=structures.counts(sample.label.numpy()),
+        ellipsoids=ellipsoids_of(without_margin(sample.label, grid.shape).numpy(), structures),
         shares_outside=shares_outside(labels, grid, config),
         quantiles=list(map(intensity_quantiles, seen)),
     )
+    return replace(sample, overview=overview, facts=facts)
 
 
 def without_margin(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -355,12 +379,6 @@ def without_margin(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         box.append(slice(margin, margin + size))
     x, y, z = box
     return volume[..., x, y, z]
-
-
-def check_cases(cases: list[Case], config: DataConfig) -> None:
-    """Read labelled cases that are only needed later, so that errors and warnings appear now, as `read_labelled`'s."""
-    for case in tqdm(cases, desc="checking validation cases", unit="case"):
-        read_labelled(case, config)
 
 
 def check_labels(labels: Volume, structures: Structures) -> None:
@@ -389,97 +407,3 @@ def _pad(grid: Grid, margin: int) -> Grid:
     affine[:3, 3] -= affine[:3, :3] @ np.full(3, margin)
     x, y, z = grid.shape
     return Grid((x + 2 * margin, y + 2 * margin, z + 2 * margin), affine)
-
-
-class TrainingSet:
-    """Prepared samples in memory, images as float16; `samples[i]` is a Sample with a float32 image.
-
-    Prints a line for each structure that the network's grid cuts. `intensity_statistics` describes the intensities that
-    the network sees. Raises InputError as `training_sample`, where a structure appears in no case at all, and where the
-    grid leaves most of a structure out.
-    """
-
-    def __init__(self, cases: list[Case], config: DataConfig, margin: int = 0):
-        self.samples: list[Sample] = []
-        for case in tqdm(cases, desc="reading cases", unit="case"):
-            sample = training_sample(case, config, margin)
-            self.samples.append(replace(sample, image=sample.image.half()))
-        self._check_structures(Structures.of(config))
-        outside = [sample.shares_outside for sample in self.samples if sample.shares_outside is not None]
-        for line in check_box(outside, config):
-            print(line)
-        quantiles = [sample.quantiles for sample in self.samples if sample.quantiles is not None]
-        of_channels = [intensity_statistics(of_channel) for of_channel in zip(*quantiles, strict=True)]
-        self.intensity_statistics = of_channels if len(of_channels) > 1 else of_channels[0]
-
-    def _check_structures(self, structures: Structures) -> None:
-        """Raise InputError for a structure that appears in no sample."""
-        voxels = np.zeros(len(structures), np.int64)
-        for sample in self.samples:
-            assert sample.label is not None, "training_sample reads labelled cases"
-            voxels += structures.counts(sample.label.numpy())
-        for name, count in zip(structures.names, voxels, strict=True):
-            if not count:
-                raise InputError(
-                    f"data.structures: wanted {name} in at least one of {len(self)} cases, found it in none"
-                )
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.samples[index]
-        return replace(sample, image=sample.image.float())
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
-
-def template_statistics(samples: Iterable[Sample], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Mean centre and semi-axes of what each structure's mesh holds, both (S, 3) float64 in normalised coordinates.
-
-    The samples are labelled. The semi-axes are those of the ellipsoid with the mask's variance along each axis,
-    sqrt(5 variance), each voxel counted as a cube. Margins beyond the grid are left out. Raises InputError for a
-    structure that is in no sample.
-    """
-    structures = Structures.of(config)
-    centres: list[list[np.ndarray]] = [[] for _ in structures.names]
-    radii: list[list[np.ndarray]] = [[] for _ in structures.names]
-    for sample in samples:
-        assert sample.label is not None, "template_statistics wants labelled samples"
-        classes = without_margin(sample.label, config.shape).numpy()
-        for structure in range(len(structures)):
-            mask = structures.held(classes, structure)
-            if mask.any():
-                centre, semi_axes = ellipsoid_of(mask)
-                centres[structure].append(centre)
-                radii[structure].append(semi_axes)
-    for name, found in zip(structures.names, centres, strict=True):
-        if not found:
-            raise InputError(f"data.structures: wanted {name} in at least one training case, found it in none")
-    mean_centres = np.array([np.mean(rows, 0) for rows in centres])
-    mean_radii = np.array([np.mean(rows, 0) for rows in radii])
-    return mean_centres, mean_radii
-
-
-def ellipsoid_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and semi-axes (3,), normalised, of the axis-parallel ellipsoid with the moments of a mask (X, Y, Z)."""
-    mean, variance = _moments(mask)
-    normalised_from_voxel = np.linalg.inv(voxel_from_normalised(mask.shape))
-    centre = transform(normalised_from_voxel, mean)
-    side = 2 / (np.array(mask.shape) - 1)  # of a voxel, normalised
-    own_variance = 1 / 12  # of a voxel as a cube of side 1
-    return centre, np.sqrt(5 * (variance + own_variance)) * side
-
-
-def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (3,) and variance (3,) of the voxel indices in a mask (X, Y, Z)."""
-    means = []
-    squares = []
-    for axis in range(3):
-        counts = mask.sum(tuple({0, 1, 2} - {axis}))
-        index = np.arange(len(counts))
-        means.append(np.average(index, weights=counts))
-        squares.append(np.average(index**2, weights=counts))
-    mean = np.array(means)
-    return mean, np.array(squares) - mean**2

@@ -328,21 +328,20 @@ def _unfold(values: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def drn_loss(
-    drn: DeepRepresentationNetwork, vertices: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-    """Deep supervision by the exact distance: the loss, the predictions of all stages and the finest's target.
+    drn: DeepRepresentationNetwork, predictions: Sequence[torch.Tensor], vertices: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Deep supervision by the exact distance of vertices (B, V, 3): the loss, and the target of the finest stage.
 
-    vertices (B, V, 3) normalised. The loss is the mean of `_stage_loss` over the stages; a stage before the last is
-    compared with the mean of the exact distance over each of its cells.
+    `predictions` are what the network says of the vertices, by stage. The loss is the mean of `_stage_loss` over the
+    stages; a stage before the last is compared with the mean of the exact distance over each of its cells.
     """
-    predictions = drn(vertices)
     target = mesh2sdf(vertices.detach(), drn.faces, list(drn.shape))
     losses = []
     for prediction in predictions:
         cell = drn.shape[0] // prediction.shape[1]
         truth = F.avg_pool3d(target[:, None], cell)[:, 0]
         losses.append(_stage_loss(prediction, truth, cell * voxel_length(drn.shape)))
-    return torch.stack(losses).mean(), predictions, target
+    return torch.stack(losses).mean(), target
 
 
 def _stage_loss(prediction: torch.Tensor, truth: torch.Tensor, length: float) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Save, load and resume: checkpoints hold tensors and plain values only, so they load with weights_only=True."""
 
-import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,24 +12,13 @@ import torch
 from implicitmeshnet.config import Config, DrnConfig, load_config
 from implicitmeshnet.models.drn import DeepRepresentationNetwork
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
-from implicitmeshnet.script import InputError, atomic_path, reason, shorten
+from implicitmeshnet.script import InputError, reason, shorten
+from implicitmeshnet.tensor_files import save_checkpoint
 
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PER_STRUCTURE = ("decoder.", "unet.head.")  # weights that have a row for each structure
 TEMPLATE = ("template_centres", "template_radii")  # keys of a NetworkConfig that come with its snapshot
 Network = TypeVar("Network", bound=torch.nn.Module)
-
-
-def save_checkpoint(path: Path | str, state: dict[str, Any]) -> None:
-    """Write a dictionary of tensors and plain values, through a temporary file; the same state gives the same bytes.
-
-    Raises InputError where the file cannot be written.
-    """
-    # Through memory: given a path, torch would write the file's name into the file and would not say why it failed.
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path | str) -> Any:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from implicitmeshnet.config import Config
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.data.dataset import Case, Sample, ellipsoid_of, on_network_grid, read_case, standardise
+from implicitmeshnet.data.dataset import Case, Sample, on_network_grid, read_case, standardise
+from implicitmeshnet.data.ellipsoids import ellipsoid_of
 from implicitmeshnet.data.overview import label_centre_mm
 from implicitmeshnet.data.volume import Volume, canonical, network_grid
 from implicitmeshnet.mesh import icosphere

@@ -9,15 +9,18 @@ from matplotlib.figure import Figure
 from implicitmeshnet.surfaces.figures import colours, save_figure
 from implicitmeshnet.training.history import History
 
+FEW_EPOCHS = 30  # of which each is marked, as one alone draws no line
+
 
 def training_overview(path: Path | None, history: History) -> Figure:
     """Losses and validation scores over the epochs of a training; PNG where path is not None."""
     figure = Figure(figsize=(12, 4.5), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     numbers = [epoch.number for epoch in history]
+    marker = "o" if len(numbers) <= FEW_EPOCHS else None
     for name in history.epochs[0].losses:
         values = [epoch.losses.get(name, np.nan) for epoch in history]
-        left.plot(numbers, values, label=name, lw=2.2 if name == "total" else 1.3)
+        left.plot(numbers, values, label=name, lw=2.2 if name == "total" else 1.3, marker=marker, ms=3)
     best = history.best
     validated = [epoch for epoch in history if epoch.scores]
     for name, colour in colours(history.score_names if validated else ()).items():

@@ -13,6 +13,7 @@ from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.ops import mesh2sdf, splat_trilinear
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.cosine import cosine
+from implicitmeshnet.training.processes import total
 
 Distance = Callable[[torch.Tensor, list[int]], torch.Tensor]
 """A route from meshes to their SDF: vertices (N, V, 3) normalised and a shape -> SDF (N, X, Y, Z), differentiable."""
@@ -48,11 +49,12 @@ def known_neighbourhoods(kept: torch.Tensor) -> torch.Tensor:
 def class_loss(logits: torch.Tensor, classes: torch.Tensor, ignored: int) -> torch.Tensor:
     """Cross-entropy of logits (B, C, X, Y, Z) against a class map (B, X, Y, Z): a scalar.
 
-    It is the mean over the voxels that are not of the class `ignored`, 0 where all are.
+    It is the mean over the voxels, of all processes, that are not of the class `ignored`, 0 where all are.
     """
     classes = classes.long()
-    total = F.cross_entropy(logits, classes, ignore_index=ignored, reduction="sum")
-    return total / (classes != ignored).sum().clamp(min=1)
+    summed = F.cross_entropy(logits, classes, ignore_index=ignored, reduction="sum")
+    voxels = (classes != ignored).sum()
+    return total(summed) / total(voxels).clamp(min=1)
 
 
 def soft_dice_loss(logits: torch.Tensor, classes: torch.Tensor, ignored: int) -> torch.Tensor:
@@ -60,15 +62,15 @@ def soft_dice_loss(logits: torch.Tensor, classes: torch.Tensor, ignored: int) ->
 
     logits (B, S + 1, X, Y, Z) with the background first, classes (B, X, Y, Z); voxels of the class `ignored` are left
     out. Unlike the cross-entropy it weighs a structure by itself, whatever its size (Milletari et al., 3DV 2016; the
-    batch is taken together as in nnU-Net). A structure without any voxel in the batch counts nothing.
+    batch, of all processes, is taken together as in nnU-Net). A structure without any voxel in it counts nothing.
     """
     kept = (classes != ignored)[:, None]
     probabilities = logits.softmax(1)[:, 1:] * kept
     numbers = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, 1, 1, 1)
     wanted = classes[:, None] == numbers
-    common = (probabilities * wanted).sum((0, 2, 3, 4))
-    sizes = wanted.sum((0, 2, 3, 4))
-    overlap = 2 * common / (probabilities.sum((0, 2, 3, 4)) + sizes).clamp(min=1)
+    common = total((probabilities * wanted).sum((0, 2, 3, 4)))
+    sizes = total(wanted.sum((0, 2, 3, 4)))
+    overlap = 2 * common / (total(probabilities.sum((0, 2, 3, 4))) + sizes).clamp(min=1)
     present = sizes > 0
     return ((1 - overlap) * present).sum() / present.sum().clamp(min=1)
 
@@ -89,8 +91,8 @@ def occupancy_loss(
     if kept is None:
         return F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1))
     weight = kept.expand_as(masks).flatten(0, 1)
-    total = F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1), weight, reduction="sum")
-    return total / weight.sum().clamp(min=1)
+    summed = F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1), weight, reduction="sum")
+    return total(summed) / total(weight.sum()).clamp(min=1)
 
 
 def surface_loss(
@@ -220,12 +222,12 @@ class MeshLoss(nn.Module):
     def forward(self, prediction: Prediction, label: torch.Tensor, epoch: float) -> tuple[torch.Tensor, Losses]:
         """label (B, X, Y, Z), a class map -> the total (scalar) and its Losses."""
         losses = self._losses(prediction, label)
-        total = self.config.occupancy * losses.occupancy
-        total = total + self.config.surface * losses.surface
-        total = total + laplacian_weight(self.config, epoch) * losses.laplacian
-        total = total + self.config.segmentation * losses.segmentation
-        total = total + self.config.segmentation_dice * losses.segmentation_dice
-        return total, losses
+        weighted = self.config.occupancy * losses.occupancy
+        weighted = weighted + self.config.surface * losses.surface
+        weighted = weighted + laplacian_weight(self.config, epoch) * losses.laplacian
+        weighted = weighted + self.config.segmentation * losses.segmentation
+        weighted = weighted + self.config.segmentation_dice * losses.segmentation_dice
+        return weighted, losses
 
     def _losses(self, prediction: Prediction, label: torch.Tensor) -> Losses:
         masks = structure_masks(label, self.structures)

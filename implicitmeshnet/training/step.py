@@ -1,20 +1,25 @@
 """One step of ImplicitMeshNet's training: what it needs, how it begins, and what a batch is drawn from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from implicitmeshnet.config import Config
 from implicitmeshnet.data.augment import augment
-from implicitmeshnet.data.dataset import Sample, TrainingSet, template_statistics
+from implicitmeshnet.data.dataset import Sample
+from implicitmeshnet.data.ellipsoids import template_statistics
 from implicitmeshnet.data.overview import IGNORED, Overview
-from implicitmeshnet.models.localiser import Localiser
-from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
+from implicitmeshnet.data.training_set import TrainingSet
+from implicitmeshnet.models.mesh_net import ImplicitMeshNet, Prediction, build_network
+from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
+from implicitmeshnet.training import processes
 from implicitmeshnet.training.deep_route import DeepRoute
 from implicitmeshnet.training.losses import MeshLoss, class_loss
-from implicitmeshnet.training.run import Parts, take_step
+from implicitmeshnet.training.run import AUGMENTATION, OVERVIEW, Moment, Parts, adamw, clipped_step
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Run:
     config: Config
     device: torch.device
     network: ImplicitMeshNet
+    model: Callable[[torch.Tensor], Prediction]
+    """The network as a step calls it, its gradients the mean over all processes."""
     criterion: MeshLoss
     optimizer: torch.optim.AdamW
     deep: DeepRoute | None
@@ -47,64 +54,116 @@ def learn_from_data(config: Config, samples: TrainingSet) -> None:
     """Fill in what the config takes from the training cases: intensities, and the template's centres and radii."""
     config.data.intensity_statistics = samples.intensity_statistics
     if config.network.template == "mean":
-        centres, radii = template_statistics(samples, config.data)
+        centres, radii = template_statistics(samples.ellipsoids, config.data)
         config.network.template_centres = tuple(map(tuple, centres.tolist()))
         config.network.template_radii = tuple(map(tuple, radii.tolist()))
 
 
 def start_run(config: Config, device: torch.device, deep: DeepRoute | None) -> Run:
-    """Network, losses and optimiser, the weights drawn with training.seed."""
+    """Network, losses and optimiser, the weights drawn with training.seed.
+
+    Raises InputError where the processes and their parts of a batch do not divide training.batch_size.
+    """
     settings = config.training
+    shares = processes.count() * settings.accumulate
+    if settings.batch_size % shares:
+        raise InputError(
+            f"training.batch_size: wanted a multiple of {shares}, for {processes.count()} processes and"
+            f" training.accumulate {settings.accumulate}, found {settings.batch_size}"
+        )
     torch.manual_seed(settings.seed)
     network = build_network(config).to(device)
+    if settings.compile:
+        network.unet.compile()
     faces = network.decoder.faces
     vertex_count = network.decoder.template.shape[1]
     distance = deep.distance if deep else None
     criterion = MeshLoss(faces, vertex_count, config.loss, Structures.of(config.data), distance).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    return Run(config, device, network, criterion, optimizer, deep)
+    optimizer = adamw(network, settings.learning_rate, settings.weight_decay)
+    return Run(config, device, network, processes.parallel(network, device), criterion, optimizer, deep)
 
 
 def train_step(
-    run: Run, samples: list[Sample], now: float, number: int, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """One step of each network on a batch, `now` epochs after the start; its losses by name, each a scalar."""
-    image, label = draw_batch(run, samples, generator)
-    prediction = run.network(image)
-    total, terms = run.criterion(prediction, label, now)
-    losses = {"total": total, **vars(terms)}
-    if run.network.localiser:
-        losses["localiser"] = localiser_loss(run, run.network.localiser, samples[0].overview, generator)
-        total = total + losses["localiser"]
-    take_step(total, run.network, run.optimizer, number)
+    run: Run, samples: TrainingSet, cases: Sequence[int], moment: Moment, now: float
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """One step of each network on this process's share of a batch of `cases`, `now` epochs after the start.
+
+    Its losses by name, and 1 where a step was left out as its gradients were not finite: scalars on the device.
+    """
+    own = processes.share(range(len(cases)))
+    parts = run.config.training.accumulate
+    overview = samples[cases[0]].overview if run.network.localiser else None
+    run.optimizer.zero_grad(set_to_none=True)
+    losses = []
+    vertices = []
+    for part in range(parts):
+        drawn = [draw_case(run, samples, cases, place, moment) for place in own[part::parts]]
+        images, labels = zip(*drawn, strict=True)
+        is_last = part == parts - 1
+        with nullcontext() if is_last else unsynchronised(run.model):
+            prediction = run.model(torch.stack(images))
+            total, terms = run.criterion(prediction, torch.stack(labels), now)
+            losses.append({"total": total, **vars(terms)})
+            if is_last and overview:
+                losses.append({"localiser": localiser_loss(run, overview, moment)})
+                total = total + parts * losses[-1]["localiser"]
+            (total / parts).backward()
+        vertices.append(prediction.vertices.detach().flatten(0, 1))
+    skipped = clipped_step(run.network, run.optimizer)
     if run.deep:
-        losses["drn"] = run.deep.step(prediction.vertices.detach().flatten(0, 1), number)
-    return losses
+        loss, also_skipped = run.deep.step(torch.cat(vertices))
+        losses.append({"drn": loss})
+        skipped = torch.maximum(skipped, also_skipped)
+    return means_by_name(losses), skipped
 
 
-def draw_batch(run: Run, samples: list[Sample], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, C, X, Y, Z) and labels (B, X, Y, Z) on the device, augmented where the config asks for it."""
-    drawn = [draw(run, sample, run.config.data.shape, generator) for sample in samples]
-    images, labels = zip(*drawn, strict=True)
-    return torch.stack(images), torch.stack(labels)
+def unsynchronised(model: Callable) -> AbstractContextManager[None]:
+    """In this context backward passes add to the gradients of this process alone."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def means_by_name(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of each name's scalars over the rows that have it."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for row in rows:
+        for name, value in row.items():
+            found.setdefault(name, []).append(value.detach())
+    return {name: torch.stack(values).mean() for name, values in found.items()}
+
+
+def draw_case(
+    run: Run, samples: TrainingSet, cases: Sequence[int], place: int, moment: Moment
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image (C, X, Y, Z) and label (X, Y, Z) of one place in a batch, which draws the same in whichever process."""
+    generator = moment.generator(AUGMENTATION, place)
+    return draw(run, samples[cases[place]], run.config.data.shape, generator)
 
 
 def draw(
     run: Run, volume: Sample | Overview, shape: Sequence[int], generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image (C, X, Y, Z) and label (X, Y, Z), augmented onto `shape` where the config asks for it."""
+    """Image (C, X, Y, Z) and label (X, Y, Z) on the device, augmented onto `shape` where the config asks for it."""
     assert volume.label is not None, "training cases are labelled"
-    image = volume.image.to(run.device)
-    label = volume.label.to(run.device)
+    image = to_device(volume.image, run.device).float()  # there: half the bytes are moved
+    label = to_device(volume.label, run.device)
     if not run.config.training.augmentation:
         return image, label
     return augment(image, label, shape, volume.grid.spacing_mm, generator)
 
 
-def localiser_loss(
-    run: Run, localiser: Localiser, overview: Overview | None, generator: torch.Generator
-) -> torch.Tensor:
-    """Cross-entropy of the coarse pass on one case; one of a batch will do, as it learns sooner than the rest."""
-    assert overview is not None, "samples of data.region 'found' have one"
-    image, label = draw(run, overview, overview.image.shape[1:], generator)
-    return class_loss(localiser(image[None].float()), label[None], IGNORED)
+def to_device(volume: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on a device; a GPU fetches it by itself while this process goes on and the step before still runs."""
+    if device.type != "cuda":
+        return volume.to(device)
+    return volume.pin_memory().to(device, non_blocking=True)
+
+
+def localiser_loss(run: Run, overview: Overview, moment: Moment) -> torch.Tensor:
+    """Cross-entropy of the coarse pass on the first case of a batch, in all processes the same.
+
+    One of a batch will do, as it learns sooner than the rest.
+    """
+    localiser = run.network.localiser
+    assert localiser is not None, "data.region 'found' has one"
+    image, label = draw(run, overview, overview.image.shape[1:], moment.generator(OVERVIEW))
+    return class_loss(localiser(image[None]), label[None], IGNORED)
