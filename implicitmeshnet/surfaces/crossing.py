@@ -1,0 +1,240 @@
+"""Which faces of meshes cross or touch, decided exactly.
+
+Vertices are taken to integers first, as fine as float32 tells apart the largest coordinate, so that a file in float32
+holds the very numbers that were judged. On integers below 2^24 every sign here is exact: where float64 might round to
+the wrong one, Python's integers decide. Segments against triangles by signed volumes, as in Guigue and Devillers,
+Journal of Graphics Tools 2003; triangles in one plane by separating lines.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+BITS = 24
+"""Of the integers that vertices become."""
+PAIRS_AT_ONCE = 2_000_000
+"""Pairs of faces that are looked at together, which bounds the memory."""
+ROUNDING = 1e-15
+"""More than float64 misses a sum of three products by, relative to the sum of their sizes."""
+
+
+def snap_step(vertices: np.ndarray) -> float:
+    """The power of two that vertices (..., 3) are whole multiples of once snapped: float32's, at the largest of them."""
+    largest = np.abs(vertices).max(initial=0.0)
+    if not np.isfinite(largest):
+        raise ValueError("vertices: wanted finite coordinates, found others")
+    return 2.0 ** (np.ceil(np.log2(max(largest, 2.0**-100))) + 1 - BITS)
+
+
+def snapped(vertices: np.ndarray) -> np.ndarray:
+    """Vertices (..., 3) moved to the nearest whole multiples of `snap_step`, float64."""
+    step = snap_step(vertices)
+    return np.round(np.asarray(vertices, dtype=np.float64) / step) * step
+
+
+def crossing_pairs(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """The pairs of faces that have more in common than the vertices that they share: (P, 2), each pair once.
+
+    vertices (V, 3), faces (F, 3); of several meshes the vertices are simply numbered on. Faces that share a vertex or
+    an edge meet there; all others may not even touch. A face without area is paired with itself. Raises ValueError for
+    coordinates that are not finite.
+    """
+    faces = np.asarray(faces)
+    step = snap_step(vertices)
+    whole = np.round(np.asarray(vertices, dtype=np.float64) / step)
+    triangles = whole[faces]  # (F, 3 corners, 3) whole numbers in float64
+    flat = np.flatnonzero(~_normals(triangles).any(1))
+    found = [np.stack([flat, flat], 1)]
+    for first, second in overlapping_boxes(triangles):
+        hit = _meet(triangles, faces, first, second)
+        found.append(np.stack([first[hit], second[hit]], 1))
+    return np.concatenate(found)
+
+
+def crossing_faces(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """The faces of a mesh, bool (F,), in any of `crossing_pairs`."""
+    crossed = np.zeros(len(faces), dtype=bool)
+    crossed[crossing_pairs(vertices, faces).ravel()] = True
+    return crossed
+
+
+def _meet(triangles: np.ndarray, faces: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whether faces `first` and `second` (N,) have more in common than the vertices that they share: bool (N,)."""
+    same = faces[first][:, :, None] == faces[second][:, None, :]  # (N, 3, 3)
+    shared = same.sum((1, 2))
+    hit = np.zeros(len(first), dtype=bool)
+    apart = np.flatnonzero(shared == 0)
+    hit[apart] = _apart_meet(triangles[first[apart]], triangles[second[apart]])
+    corner = np.flatnonzero(shared == 1)
+    hit[corner] = _corner_meet(triangles[first[corner]], triangles[second[corner]], same[corner])
+    edge = np.flatnonzero(shared == 2)
+    hit[edge] = _edge_meet(triangles[first[edge]], triangles[second[edge]], same[edge])
+    hit[shared == 3] = True
+    return hit
+
+
+def _apart_meet(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Whether triangles (N, 3, 3) that share no vertex touch or cross."""
+    hit = np.zeros(len(one), dtype=bool)
+    plane_one = _volumes(other, one)  # (N, 3): on which side of `other` each corner of `one` lies
+    plane_other = _volumes(one, other)
+    # All corners on one side of the other's plane: no need to look closer.
+    beside = (np.abs(np.sign(plane_one).sum(1)) == 3) | (np.abs(np.sign(plane_other).sum(1)) == 3)
+    coplanar = ~plane_one.any(1) & ~plane_other.any(1)
+    rows = np.flatnonzero(~beside & ~coplanar)
+    hit[rows] = _edges_meet(one[rows], other[rows], plane_one[rows])
+    rest = rows[~hit[rows]]
+    hit[rest] = _edges_meet(other[rest], one[rest], plane_other[rest])
+    flat = np.flatnonzero(coplanar)
+    hit[flat] = _overlap_in_plane(one[flat], other[flat], touching=True)
+    return hit
+
+
+def _corner_meet(one: np.ndarray, other: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Whether triangles (N, 3, 3) that share one vertex have more in common; `same` (N, 3, 3) says which it is."""
+    one = _rolled(one, same.any(2).argmax(1))
+    other = _rolled(other, same.any(1).argmax(1))
+    plane_one = _volumes(other, one)
+    plane_other = _volumes(one, other)
+    coplanar = ~plane_one.any(1)
+    # Whatever else they share begins or ends on the edge of either that lies across from the common vertex.
+    opposite = slice(1, 2)
+    hit = _edges_meet(one, other, plane_one, opposite) | _edges_meet(other, one, plane_other, opposite)
+    hit[coplanar] = _overlap_in_plane(one[coplanar], other[coplanar], touching=False)
+    return hit
+
+
+def _edge_meet(one: np.ndarray, other: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Whether triangles (N, 3, 3) that share an edge lie on each other."""
+    lone = (~same.any(1)).argmax(1)
+    across = np.take_along_axis(other, lone[:, None, None].repeat(3, 2), 1)
+    coplanar = _volumes(one, across)[:, 0] == 0
+    hit = np.zeros(len(one), dtype=bool)
+    hit[coplanar] = _overlap_in_plane(one[coplanar], other[coplanar], touching=False)
+    return hit
+
+
+def _edges_meet(edged: np.ndarray, triangle: np.ndarray, sides: np.ndarray, which: slice = slice(None)) -> np.ndarray:
+    """Whether some edges of `edged` touch or cross `triangle`, both (N, 3, 3), which do not lie in one plane: (N,).
+
+    `sides` (N, 3) are signed volumes, on which side of the triangle each corner lies; edge i runs from corner i on.
+    """
+    hit = np.zeros(len(edged), dtype=bool)
+    for start in range(3)[which]:
+        end = (start + 1) % 3
+        rows = np.flatnonzero((sides[:, start] * sides[:, end] <= 0) & (sides[:, [start, end]] != 0).any(1) & ~hit)
+        p = edged[rows, start]
+        q = edged[rows, end]
+        turns = []
+        for corner in range(3):
+            a = triangle[rows, corner]
+            b = triangle[rows, (corner + 1) % 3]
+            turns.append(_signs(p, q, a, b))
+        senses = np.stack(turns)
+        hit[rows] = (senses >= 0).all(0) | (senses <= 0).all(0)
+    return hit
+
+
+def _volumes(triangle: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Signs of the volumes of tetrahedra of triangle (N, 3, 3) and each of its points (N, P, 3): (N, P) of -1, 0, 1."""
+    a, b, c = (triangle[:, None, corner] for corner in range(3))
+    count = points.shape[1]
+    wide = [np.broadcast_to(corner, points.shape).reshape(-1, 3) for corner in (a, b, c)]
+    return _signs(*wide, points.reshape(-1, 3)).reshape(-1, count)
+
+
+def _signs(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """The exact sign of the volume of tetrahedra of points (N, 3) of whole numbers: (N,) of -1.0, 0.0, 1.0."""
+    u = a - d
+    v = b - d
+    w = c - d
+    normal = np.cross(v, w)  # exact: below 2^52
+    terms = u * normal
+    volume = terms.sum(1)
+    size = np.abs(terms).sum(1)
+    signs = np.sign(volume)
+    for row in np.flatnonzero((np.abs(volume) <= ROUNDING * size) & (size > 0)):
+        signs[row] = _exact_sign(u[row], normal[row])
+    return signs
+
+
+def _exact_sign(u: np.ndarray, v: np.ndarray) -> int:
+    """The sign of the dot product of two vectors of whole numbers."""
+    dot = sum(int(one) * int(other) for one, other in zip(u, v, strict=True))
+    return (dot > 0) - (dot < 0)
+
+
+def _normals(triangles: np.ndarray) -> np.ndarray:
+    """Twice the area vectors (N, 3) of triangles (N, 3, 3) of whole numbers; exact in whether they are 0."""
+    return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+
+
+def _overlap_in_plane(one: np.ndarray, other: np.ndarray, touching: bool) -> np.ndarray:
+    """Whether triangles (N, 3, 3) of one plane each overlap, or only touch where that counts: (N,)."""
+    kept = _axes_but(np.abs(_normals(one)).argmax(1))  # the projection along the largest keeps most of the area
+    flat = [np.take_along_axis(triangle, kept[:, None], 2).astype(np.int64) for triangle in (one, other)]
+    apart = np.zeros(len(one), dtype=bool)
+    for mine, others in (flat, flat[::-1]):
+        for start in range(3):
+            a = mine[:, start, None]
+            b = mine[:, (start + 1) % 3, None]
+            inner = _areas(a, b, mine[:, (start + 2) % 3, None])[:, 0]
+            outer = _areas(a, b, others) * np.sign(inner)[:, None]
+            apart |= ((outer < 0) if touching else (outer <= 0)).all(1)
+    return ~apart
+
+
+def _axes_but(axis: np.ndarray) -> np.ndarray:
+    """The two axes other than each one: (N, 2)."""
+    return np.stack([(axis + 1) % 3, (axis + 2) % 3], 1)
+
+
+def _areas(a: np.ndarray, b: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Twice the signed areas of a, b (N, 1, 2) and each of the points (N, P, 2): (N, P) int64, exact."""
+    along = b - a
+    offset = points - a
+    return along[..., 0] * offset[..., 1] - along[..., 1] * offset[..., 0]
+
+
+def _rolled(triangles: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Triangles (N, 3, 3) that begin with their corner `first` (N,)."""
+    order = (first[:, None] + np.arange(3)) % 3
+    return np.take_along_axis(triangles, order[..., None].repeat(3, 2), 1)
+
+
+def overlapping_boxes(triangles: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield index pairs (first, second), each pair once, of triangles (F, 3, 3) whose bounding boxes overlap or touch.
+
+    Sort and sweep: in the order of where the boxes begin along x, those that overlap a box along x follow it directly.
+    """
+    low = triangles.min(1)  # (F, 3)
+    high = triangles.max(1)
+    order = np.argsort(low[:, 0], kind="stable")
+    low = low[order]
+    high = high[order]
+    end = np.searchsorted(low[:, 0], high[:, 0], side="right")  # the first box that begins behind this one's end
+    count = end - np.arange(len(order)) - 1  # boxes that follow and overlap along x
+    for rows in _blocks(count):
+        first, second = _following(rows, count[rows])
+        for axis in (1, 2):
+            begins = low[first, axis] <= high[second, axis]
+            ends = low[second, axis] <= high[first, axis]
+            overlap = begins & ends
+            first = first[overlap]
+            second = second[overlap]
+        yield order[first], order[second]
+
+
+def _blocks(count: np.ndarray) -> list[np.ndarray]:
+    """The rows 0 to F - 1 in blocks of about PAIRS_AT_ONCE pairs, where each row has `count` (F,) of them."""
+    block = np.cumsum(count) // PAIRS_AT_ONCE
+    borders = np.flatnonzero(np.diff(block)) + 1
+    return np.split(np.arange(len(count)), borders)
+
+
+def _following(rows: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each of the rows with each of the `count` rows that come right after it: two index arrays (sum of count,)."""
+    first = np.repeat(rows, count)
+    start = np.cumsum(count) - count  # of each row's pairs in the list of all
+    position = np.arange(len(first)) - np.repeat(start, count)
+    return first, first + 1 + position
