@@ -1,59 +1,143 @@
-"""Meshes that cross themselves, smoothed where they do."""
+"""Meshes that cross themselves, mended: smoothed where they do, and where that fails, drawn back to an ellipsoid.
+
+All meshes have the triangulation of one template sphere, so each is an image of it. The affine map that comes closest to
+that image makes an ellipsoid, which crosses nothing; on the straight way from the mesh to it, every crossing ends.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, diags
 
-from implicitmeshnet.surfaces.soundness import self_intersecting_faces
+from implicitmeshnet.surfaces.crossing import crossing_faces, snapped
 
-ROUNDS = 60
-"""After so many rounds of smoothing the best one is taken, whether faces still cross or not."""
+ROUNDS = 30
+"""After so many rounds of smoothing what still crosses is drawn back."""
 ROUNDS_PER_RING = 6
 """Rounds after which the smoothed region grows by one ring of vertices."""
+RETREATS = 40
+"""Steps on the way to the ellipsoids; the region grows by a ring in each, so that the last ones draw back whole meshes."""
+SHARE_KEPT = 0.7
+"""How much of the way from the ellipsoid a vertex keeps in a step, and of its size an ellipsoid."""
+SHRINKS = 60
+"""Steps in which an ellipsoid becomes a point."""
+APART = 0.3
+"""How far from the centre of an ellipsoid others lie that shrink within it, relative to its radius."""
+FLATTEST = 0.05
+"""The shortest semi-axis of an ellipsoid, relative to the longest."""
 
 
-def untangle(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Vertices (V, 3) moved so that no face of the closed mesh crosses another, faces (F, 3): float64 (V, 3).
+def untangle(vertices: np.ndarray, faces: np.ndarray, sphere: np.ndarray) -> np.ndarray:
+    """Vertices (V, 3) moved so that no face of the closed mesh crosses or touches another, faces (F, 3): (V, 3) float64.
 
-    Each round moves the vertices of the faces that cross, and those around them, half-way to the mean of their
-    neighbours; the region grows while that does not help. Every other vertex stays where it is. Returns the round with
-    the fewest crossing faces: none, unless two parts of the surface run through each other over a long way.
+    `sphere` (V, 3) is any embedded image of the triangulation by an affine map of a sphere, as templates are. Each round
+    moves the vertices of the faces that cross, and those around them, half-way to the mean of their neighbours; the
+    region grows while that does not help. What does not help in ROUNDS is undone, and `retreated` mends it. Every other
+    vertex stays where it is, but that all are `snapped`.
     """
-    vertices = np.array(vertices, dtype=np.float64)
-    faces = np.asarray(faces)
-    mean = _neighbour_mean(faces, len(vertices))
-    best = vertices
-    fewest = len(faces) + 1
+    start = snapped(vertices)
+    moved = start
+    mean = neighbour_mean(faces, len(start))
     for step in range(ROUNDS):
-        crossing = self_intersecting_faces(vertices, faces)
-        count = int(crossing.sum())
-        # Smoothing one place can make others cross, so the last round is not always the best.
-        if count < fewest:
-            fewest = count
-            best = vertices
-        if fewest == 0:
+        region = vertices_of(faces, crossing_faces(moved, faces), len(moved))
+        if not region.any():
+            return moved
+        moved = snapped(smoothed(moved, grown(region, mean, 1 + step // ROUNDS_PER_RING), mean))
+    return retreated(start[None], faces, sphere, lambda meshes: crossing_faces(meshes[0], faces)[None])[0]
+
+
+def retreated(
+    meshes: np.ndarray,
+    faces: np.ndarray,
+    sphere: np.ndarray,
+    crossing: Callable[[np.ndarray], np.ndarray],
+    outer: Sequence[int | None] = (None,),
+) -> np.ndarray:
+    """Meshes (S, V, 3) drawn back until nothing crosses: (S, V, 3).
+
+    `crossing` says of meshes which faces still do, bool (S, F); `outer` which mesh encloses each, if one does. Around
+    those faces the vertices go towards the ellipsoid of their mesh, a region that grows from step to step. Whole
+    ellipsoids at last shrink, each towards its centre, or within what encloses it.
+    """
+    goals = np.stack([fitted_ellipsoid(mesh, sphere) for mesh in meshes])
+    shares = np.ones(meshes.shape[:2])
+    mean = neighbour_mean(faces, meshes.shape[1])
+    moved = meshes
+    for step in range(RETREATS):
+        crossed = crossing(moved)
+        if not crossed.any():
+            return moved
+        for share, own in zip(shares, crossed, strict=True):
+            region = grown(vertices_of(faces, own, len(share)), mean, 1 + step)
+            share[region] *= SHARE_KEPT
+            np.minimum(share, mean @ share, out=share)
+        moved = snapped(goals + shares[..., None] * (meshes - goals))
+    return _shrunk(goals, moved, crossing, outer)
+
+
+def _shrunk(
+    goals: np.ndarray, moved: np.ndarray, crossing: Callable[[np.ndarray], np.ndarray], outer: Sequence[int | None]
+) -> np.ndarray:
+    """`moved` meshes (S, V, 3) whose crossing ones become their `goals`, smaller and smaller, until none crosses."""
+    centres = goals.mean(1)
+    shapes = goals - centres[:, None]
+    sizes = np.ones(len(goals))
+    touched = np.zeros(len(goals), dtype=bool)
+    for _ in range(SHRINKS):
+        crossed = crossing(moved).any(1)
+        if not crossed.any():
             break
-        region = np.zeros(len(vertices), dtype=bool)
-        region[faces[crossing]] = True
-        rings = 1 + step // ROUNDS_PER_RING
-        vertices = _smoothed(vertices, _grown(region, mean, rings), mean)
-    return best
+        touched |= crossed
+        for one, own in enumerate(outer):
+            faster = 1 if own is None else 2  # so that it fits into what encloses it some day
+            sizes[one] *= SHARE_KEPT ** (faster * crossed[one])
+        places = centres.copy()
+        for one, own in enumerate(outer):
+            if own is not None and touched[one]:  # another place within it for each that it encloses
+                places[one] = centres[own] + APART * sizes[own] * shapes[own, one]
+        smaller = snapped(places[:, None] + sizes[:, None, None] * shapes)
+        moved = np.where(touched[:, None, None], smaller, moved)
+    return moved
 
 
-def _grown(region: np.ndarray, mean: csr_matrix, rings: int) -> np.ndarray:
+def fitted_ellipsoid(mesh: np.ndarray, sphere: np.ndarray) -> np.ndarray:
+    """The affine image of `sphere` (V, 3) that comes closest to a mesh (V, 3), vertex by vertex: (V, 3).
+
+    An image that is inside out, or flatter than FLATTEST, is replaced by one that is not.
+    """
+    centre = mesh.mean(0)
+    own_centre = sphere.mean(0)
+    matrix, *_ = np.linalg.lstsq(sphere - own_centre, mesh - centre, rcond=None)
+    left, lengths, right = np.linalg.svd(matrix)
+    if np.linalg.det(left @ right) < 0:
+        right[-1] *= -1  # along the shortest semi-axis
+    size = max(lengths[0], np.linalg.norm(mesh - centre, axis=1).mean() * FLATTEST, 1e-9)
+    lengths = np.maximum(lengths, FLATTEST * size)
+    return centre + (sphere - own_centre) @ (left * lengths) @ right
+
+
+def vertices_of(faces: np.ndarray, chosen: np.ndarray, count: int) -> np.ndarray:
+    """The vertices, bool (V,) of `count`, of the chosen faces, bool (F,)."""
+    region = np.zeros(count, dtype=bool)
+    region[faces[chosen]] = True
+    return region
+
+
+def grown(region: np.ndarray, mean: csr_matrix, rings: int) -> np.ndarray:
     """A set of vertices, bool (V,), with those that lie up to so many edges away from it."""
     for _ in range(rings):
         region = region | (mean @ region > 0)
     return region
 
 
-def _smoothed(vertices: np.ndarray, region: np.ndarray, mean: csr_matrix) -> np.ndarray:
+def smoothed(vertices: np.ndarray, region: np.ndarray, mean: csr_matrix) -> np.ndarray:
     """The vertices (V, 3), those of the region (V,) moved half-way to the mean of their neighbours."""
     moved = vertices.copy()
     moved[region] = (vertices[region] + (mean @ vertices)[region]) / 2
     return moved
 
 
-def _neighbour_mean(faces: np.ndarray, count: int) -> csr_matrix:
+def neighbour_mean(faces: np.ndarray, count: int) -> csr_matrix:
     """The sparse matrix (V, V) that takes a value of each vertex to the mean of its neighbours'."""
     start = faces.ravel()
     end = np.roll(faces, -1, axis=1).ravel()  # in a closed mesh each edge runs both ways

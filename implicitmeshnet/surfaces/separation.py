@@ -1,114 +1,177 @@
-"""Meshes of several structures moved apart until none crosses itself or another, in the words of others' solvers too.
+"""Meshes of several structures moved apart, until none crosses itself or another, as solvers want them.
 
-First each mesh by itself (`repair.untangle`). Then, round by round, every vertex that lies too deep in another mesh, or
-too close to it, moves half of what is missing along the other mesh's distance; the other mesh's vertices, which see the
-first one, move the other half. A structure that another encloses has to lie inside it instead. Where faces still cross
-though their vertices keep the gap, these vertices are asked for more of it. What is left at last shrinks, as locally as
-helps, towards an ellipsoid and then a point: an end that cannot cross anything, so that every input has one.
+Each mesh is mended by itself first. Then, round by round, every vertex that lies in another mesh, or closer to it than
+the gap, moves half of what is missing along the other mesh's distance; the other mesh's vertices, which see the first
+one, move the other half. A structure that another encloses has to lie inside it instead. Faces that cross though all
+their vertices keep the gap are moved as a whole, by their deepest point; what still crosses after some rounds is smoothed
+too, but never towards the other mesh. What is left at last is drawn back (`repair.retreated`), so that every input has
+an end.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
 from implicitmeshnet.surfaces.proximity import Surface
-from implicitmeshnet.surfaces.repair import _grown, _neighbour_mean, _smoothed, untangle
+from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, untangle, vertices_of
 
 GAP_MM = 0.1
-ROUNDS = 40
-EXTRA_MM = 0.1  # more gap for vertices of faces that cross though they keep it
-SLACK_MM = 0.002  # by which a vertex may miss its gap
-
-
-PUSHES = 3  # rounds before what still crosses is smoothed too
-PUSHES_PER_RING = 4
+ROUNDS = 24
+"""After so many what still crosses is drawn back."""
+ROUNDS_OF_PUSHES = 3
+"""Before what still crosses is smoothed too."""
+ROUNDS_PER_RING = 4
+"""After which the smoothed region grows by one ring of vertices."""
+SLACK_MM = 0.002
+"""By which a vertex may miss its gap."""
+REACH_MM = 3.0
+"""From another mesh, within which no smoothing moves a vertex towards it."""
+DEEPEST_MM = 30.0
+"""That a face which crosses another mesh may lie in it."""
+ORDER = 4
+SAMPLES = np.array([(i, j, ORDER - i - j) for i in range(ORDER + 1) for j in range(ORDER + 1 - i)]) / ORDER
+"""Points of a face, by barycentric weights (15, 3)."""
 
 
 def separate(
-    vertices: np.ndarray, faces: np.ndarray, encloses: Sequence[Sequence[int]], gap_mm: float = GAP_MM
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    sphere: np.ndarray,
+    encloses: Sequence[Sequence[int]],
+    gap_mm: float = GAP_MM,
+    walls_mm: np.ndarray | None = None,
 ) -> np.ndarray:
-    meshes = np.array(vertices, dtype=np.float64)
-    extra = np.zeros(meshes.shape[:2])
-    mean = _neighbour_mean(faces, meshes.shape[1])
-    stuck = np.zeros(meshes.shape[:2], dtype=bool)
+    """Meshes that cross neither themselves nor each other and lie in what encloses them: (S, V, 3) float64, snapped.
+
+    vertices (S, V, 3) in mm, faces (F, 3) of a template `sphere` (V, 3), `encloses` as in `Structures`. Between any two
+    meshes there will be `gap_mm`, but where they had to be drawn back; where `walls_mm` (S, V) of a structure that is
+    enclosed is larger, that much. The same input gives the same result.
+    """
+    meshes = np.stack([untangle(mesh, faces, sphere) for mesh in vertices])
+    gaps = np.full(meshes.shape[:2], gap_mm)
+    if walls_mm is not None:
+        gaps = np.maximum(gaps, walls_mm)
+    scene = Scene(faces, [set(inner) for inner in encloses], gaps, neighbour_mean(faces, meshes.shape[1]))
+    crossed = np.zeros((len(meshes), len(faces)), dtype=bool)
     for number in range(ROUNDS):
-        meshes = _moved(meshes, faces, encloses, gap_mm, extra, stuck, mean)
-        pairs = _crossings(meshes, faces)
-        print(number, len(pairs), end='; ')
-        if not len(pairs):
+        stuck = np.zeros(meshes.shape[:2], dtype=bool)
+        if number > ROUNDS_OF_PUSHES:
+            rings = (number - ROUNDS_OF_PUSHES) // ROUNDS_PER_RING
+            for one, own in enumerate(crossed):
+                stuck[one] = grown(vertices_of(faces, own, len(gaps[one])), scene.mean, rings)
+        meshes = snapped(scene.pushed(meshes, stuck))
+        pairs = scene.crossings(meshes)
+        if not len(pairs) and not scene.misplaced(meshes):
             return meshes
-        structure, face = np.divmod(np.unique(pairs), len(faces))
-        own = pairs // len(faces)
-        if number >= 1:
-            meshes = _pushed_faces(meshes, faces, encloses, gap_mm, pairs)
-        for one in np.unique(own[own[:,0]==own[:,1]]):
-            meshes[one] = untangle(meshes[one], faces)
-        stuck[:] = False
-        for one in np.unique(structure):
-            region = np.zeros(meshes.shape[1], dtype=bool)
-            region[faces[face[structure == one]]] = True
-            extra[one, region] = np.minimum(extra[one, region] + EXTRA_MM, MOST * EXTRA_MM)
-            if number >= PUSHES:
-                rings = (number - PUSHES) // PUSHES_PER_RING
-                stuck[one] = _grown(region, mean, rings)
-    return meshes
-
-MOST = 3
-
-def _crossings(meshes, faces):
-    count, size, _ = meshes.shape
-    numbered = np.concatenate([faces + size * number for number in range(count)])
-    return crossing_pairs(meshes.reshape(-1, 3), numbered)
+        if number:
+            meshes = scene.pushed_faces(meshes, pairs)
+        crossed = scene.faces_of(pairs, len(meshes))
+        for one in scene.crossing_themselves(pairs):
+            meshes[one] = untangle(meshes[one], faces, sphere)
+    outer = [next((one for one, inner in enumerate(encloses) if own in inner), None) for own in range(len(meshes))]
+    return retreated(snapped(meshes), faces, sphere, scene.crossed_or_misplaced, outer)
 
 
-ORDER = 4
-LATTICE = np.array([(i, j, ORDER - i - j) for i in range(ORDER + 1) for j in range(ORDER + 1 - i)]) / ORDER
+@dataclass(frozen=True)
+class Scene:
+    """What stays the same about several meshes while they move."""
 
+    faces: np.ndarray  # (F, 3)
+    encloses: Sequence[set[int]]
+    gaps: np.ndarray  # (S, V) mm that each vertex keeps from other meshes
+    mean: csr_matrix  # (V, V), see `neighbour_mean`
 
-def _pushed_faces(meshes, faces, encloses, gap_mm, pairs):
-    """Faces that cross another mesh are pushed as a whole, by their deepest point."""
-    moved = meshes.copy()
-    both = np.concatenate([pairs, pairs[:, ::-1]])
-    structure, face = np.divmod(both, len(faces))
-    for one, other in {tuple(row) for row in structure.tolist() if row[0] != row[1]}:
-        rows = np.unique(face[(structure == (one, other)).all(1), 0])
-        samples = np.einsum("lk,fkc->flc", LATTICE, meshes[one][faces[rows]])
-        near = Surface(meshes[other], faces).near(samples.reshape(-1, 3), 10.0)
-        side = -1.0 if one in encloses[other] else 1.0
-        depth = np.full(len(samples) * len(LATTICE), np.inf)
-        outward = np.zeros((len(depth), 3))
-        depth[near.rows] = side * near.distance
-        outward[near.rows] = near.outward
-        depth = depth.reshape(len(samples), -1)
-        deepest = depth.argmin(1)
-        pick = np.arange(len(samples))
-        missing = np.maximum(gap_mm - depth[pick, deepest], 0)
-        push = side * missing[:, None] / 2 * outward.reshape(*depth.shape, 3)[pick, deepest]
-        # Each vertex goes with the face that wants the most of it.
-        for row in missing.argsort(kind="stable"):
-            corners = faces[rows[row]]
-            moved[one, corners] = meshes[one, corners] + push[row]
-    return moved
+    def side(self, one: int, other: int) -> float:
+        """1 where a mesh has to lie outside of another, -1 where inside."""
+        return -1.0 if one in self.encloses[other] else 1.0
 
+    def crossings(self, meshes: np.ndarray) -> np.ndarray:
+        """The pairs of faces that cross or touch, (P, 2); face f of mesh s has the number s F + f."""
+        count, size, _ = meshes.shape
+        numbered = np.concatenate([self.faces + size * number for number in range(count)])
+        return crossing_pairs(meshes.reshape(-1, 3), numbered)
 
-def _moved(meshes, faces, encloses, gap_mm, extra, stuck, mean):
-    surfaces = [Surface(mesh, faces) for mesh in meshes]
-    moved = meshes.copy()
-    for one, mesh in enumerate(meshes):
-        shift = np.zeros_like(mesh)
-        smooth = np.where(stuck[one][:, None], (mean @ mesh - mesh) / 2, 0)
-        for other, surface in enumerate(surfaces):
-            if one == other:
-                continue
-            near = surface.near(mesh, max(gap_mm + extra[one].max(), 3.0 if stuck[one].any() else 0))
-            wanted = gap_mm + extra[one, near.rows]
-            side = -1.0 if one in encloses[other] else 1.0
-            missing = np.maximum(wanted - side * near.distance, 0)
-            missing[missing < SLACK_MM] = 0
-            shift[near.rows] += side * (missing / 2)[:, None] * near.outward
-            close = side * near.distance < 3.0
-            against = np.minimum(side * (smooth[near.rows] * near.outward).sum(1), 0) * close
-            smooth[near.rows] -= side * against[:, None] * near.outward
-        moved[one] += shift + smooth
-    return moved
+    def faces_of(self, pairs: np.ndarray, count: int) -> np.ndarray:
+        """Which faces of `count` meshes are in any of the pairs (P, 2): bool (S, F)."""
+        crossed = np.zeros(count * len(self.faces), dtype=bool)
+        crossed[pairs.ravel()] = True
+        return crossed.reshape(count, -1)
+
+    def crossing_themselves(self, pairs: np.ndarray) -> list[int]:
+        """The meshes of which two faces are a pair."""
+        one, other = pairs.T // len(self.faces)
+        return np.unique(one[one == other]).tolist()
+
+    def misplaced(self, meshes: np.ndarray) -> list[tuple[int, int]]:
+        """The pairs of meshes, none of which cross, where one lies in the other and should not, or the reverse."""
+        found = []
+        for other, mesh in enumerate(meshes):
+            surface = Surface(mesh, self.faces)
+            for one in range(len(meshes)):
+                if one == other or (other in self.encloses[one]):
+                    continue
+                near = surface.near(meshes[one][:1], 0.0)
+                inside = len(near.rows) > 0 and near.distance[0] < 0
+                if inside != (self.side(one, other) < 0):
+                    found.append((one, other))
+        return found
+
+    def crossed_or_misplaced(self, meshes: np.ndarray) -> np.ndarray:
+        """The faces, bool (S, F), that cross; all of meshes that lie where they should not."""
+        crossed = self.faces_of(self.crossings(meshes), len(meshes))
+        if not crossed.any():
+            for pair in self.misplaced(meshes):
+                crossed[list(pair)] = True
+        return crossed
+
+    def pushed(self, meshes: np.ndarray, stuck: np.ndarray) -> np.ndarray:
+        """Each vertex moved half of what its gap lacks, the `stuck` ones (S, V) smoothed too: (S, V, 3)."""
+        surfaces = [Surface(mesh, self.faces) for mesh in meshes]
+        moved = meshes.copy()
+        for one, mesh in enumerate(meshes):
+            smooth = np.where(stuck[one][:, None], (self.mean @ mesh - mesh) / 2, 0)
+            reach = max(self.gaps[one].max(), REACH_MM if stuck[one].any() else 0.0)
+            for other, surface in enumerate(surfaces):
+                if one == other:
+                    continue
+                side = self.side(one, other)
+                near = surface.near(mesh, reach)
+                away = side * near.outward
+                distance = side * near.distance
+                lacking = np.maximum(self.gaps[one, near.rows] - distance, 0)
+                lacking[lacking < SLACK_MM] = 0
+                moved[one, near.rows] += lacking[:, None] / 2 * away
+                towards = np.minimum((smooth[near.rows] * away).sum(1), 0) * (distance < REACH_MM)
+                smooth[near.rows] -= towards[:, None] * away
+            moved[one] += smooth
+        return moved
+
+    def pushed_faces(self, meshes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """The faces of pairs from two meshes moved as a whole, each half of what its deepest point lacks: (S, V, 3)."""
+        moved = meshes.copy()
+        structure, face = np.divmod(np.concatenate([pairs, pairs[:, ::-1]]), len(self.faces))
+        for one, other in sorted({(a, b) for a, b in structure.tolist() if a != b}):
+            rows = np.unique(face[(structure == (one, other)).all(1), 0])
+            lacking, away = self._deepest(meshes, one, other, rows)
+            for row in lacking.argsort(kind="stable"):  # each vertex goes with the face that lacks most
+                corners = self.faces[rows[row]]
+                moved[one, corners] = meshes[one, corners] + lacking[row] / 2 * away[row]
+        return moved
+
+    def _deepest(
+        self, meshes: np.ndarray, one: int, other: int, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the deepest point of each of the faces `rows` (K,) of one mesh lacks of the gap, (K,), and the way out."""
+        points = np.einsum("lk,fkc->flc", SAMPLES, meshes[one][self.faces[rows]]).reshape(-1, 3)
+        side = self.side(one, other)
+        near = Surface(meshes[other], self.faces).near(points, DEEPEST_MM)
+        distance = np.full(len(points), np.inf)
+        distance[near.rows] = side * near.distance
+        away = np.zeros((len(points), 3))
+        away[near.rows] = side * near.outward
+        deepest = distance.reshape(len(rows), -1).argmin(1) + np.arange(len(rows)) * len(SAMPLES)
+        gap = self.gaps[one].min()
+        return np.maximum(gap - distance[deepest], 0), away[deepest]
