@@ -23,7 +23,7 @@ def snap_step(vertices: np.ndarray) -> float:
     largest = np.abs(vertices).max(initial=0.0)
     if not np.isfinite(largest):
         raise ValueError("vertices: wanted finite coordinates, found others")
-    return 2.0 ** (np.ceil(np.log2(max(largest, 2.0**-100))) + 1 - BITS)
+    return 2.0 ** (np.ceil(np.log2(max(largest, 2.0**-100))) - BITS)
 
 
 def snapped(vertices: np.ndarray) -> np.ndarray:
@@ -100,7 +100,8 @@ def _corner_meet(one: np.ndarray, other: np.ndarray, same: np.ndarray) -> np.nda
     # Whatever else they share begins or ends on the edge of either that lies across from the common vertex.
     opposite = slice(1, 2)
     hit = _edges_meet(one, other, plane_one, opposite) | _edges_meet(other, one, plane_other, opposite)
-    hit[coplanar] = _overlap_in_plane(one[coplanar], other[coplanar], touching=False)
+    flat_one, flat_other = _projected(one[coplanar], other[coplanar])
+    hit[coplanar] = _opposite_meets(flat_one, flat_other) | _opposite_meets(flat_other, flat_one)
     return hit
 
 
@@ -171,8 +172,7 @@ def _normals(triangles: np.ndarray) -> np.ndarray:
 
 def _overlap_in_plane(one: np.ndarray, other: np.ndarray, touching: bool) -> np.ndarray:
     """Whether triangles (N, 3, 3) of one plane each overlap, or only touch where that counts: (N,)."""
-    kept = _axes_but(np.abs(_normals(one)).argmax(1))  # the projection along the largest keeps most of the area
-    flat = [np.take_along_axis(triangle, kept[:, None], 2).astype(np.int64) for triangle in (one, other)]
+    flat = _projected(one, other)
     apart = np.zeros(len(one), dtype=bool)
     for mine, others in (flat, flat[::-1]):
         for start in range(3):
@@ -182,6 +182,25 @@ def _overlap_in_plane(one: np.ndarray, other: np.ndarray, touching: bool) -> np.
             outer = _areas(a, b, others) * np.sign(inner)[:, None]
             apart |= ((outer < 0) if touching else (outer <= 0)).all(1)
     return ~apart
+
+
+def _opposite_meets(edged: np.ndarray, triangle: np.ndarray) -> np.ndarray:
+    """Whether the edge across from the first corner of `edged` touches `triangle`, both (N, 3, 2) whole: bool (N,)."""
+    edge = edged[:, 1:]
+    beside = _areas(edge[:, :1], edge[:, 1:], triangle)
+    apart = (beside > 0).all(1) | (beside < 0).all(1)
+    for start in range(3):
+        a = triangle[:, start, None]
+        b = triangle[:, (start + 1) % 3, None]
+        inner = _areas(a, b, triangle[:, (start + 2) % 3, None])
+        apart |= (_areas(a, b, edge) * np.sign(inner) < 0).all(1)
+    return ~apart
+
+
+def _projected(*triangles: np.ndarray) -> list[np.ndarray]:
+    """Triangles (N, 3, 3) of one plane each along the axis that keeps most of the first ones' area: (N, 3, 2) int64."""
+    kept = _axes_but(np.abs(_normals(triangles[0])).argmax(1))
+    return [np.take_along_axis(triangle, kept[:, None], 2).astype(np.int64) for triangle in triangles]
 
 
 def _axes_but(axis: np.ndarray) -> np.ndarray:
