@@ -311,7 +311,7 @@ def write_seg(path: Path, result: Result, palette: Sequence[str]) -> None:
     surfaces = result.surfaces
     try:
         with source_files(result.case.series) as files:
-            dicom_seg.write_dicom_seg(path, surfaces.labelmap, files, surfaces.structures, palette)
+            dicom_seg.write_dicom_seg(path, surfaces.labelmap, surfaces.grid, files, surfaces.structures, palette)
     except InputError as error:
         path.unlink(missing_ok=True)  # of an earlier run
         result.warnings.append(str(error))

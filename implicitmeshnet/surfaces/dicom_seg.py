@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from implicitmeshnet.script import InputError, atomic_path
+from implicitmeshnet.data.volume import Grid
+from implicitmeshnet.script import InputError, atomic_path, reason
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.terms import ANATOMY, Term, term_of
 
@@ -16,8 +17,17 @@ EXTRA = "pip install 'implicitmeshnet[dicom]'"
 PROGRAM = "ImplicitMeshNet"
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 """What a segmentation says of each image that it was made from."""
-LENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime")
-LENT_TOO = ("AccessionNumber", "ReferringPhysicianName")
+LENT = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 """What may be empty in a DICOM object but must be there, and anonymised files lack."""
 SERIES_NUMBER = 900
 
@@ -29,19 +39,26 @@ def check_available(argument: str) -> None:
 
 
 def write_dicom_seg(
-    path: Path | str, labels: np.ndarray, sources: Sequence[Path], structures: Structures, colours: Sequence[str]
+    path: Path | str,
+    labels: np.ndarray,
+    grid: Grid,
+    sources: Sequence[Path],
+    structures: Structures,
+    colours: Sequence[str],
 ) -> None:
-    """Write a label map (X, Y, Z) as DICOM SEG, each structure that is in it a binary segment with a SNOMED code.
+    """Write a label map (X, Y, Z) as DICOM SEG: each structure that is in it a binary segment with a SNOMED code.
 
-    `sources` are the files of the Z slices that the image was read from, in its order. `colours` are of the structures,
-    such as "#e4434b". Raises InputError where the images lack what a segmentation must name, and where it cannot be
-    written.
+    `grid` is the label map's, `sources` are the files of the Z slices of its image, in its order, and `colours` are the
+    structures', such as "#e4434b". Raises InputError where the images lack what a segmentation must name, where no
+    structure is in the label map, and where the file cannot be written.
     """
     import pydicom
 
     images = [pydicom.dcmread(source, stop_before_pixels=True) for source in sources]
     for image, source in zip(images, sources, strict=True):
         _complete(image, source)
+        # A slice may be thicker than it is far from the next: what is segmented are the voxels between.
+        image.SliceThickness = image.SpacingBetweenSlices = float(grid.spacing_mm[2])
     classes = structures.class_map(labels)
     found = [number for number in range(len(structures)) if structures.own(classes, number).any()]
     if not found:
@@ -53,7 +70,12 @@ def write_dicom_seg(
     descriptions = []
     for segment, number in enumerate(found, 1):
         descriptions.append(_description(segment, structures.names[number], colours[number]))
-    segmentation = _segmentation(images, np.ascontiguousarray(frames), descriptions)
+    try:
+        segmentation = _segmentation(images, np.ascontiguousarray(frames), descriptions)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom misses in the images
+        raise InputError(
+            f"{sources[0]}: wanted a source image for a DICOM SEG, found one that does not do ({reason(error)})"
+        ) from error
     with atomic_path(path) as temporary:
         segmentation.save_as(temporary)
 
@@ -63,12 +85,13 @@ def _complete(image: Any, source: Path) -> None:
     for key in NEEDED:
         if not getattr(image, key, ""):
             raise InputError(f"{source}: wanted {key} in the source image of a DICOM SEG, found none")
-    for key in (*LENT, *LENT_TOO):
+    for key in LENT:
         if key not in image:
             setattr(image, key, "")
 
 
 def _segmentation(images: Sequence[Any], frames: np.ndarray, descriptions: Sequence[Any]) -> Any:
+    """The DICOM object of frames (Z, Y, X) that hold segments' numbers, on the images."""
     import highdicom
     from highdicom.seg import Segmentation, SegmentationTypeValues
 
