@@ -350,7 +350,7 @@ def test_of_a_mix_the_sound_cases_are_written_and_the_others_named(tmp_path, cap
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real CT series is not here")
-def test_a_scanners_own_series_without_uid_is_as_simpleitk_reads_it():
+def test_a_scanners_own_series_without_uid_is_as_simpleitk_reads_it(tmp_path, predictor):
     (case,) = input_cases(REAL)
     image, _ = read_case(case)
     assert case.name == "ct_dicom_CT_Body_3.0"
@@ -358,3 +358,7 @@ def test_a_scanners_own_series_without_uid_is_as_simpleitk_reads_it():
     np.testing.assert_allclose(image.grid.affine[:3, 3], [249.51171875, 437.51171875, -804.5])
     np.testing.assert_allclose(image.grid.spacing_mm, [0.9765625, 0.9765625, 2])
     assert image.data.min() == -1024  # Hounsfield units
+    names = sorted(REAL.iterdir(), key=lambda path: SimpleITK.ReadImage(str(path)).GetOrigin()[2])
+    SimpleITK.WriteImage(SimpleITK.ReadImage([str(path) for path in names]), str(tmp_path / "a.nii.gz"))
+    meshes = predictor(REAL).vertices
+    assert np.abs(meshes - predictor(tmp_path / "a.nii.gz").vertices).max() < 0.01
