@@ -15,6 +15,17 @@ from implicitmeshnet.script import InputError, shorten
 
 EXTRA = "pip install 'implicitmeshnet[formats]'"
 DICOM_READER = "GDCMImageIO"
+TAGS = (
+    "0008|103e",  # series description
+    "0020|000e",  # series UID
+    "0020|0011",  # series number
+    "0020|0032",  # position
+    "0020|0037",  # orientation
+    "0028|0030",  # pixel spacing
+    "ITK_InputFilterName",
+    "NRRD_space",
+)
+"""What is asked of headers beside shape and place; others may hold letters that Python cannot."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -25,7 +36,7 @@ class Header:
     shape: tuple[int, ...]  # (X, Y, Z) of a volume
     channels: int  # numbers a voxel
     affine: np.ndarray  # (4, 4) float64, voxel -> world, mm RAS; of a file of fewer axes the identity
-    tags: Mapping[str, str]  # what else the header holds; of DICOM by "group|element"
+    tags: Mapping[str, str]  # those of TAGS that the header has
 
 
 def available() -> bool:
@@ -49,7 +60,7 @@ def read_header(path: Path | str, reader: str = "", name: object = "") -> Header
         file.ReadImageInformation()
     except RuntimeError as error:
         raise _damaged(name or path, error) from error
-    tags = {key: file.GetMetaData(key).strip() for key in file.GetMetaDataKeys()}
+    tags = {key: file.GetMetaData(key).strip() for key in TAGS if file.HasMetaDataKey(key)}
     return Header(file.GetSize(), file.GetNumberOfComponents(), _affine(file), tags)
 
 
