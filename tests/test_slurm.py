@@ -31,7 +31,7 @@ echo "${STATE:-RUNNING}"
 PROGRAMS = {"clone/.venv/bin/python": PYTHON, "bin/srun": SRUN, "bin/scontrol": SCONTROL, "bin/squeue": SQUEUE}
 JOB = {"SLURM_JOB_ID": "40007", "SLURM_JOB_NODELIST": "node[3-4]", "SLURM_CPUS_PER_TASK": "8"}
 ARRAY_TASK = JOB | {"SLURM_ARRAY_JOB_ID": "40006", "SLURM_ARRAY_TASK_ID": "1"}
-STEP = "srun --cpus-per-task=8 --gpu-bind=none --kill-on-bad-exit=0 --wait=300"
+STEP = "srun --cpus-per-task=8 --kill-on-bad-exit=0 --wait=300"
 PLACE = "on 8 threads at node3:10007"
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
