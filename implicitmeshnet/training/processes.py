@@ -212,6 +212,7 @@ def parallel(network: torch.nn.Module, device: torch.device) -> Callable[..., An
     if count() == 1:
         return network
     devices = [device] if device.type == "cuda" else None
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of one kernel's gradient, which is a few numbers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for what older ones call so
         return DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
