@@ -46,7 +46,7 @@ def main() -> None:
 def train(config: Config, run_dir: Path, device: torch.device, signals: Signals) -> None:
     """Read the cases, then epoch after epoch from where last.pt ends, or from the start."""
     settings = config.training
-    deep = load_deep_route(config, run_dir, device)
+    deep = load_deep_route(config, device, run_dir)
     is_new = not (run_dir / "last.pt").exists()
     initial = read_start(settings.init_from) if settings.init_from and is_new else None
     cases = find_cases(config.data.dir, labelled=True, channels=config.data.channels)

@@ -78,7 +78,8 @@ def check_same(wanted, found):
         for one, other in zip(wanted, found, strict=True):
             check_same(one, other)
     else:
-        assert torch.equal(wanted, found) if isinstance(wanted, torch.Tensor) else wanted == found
+        same = torch.equal(wanted, found) if isinstance(wanted, torch.Tensor) else wanted == found
+        assert same, (wanted, found)
 
 
 def files(folder: Path) -> set[str]:

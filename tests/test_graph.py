@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from implicitmeshnet.mesh import edges, icosphere, neighbours, vertex_areas
-from implicitmeshnet.models.graph import ChebyshevConv, GCNConv, GraphDecoderStage
+from implicitmeshnet.models.graph import ChebyshevConv, GCNConv, GraphDecoderStage, linear_map
 from implicitmeshnet.ops import compiled, layer_norm_leaky_relu, neighbour_sum, reference
 
 
@@ -156,3 +156,18 @@ def test_structures_do_not_mix_and_an_untrained_stage_stands_still(sphere):
     changed, _ = stage(features)
     assert torch.equal(changed[0], hidden[0])
     assert not torch.allclose(changed[1], hidden[1])
+
+
+@pytest.mark.parametrize("channels", [3, 64, 127, 128, 200])
+def test_linear_maps_of_any_width_are_products(channels):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 5, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 7, channels, generator=generator, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, channels, generator=generator, dtype=torch.float64)
+    wanted = torch.einsum("snvc,sck->snvk", features, weight)
+    torch.testing.assert_close(linear_map(features, weight), wanted)
+    found = linear_map(features, weight, bias)
+    wanted = wanted + bias[:, None, None]
+    torch.testing.assert_close(found, wanted)
+    own, plain = (torch.autograd.grad(each.sin().sum(), [features, weight]) for each in (found, wanted))
+    torch.testing.assert_close(own, plain)

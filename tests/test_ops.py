@@ -13,6 +13,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from implicitmeshnet.mesh import icosphere, neighbours
 from implicitmeshnet.ops import (
     compiled,
+    instance_norm_leaky_relu,
     layer_norm_leaky_relu,
     mesh2sdf,
     neighbour_sum,
@@ -36,6 +37,7 @@ def data(dtype=torch.float64):
     features = torch.randn(2, 6, 3, generator=generator, dtype=dtype)
     volume = torch.randn(2, 3, *SHAPE, generator=generator, dtype=dtype)
     at_vertices = torch.randn(2, len(vertices), 4, generator=generator, dtype=dtype)
+    residual = torch.randn(2, 3, *SHAPE, generator=generator, dtype=dtype)
     mesh = {"vertices": (0.7 * vertices).to(dtype), "faces": faces, "shape": SHAPE}
     return {
         mesh2sdf: mesh,
@@ -44,6 +46,13 @@ def data(dtype=torch.float64):
         sample_trilinear: {"volume": volume, "vertices": points},
         neighbour_sum: {"features": at_vertices, "index": around.index, "weight": around.weight.to(dtype)},
         layer_norm_leaky_relu: {"features": at_vertices},
+        instance_norm_leaky_relu: {
+            "volume": volume,
+            "weight": torch.tensor([1.5, -0.5, 1], dtype=dtype),
+            "bias": torch.tensor([0.1, 0.2, -1], dtype=dtype),
+            "residual": residual,
+            "multiplier": torch.tensor([[0, 2, 1], [1, 0.5, 2]], dtype=dtype),
+        },
     }
 
 
@@ -57,11 +66,9 @@ ARGUMENTS = [
     for name, value in arguments.items()
     if isinstance(value, torch.Tensor)
 ]
-FLOATING = [
-    (op, name)
-    for op, name in ARGUMENTS
-    if data()[op][name].is_floating_point() and op is not voxelize and name != "weight"
-]
+CONSTANTS = [(voxelize, "vertices"), (neighbour_sum, "weight"), (instance_norm_leaky_relu, "multiplier")]
+FLOATING = [pair for pair in ARGUMENTS if data()[pair[0]][pair[1]].is_floating_point() and pair not in CONSTANTS]
+ONCE = (mesh2sdf, instance_norm_leaky_relu)  # ops that have no second derivative
 INSTEAD = {
     "None": lambda tensor: None,
     "an array": lambda tensor: tensor.numpy(),
@@ -85,8 +92,16 @@ def refusal(op, arguments):
     return text
 
 
-@pytest.mark.parametrize(("op", "name"), ARGUMENTS, ids=name_of)
-@pytest.mark.parametrize("instead", INSTEAD)
+@pytest.mark.parametrize(
+    ("op", "name", "instead"),
+    [
+        (op, name, instead)
+        for op, name in ARGUMENTS
+        for instead in INSTEAD
+        if instead != "None" or name not in ("residual", "multiplier")
+    ],
+    ids=name_of,
+)
 def test_what_is_no_such_tensor_is_refused_by_name(op, name, instead):
     arguments = data(torch.float32)[op]
     text = refusal(op, arguments | {name: INSTEAD[instead](arguments[name])})
@@ -94,12 +109,18 @@ def test_what_is_no_such_tensor_is_refused_by_name(op, name, instead):
 
 
 @pytest.mark.parametrize(
-    ("op", "name"), [pair for pair in ARGUMENTS if pair[0] is not layer_norm_leaky_relu], ids=name_of
+    ("op", "name"),
+    [
+        pair
+        for pair in ARGUMENTS
+        if (pair[0] is not layer_norm_leaky_relu and pair[1] != "volume") or pair[0] is sample_trilinear
+    ],
+    ids=name_of,
 )
 def test_tensors_on_different_devices_are_refused(op, name):
     arguments = data(torch.float32)[op]
     text = refusal(op, arguments | {name: arguments[name].to("meta")})
-    assert re.fullmatch(r"\w+: wanted device (cpu|meta) like the (vertices|index), found (cpu|meta)", text)
+    assert re.fullmatch(r"\w+: wanted device (cpu|meta) like the (vertices|index|volume), found (cpu|meta)", text)
 
 
 @pytest.mark.parametrize("instead", [None, "volume", 3, [None], [[1.0]], (np.zeros((2, 3, 4, 5, 6)),)])
@@ -234,7 +255,7 @@ def of_one(op, name):
     return lambda value: op(**arguments | {name: value}), arguments[name]
 
 
-@pytest.mark.parametrize(("op", "name"), [pair for pair in FLOATING if pair[0] is not mesh2sdf], ids=name_of)
+@pytest.mark.parametrize(("op", "name"), [pair for pair in FLOATING if pair[0] not in ONCE], ids=name_of)
 def test_second_derivatives_are_right(op, name):
     function, value = of_one(op, name)
     value = value.clone().requires_grad_()
@@ -441,6 +462,9 @@ def private_calls():
     points, features, _ = arguments[splat_trilinear].values()
     volume = arguments[sample_trilinear]["volume"]
     at_vertices, index, weight = arguments[neighbour_sum].values()
+    normed = arguments[instance_norm_leaky_relu].values()
+    result, mean, scale = OPERATORS.instance_norm_leaky_relu(*normed, 0.1)
+    _, weight_of_norm, _, residual, multiplier = normed
     sdf, face = OPERATORS.mesh2sdf(vertices[None], faces, SHAPE)
     return {
         "mesh2sdf": (vertices[None], faces, SHAPE),
@@ -454,6 +478,18 @@ def private_calls():
         "neighbour_sum_backward": (at_vertices, index, weight, True),
         "layer_norm_leaky_relu": (at_vertices, 0.1),
         "layer_norm_leaky_relu_backward": (at_vertices, at_vertices, 0.1),
+        "instance_norm_leaky_relu": (*normed, 0.1),
+        "instance_norm_leaky_relu_backward": (
+            residual,
+            volume,
+            result,
+            weight_of_norm,
+            multiplier,
+            mean,
+            scale,
+            0.1,
+            True,
+        ),
     }
 
 

@@ -30,6 +30,7 @@ from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.files import read_mesh
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask
 from implicitmeshnet.surfaces.soundness import euler_characteristic, is_closed
+from implicitmeshnet.training.loop import Loop
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +49,17 @@ def folder(tmp_path_factory):
     return path
 
 
-def interrupt_second_epoch(monkeypatch, script, argument: int) -> list[int]:
-    """Let the script's first attempt at epoch 2 fail; the epochs that it tries from now on, argument by position."""
-    original, epochs = script.train_epoch, []
+def interrupt_second_epoch(monkeypatch) -> list[int]:
+    """Let a training's first attempt at epoch 2 fail; the epochs that it tries from now on."""
+    original, epochs = Loop._take_steps, []
 
-    def interrupted(*arguments):
-        epochs.append(arguments[argument])
+    def interrupted(loop, state):
+        epochs.append(state.number)
         if epochs == [1, 2]:
             raise KeyboardInterrupt
-        return original(*arguments)
+        original(loop, state)
 
-    monkeypatch.setattr(script, "train_epoch", interrupted)
+    monkeypatch.setattr(Loop, "_take_steps", interrupted)
     return epochs
 
 
@@ -104,7 +105,7 @@ def test_training_can_start_from_another_networks_weights(trained, capsys):
 
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_weights(trained, monkeypatch):
-    epochs = interrupt_second_epoch(monkeypatch, implicitmeshnet_train, 2)
+    epochs = interrupt_second_epoch(monkeypatch)
     arguments = [f"--config={trained / 'config.json'}", f"--training.run_dir={trained / 'again'}", "--device=cpu"]
     with pytest.raises(KeyboardInterrupt):
         call(implicitmeshnet_train, *arguments)
@@ -184,7 +185,7 @@ def test_pretraining_writes_its_config_weights_and_pictures(pretrained):
     assert {"config.json", "best.pt", "last.pt", "preview.png", "overview.png"} <= names
     history = torch.load(pretrained / "drn/last.pt", weights_only=True)["history"]
     assert len(history) == 3
-    assert set(history[-1]["losses"]) == {"loss"}
+    assert set(history[-1]["losses"]) == {"total"}
     assert set(history[-1]["scores"]) == {"error_voxels", "sign", "dice"}
 
 
@@ -209,7 +210,7 @@ def test_pretraining_keeps_the_weights_with_the_least_error_near_the_surface(pre
 
 @pytest.mark.slow
 def test_an_interrupted_pretraining_resumes_to_the_same_weights(pretrained, monkeypatch):
-    epochs = interrupt_second_epoch(monkeypatch, pretrain_drn, 4)
+    epochs = interrupt_second_epoch(monkeypatch)
     arguments = f"--config={pretrained / 'drn.json'}", f"--training.run_dir={pretrained / 'drn_again'}", "--device=cpu"
     with pytest.raises(KeyboardInterrupt):
         call(pretrain_drn, *arguments)
@@ -239,7 +240,7 @@ def test_the_deep_route_trains_both_networks_and_resumes_both(pretrained, monkey
     start = torch.load(pretrained / "drn/best.pt", weights_only=True)["network"]
     assert any(not torch.equal(value, start[name].float()) for name, value in state["drn"].items())
 
-    interrupt_second_epoch(monkeypatch, implicitmeshnet_train, 2)
+    interrupt_second_epoch(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         call(implicitmeshnet_train, *deep(pretrained, "deep_again"))
     call(implicitmeshnet_train, *deep(pretrained, "deep_again"))

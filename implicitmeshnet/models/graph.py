@@ -15,11 +15,13 @@ from implicitmeshnet.ops import layer_norm_leaky_relu, neighbour_sum
 
 ALL = slice(None)
 """The slice of all structures."""
+WIDE = 128
+"""Channels out from which a linear map on a CPU is a convolution."""
 
 
 def linear_map(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """features (S, N, V, C) times weight (S, C, K), plus bias (S, K): (S, N, V, K)."""
-    if features.device.type == "cpu":
+    if features.device.type == "cpu" and weight.shape[-1] >= WIDE:
         return _linear_map_on_cpu(features, weight, bias)
     product = torch.bmm(features.flatten(1, 2), weight)
     product = product.view(*features.shape[:3], -1)
@@ -29,8 +31,9 @@ def linear_map(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 def _linear_map_on_cpu(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`linear_map` as one convolution with a 1 x 1 kernel for each structure.
 
-    oneDNN computes these. At the network's sizes it takes half the time of the BLAS library behind torch.bmm, forward
-    and for both gradients, on the AMD processor that was measured.
+    oneDNN computes these. From WIDE channels on it takes half the time of the BLAS library behind torch.bmm, forward
+    and for both gradients, on one AMD processor, and 0.9 to 1.15 of it on another. There its gradients of narrower
+    maps take twice to ten times as long, on two threads.
     """
     biases: torch.Tensor | list[None] = [None] * len(features) if bias is None else bias
     parts = []

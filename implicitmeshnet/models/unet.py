@@ -1,31 +1,40 @@
 """The image encoder: a residual 3-D UNet that yields a feature pyramid and a voxel segmentation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import convert_conv3d_weight_memory_format
+from torch.utils.checkpoint import checkpoint
+
+from implicitmeshnet.ops import instance_norm_leaky_relu
+
+SLOPE = 0.01  # of leaky ReLU, for negative numbers
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """nn.InstanceNorm3d with weights, computed by the batch norm kernel, one item of the batch after the other.
+    """nn.InstanceNorm3d with weights, by `instance_norm_leaky_relu`, which takes on what follows a norm in a block.
 
-    Unlike torch's own instance norm, that kernel keeps the memory format channels_last_3d; converting each volume to
-    channels first and back would cost a UNet on a CPU a third of its time.
+    The result has the memory format channels_last_3d.
     """
 
     def __init__(self, channels: int):
         super().__init__(channels, affine=True)
 
-    def forward(self, volume: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self._normalised(item) for item in volume.split(1)])
+    def forward(
+        self,
+        volume: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        multiplier: torch.Tensor | None = None,
+        slope: float = 1.0,
+    ) -> torch.Tensor:
+        return instance_norm_leaky_relu(volume, self.weight, self.bias, residual, multiplier, slope)
 
-    def _normalised(self, item: torch.Tensor) -> torch.Tensor:
-        return F.batch_norm(item, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
-
+@torch.compiler.assume_constant_result
 def bfloat16_is_fast(device: str) -> bool:
     """Whether convolutions on a device ('cpu', 'cuda' or another) are faster in bfloat16 than in float32.
 
@@ -39,27 +48,40 @@ def bfloat16_is_fast(device: str) -> bool:
 class ResidualBlock(nn.Module):
     """Two 3x3x3 convolutions with instance norm and leaky ReLU, and a 1x1x1 skip connection around them.
 
-    (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z), with `stride` 2 half as large along each axis.
+    Dropout of whole channels follows the first activation. (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z),
+    with `stride` 2 half as large along each axis.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float):
         super().__init__()
-        self.body = nn.Sequential(
-            *_convolution_and_norm(in_channels, out_channels, stride),
-            nn.LeakyReLU(0.01, inplace=True),
-            nn.Dropout3d(dropout),
-            *_convolution_and_norm(out_channels, out_channels, 1),
+        # Named as in a sequence that has the activation and the dropout at 2 and 3; snapshots have these names.
+        self.body = nn.ModuleDict(
+            {
+                "0": _convolution(in_channels, out_channels, stride),
+                "1": InstanceNorm3d(out_channels),
+                "4": _convolution(out_channels, out_channels, 1),
+                "5": InstanceNorm3d(out_channels),
+            }
         )
         self.skip = nn.Conv3d(in_channels, out_channels, 1, stride, bias=False)
-        self.activation = nn.LeakyReLU(0.01, inplace=True)
+        self.dropout = dropout
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.body(volume) + self.skip(volume))
+        first, first_norm, second, second_norm = self.body.values()
+        hidden = first(volume)
+        hidden = first_norm(hidden, multiplier=self._multiplier(len(hidden)), slope=SLOPE)
+        return second_norm(second(hidden), residual=self.skip(volume), slope=SLOPE)
+
+    def _multiplier(self, batch: int) -> torch.Tensor | None:
+        """What dropout multiplies each channel by, (B, C): 0 or 1 / (1 - dropout); None if it drops nothing."""
+        if not self.training or self.dropout == 0:
+            return None
+        ones = self.skip.weight.new_ones(batch, self.skip.out_channels)
+        return F.dropout(ones, self.dropout)
 
 
-def _convolution_and_norm(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
-    convolution = nn.Conv3d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-    return [convolution, InstanceNorm3d(out_channels)]
+def _convolution(in_channels: int, out_channels: int, stride: int) -> nn.Conv3d:
+    return nn.Conv3d(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
 
 class UNet(nn.Module):
@@ -68,7 +90,12 @@ class UNet(nn.Module):
     Level i of the pyramid is 2^i times coarser than the image and has encoder_channels[i] or decoder_channels[i]
     channels; the deepest encoder level is the bottleneck. X, Y, Z must be multiples of 2^(levels - 1). Where bfloat16
     is fast, the network runs in it and the pyramid has that type; the logits are always float32.
+
+    With `recompute` set, training keeps the pyramid alone for the backward pass and computes each level again there:
+    the same gradients for less memory and more time.
     """
+
+    recompute: bool = False
 
     def __init__(
         self,
@@ -105,10 +132,19 @@ class UNet(nn.Module):
         pyramid = {}
         volume = image
         for level, block in enumerate(self.encoder):
-            volume = block(volume)
+            volume = self._recomputed(block, volume)
             pyramid[f"e{level}"] = volume
         for level in reversed(range(len(self.decoder))):
-            upsampled = self.up[level](volume)
-            volume = self.decoder[level](torch.cat([pyramid[f"e{level}"], upsampled], 1))
+            volume = self._recomputed(partial(self._decode, level), volume, pyramid[f"e{level}"])
             pyramid[f"d{level}"] = volume
         return pyramid, self.head(volume)
+
+    def _decode(self, level: int, below: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        upsampled = self.up[level](below)
+        return self.decoder[level](torch.cat([skip, upsampled], 1))
+
+    def _recomputed(self, function: Callable[..., torch.Tensor], *volumes: torch.Tensor) -> torch.Tensor:
+        """function(*volumes); with `recompute`, what it makes on the way is made again in the backward pass."""
+        if self.recompute and self.training:
+            return checkpoint(function, *volumes, use_reentrant=False)
+        return function(*volumes)

@@ -6,6 +6,7 @@ from implicitmeshnet.ops.grid_feature_projection import (
     sample_trilinear,
     splat_trilinear,
 )
+from implicitmeshnet.ops.instance_norm import instance_norm_leaky_relu
 from implicitmeshnet.ops.layer_norm import layer_norm_leaky_relu
 from implicitmeshnet.ops.mesh2sdf import Mesh2SDF, mesh2sdf
 from implicitmeshnet.ops.neighbour_sum import neighbour_sum
@@ -15,6 +16,7 @@ __all__ = [
     "GridFeatureProjectionTrilinear",
     "Mesh2SDF",
     "compiled",
+    "instance_norm_leaky_relu",
     "layer_norm_leaky_relu",
     "mesh2sdf",
     "neighbour_sum",

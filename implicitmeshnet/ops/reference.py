@@ -13,6 +13,8 @@ LIMIT = 1e9
 """A mesh with a vertex beyond, or not finite, has no distance."""
 PAIRS = 2**21
 """Point-face or column-face pairs held in memory at a time."""
+EPSILON = 1e-5
+"""What norms add to a variance, as torch does."""
 
 
 class Frame(NamedTuple):
@@ -385,8 +387,68 @@ def layer_norm_leaky_relu(features: torch.Tensor, slope: float) -> torch.Tensor:
 def layer_norm_leaky_relu_backward(grad: torch.Tensor, features: torch.Tensor, slope: float) -> torch.Tensor:
     """The gradient by the features of sum(layer_norm_leaky_relu(features) * grad)."""
     normed = F.layer_norm(features, features.shape[-1:])
-    scale = (features.var(-1, correction=0, keepdim=True) + 1e-5).rsqrt()
+    scale = (features.var(-1, correction=0, keepdim=True) + EPSILON).rsqrt()
     grad = torch.where(normed > 0, grad, slope * grad)
     mean = grad.mean(-1, keepdim=True)
     product = (grad * normed).mean(-1, keepdim=True)
     return scale * (grad - mean - normed * product)
+
+
+def instance_norm_leaky_relu(
+    volume: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    multiplier: torch.Tensor | None,
+    slope: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `implicitmeshnet.ops.instance_norm_leaky_relu`; and the mean and 1 / deviation (B, C) of each channel.
+
+    By the batch norm kernel, one item of the batch after the other: unlike torch's own instance norm, it keeps the
+    memory format channels_last_3d.
+    """
+    result = torch.empty_like(volume, memory_format=torch.channels_last_3d)
+    mean = volume.new_zeros(volume.shape[:2], dtype=weight.dtype)
+    scale = torch.zeros_like(mean)
+    for item in range(len(volume) if volume.numel() else 0):
+        own = slice(item, item + 1)
+        normed, mean[item], scale[item] = torch.native_batch_norm(
+            volume[own], weight, bias, None, None, True, 0.0, EPSILON
+        )
+        result[own] = normed
+    if residual is not None:
+        result += residual
+    F.leaky_relu_(result, slope)
+    if multiplier is not None:
+        result *= multiplier[..., None, None, None]
+    return result, mean, scale
+
+
+def instance_norm_leaky_relu_backward(
+    grad: torch.Tensor,
+    volume: torch.Tensor,
+    result: torch.Tensor,
+    weight: torch.Tensor,
+    multiplier: torch.Tensor | None,
+    mean: torch.Tensor,
+    scale: torch.Tensor,
+    slope: float,
+    summed: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients by volume, weight and bias, and by the residual if `summed`, of sum(result * grad)."""
+    grad = torch.where(result > 0, grad, slope * grad)
+    if multiplier is not None:
+        grad = grad * multiplier[..., None, None, None].to(grad.dtype)
+    grad = grad.contiguous(memory_format=torch.channels_last_3d)
+    by_volume = torch.empty_like(volume, memory_format=torch.channels_last_3d)
+    by_weight = torch.zeros_like(weight)
+    by_bias = torch.zeros_like(weight)
+    for item in range(len(volume) if volume.numel() else 0):
+        own = slice(item, item + 1)
+        found = torch.ops.aten.native_batch_norm_backward(
+            grad[own], volume[own], weight, None, None, mean[item], scale[item], True, EPSILON, [True] * 3
+        )
+        by_volume[own] = found[0]
+        by_weight += found[1]
+        by_bias += found[2]
+    return by_volume, by_weight, by_bias, grad if summed else grad.new_empty(0)

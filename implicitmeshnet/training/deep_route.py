@@ -37,17 +37,16 @@ class DeepRoute:
         return loss.detach(), take_step(loss, self.drn, self.optimizer)
 
 
-def load_deep_route(config: Config, run_dir: Path, device: torch.device) -> DeepRoute | None:
+def load_deep_route(config: Config, device: torch.device, run_dir: Path | None = None) -> DeepRoute | None:
     """The pretrained distance network of `route: deep`, with an optimiser of its own; None for `route: exact`.
 
-    A run that resumes has its layers in its own folder, and its weights in last.pt.
+    A run that resumes in `run_dir` has its layers there, and its weights in last.pt.
     """
     if config.loss.route == "exact":
         return None
     assert config.loss.drn_config is not None, "the config's rules ask for it"
-    own = run_dir / DRN_CONFIG
-    if own.exists() and (run_dir / "last.pt").exists():
-        layers = load_config(own, kind=DrnConfig).network
+    if run_dir and (run_dir / DRN_CONFIG).exists() and (run_dir / "last.pt").exists():
+        layers = load_config(run_dir / DRN_CONFIG, kind=DrnConfig).network
         drn = DeepRepresentationNetwork(layers).to(device)
     else:
         drn = load_drn(config.loss.drn_config, config.network.template_subdivisions, device)

@@ -139,7 +139,7 @@ class Loop:
             disable=None if self.is_first else True,  # None: where stderr is no terminal
         )
         for index in range(state.steps, training.steps):
-            training.optimizer.param_groups[0]["lr"] = training.learning_rate(self._epochs_before(state.number, index))
+            self._set_learning_rate(state.number, index)
             sums.add(*step(index))
             state.steps += 1
             progress.update()
@@ -159,9 +159,12 @@ class Loop:
         state.seconds = time.perf_counter() - start
         check_skipped(state, training.settings)
 
-    def _epochs_before(self, number: int, step: int) -> float:
-        """How many epochs have passed before a step of the epoch of a number."""
-        return number - 1 + step / self.training.steps
+    def _set_learning_rate(self, number: int, step: int) -> float:
+        """Give the optimiser its learning rate of a step in the epoch of a number."""
+        training = self.training
+        rate = training.learning_rate(number - 1 + step / training.steps)
+        training.optimizer.param_groups[0]["lr"] = rate
+        return rate
 
     def _wish(self) -> int:
         """What this process wants done after a step: GO_ON, SAVE or STOP."""
@@ -199,7 +202,7 @@ class Loop:
         """Append an epoch to the history, log it and save."""
         training = self.training
         losses = means(state.sums, state.steps)
-        rate = training.learning_rate(self._epochs_before(state.number, training.steps - 1))
+        rate = self._set_learning_rate(state.number, training.steps - 1)  # again: a run may have resumed after it
         epoch = Epoch(state.number, losses, scores, state.seconds, validation_s, rate)
         training.history.append(epoch)
         if self.events:

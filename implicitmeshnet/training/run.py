@@ -1,6 +1,7 @@
 """What the trainings share: the run folder that a run claims and resumes from, learning rates, steps and logs."""
 
 import json
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ RUN_FILES = (
     "provenance.json",
     "drn.json",
 )
-MAY_DIFFER = ("run_dir", "cache_dir", "checkpoint_minutes", "recompute")  # keys that change nothing of what is learnt
+MAY_DIFFER = ("run_dir", "dir", "cache_dir", "checkpoint_minutes", "recompute")  # keys that change nothing learnt
 FROM_DATA = ("template_centres", "template_radii", "intensity_statistics")  # keys that a training fills in
 
 
@@ -68,6 +69,8 @@ def claimed_run(description: str, kind: type[AnyConfig]) -> Iterator[Claimed[Any
 
 def set_up_torch(settings: Settings, device: torch.device) -> None:
     """Fast arithmetic on a GPU, or the same numbers in every run with training.deterministic."""
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS refuses
     torch.use_deterministic_algorithms(settings.deterministic)
     torch.backends.cudnn.benchmark = not settings.deterministic
     if device.type == "cuda":

@@ -73,6 +73,7 @@ def start_run(config: Config, device: torch.device, deep: DeepRoute | None) -> R
         )
     torch.manual_seed(settings.seed)
     network = build_network(config).to(device)
+    network.unet.recompute = settings.recompute
     if settings.compile:
         network.unet.compile()
     faces = network.decoder.faces
