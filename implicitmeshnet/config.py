@@ -233,7 +233,7 @@ class TrainingConfig:
     recompute: bool = False
     """Whether the UNet's activations are computed again for the gradient instead of kept: less memory, more time."""
     compile: bool = False
-    """Whether torch.compile makes the UNet faster, which takes a minute or more at each start."""
+    """Whether torch.compile translates the UNet, a minute or two at each start; on CPUs it gained nothing."""
     learning_rate: LearningRate = 1e-4
     """Learning rate of AdamW in the first epoch."""
     learning_rate_end: Share = 1e-5

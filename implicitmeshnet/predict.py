@@ -36,7 +36,7 @@ from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
 from implicitmeshnet.surfaces.repair import untangle
 from implicitmeshnet.surfaces.soundness import self_intersecting_faces
 
-TRAINING_ALONE = ("dir", "validation_cases", "fold", "folds", "intensity_statistics")
+TRAINING_ALONE = ("dir", "validation_cases", "fold", "folds", "training_cases", "cache_dir", "intensity_statistics")
 """Keys of data in which averaged networks may differ: of a prediction only a warning hangs on one of them."""
 
 

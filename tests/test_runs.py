@@ -157,15 +157,18 @@ def test_a_template_of_other_data_is_refused_once_it_is_known(folder, tmp_path):
     assert contents(tmp_path / "run") == before
 
 
-def test_the_config_of_a_run_resumes_it_too(finished, tmp_path):
+def test_the_config_of_a_run_resumes_it_too_with_its_data_elsewhere(finished, tmp_path, capsys):
     """It holds the template that the run began with, which is compared with that of the data."""
     shutil.copytree(finished / "run", tmp_path / "run")
+    shutil.copytree(finished / "data", tmp_path / "data")
     train(
         implicitmeshnet_train,
         f"--config={tmp_path / 'run/config.json'}",
         "--training.epochs=3",
         f"--training.run_dir={tmp_path / 'run'}",
+        f"--data.dir={tmp_path / 'data'}",
     )
+    assert "other files" not in capsys.readouterr().err
     assert len(torch.load(tmp_path / "run/last.pt", weights_only=True)["history"]) == 3
 
 

@@ -35,7 +35,7 @@ RUN_FILES = (
     "provenance.json",
     "drn.json",
 )
-MAY_DIFFER = ("run_dir", "cache_dir", "checkpoint_minutes", "recompute")  # keys that change nothing of what is learnt
+MAY_DIFFER = ("run_dir", "dir", "cache_dir", "checkpoint_minutes", "recompute")  # keys that change nothing learnt
 FROM_DATA = ("template_centres", "template_radii", "intensity_statistics")  # keys that a training fills in
 
 
