@@ -74,19 +74,27 @@ class Surfaces:
 class Predictor:
     """A trained network, or the mean of several, as a function of one volume."""
 
-    def __init__(self, network: ImplicitMeshNet | Ensemble, config: Config):
-        """`network` stays where it is: volumes go to its device. `config` is its own, or the first of an ensemble's."""
+    def __init__(self, network: ImplicitMeshNet | Ensemble, config: Config, structures: Sequence[str] | None = None):
+        """`network` stays where it is: volumes go to its device. `config` is its own, or the first of an ensemble's.
+
+        `structures` names those that are wanted, by default all; label maps then leave out what the others claim.
+        Raises InputError for a name that the network does not have.
+        """
         self.network = network
         self.config = config
         self.data = config.data
         self.structures = Structures.of(config.data)
+        self.wanted = self.structures if structures is None else self.structures.chosen(structures)
 
     @classmethod
-    def from_config(cls, path: str | Path, *others: str | Path, device: str = "auto") -> "Predictor":
+    def from_config(
+        cls, path: str | Path, *others: str | Path, device: str = "auto", structures: Sequence[str] | None = None
+    ) -> "Predictor":
         """The networks of JSON configs with the weights that they name, on 'cpu', 'cuda', 'mps', or the best there is.
 
-        One is taken as it is, several are averaged. Raises InputError where there are no weights, where they do not fit
-        their config, where configs contradict each other, and for a device that is not there.
+        One is taken as it is, several are averaged. `structures` as above. Raises InputError where there are no
+        weights, where they do not fit their config, where configs contradict each other, for a device that is not
+        there, and for a structure that they do not have.
         """
         paths = (path, *others)
         configs = [load_config(each) for each in paths]
@@ -94,13 +102,14 @@ class Predictor:
         networks = []
         for config, source in zip(configs, paths, strict=True):
             networks.append(load_network(config, snapshot_path(config, source), pick_device(device)))
-        return cls(Ensemble(networks) if len(networks) > 1 else networks[0], configs[0])
+        return cls(Ensemble(networks) if len(networks) > 1 else networks[0], configs[0], structures)
 
     def __call__(self, image: Volume | str | Path | Sequence[str | Path]) -> Surfaces:
-        """Surfaces of a volume in the world, in any voxel order, or of a NIfTI file; its name begins the warnings.
+        """Surfaces of a volume in the world, in any voxel order, or of a file; its name begins the warnings.
 
-        An image of several channels is a list of files. Raises NothingFound where no region of it shows the structures,
-        InputError where it cannot be read, has another number of channels, or is too large for that.
+        A file is NIfTI, NRRD or MetaImage, or a folder, zip or file of one DICOM series. An image of several channels
+        is a list of files. Raises NothingFound where no region of it shows the structures, InputError where it cannot
+        be read, has another number of channels, or is too large for that.
         """
         if isinstance(image, str | Path):
             image = [image]
@@ -116,16 +125,23 @@ class Predictor:
         meshes = [(mesh, faces) for mesh in repaired]
         labelmap = meshes_to_labelmap(meshes, self.structures, image.grid)
         segmentation = segmentation_on_grid(logits, grid, self.structures, image.grid)
-        agreement = agreements(labelmap, segmentation, self.structures.written)
+        wanted = self.wanted
+        if wanted != self.structures:  # after the label map, as contested voxels may be another structure's
+            kept = [self.structures.names.index(name) for name in wanted.names]
+            raw = raw[kept]
+            repaired = repaired[kept]
+            labelmap = wanted.written_alone(labelmap)
+            segmentation = wanted.written_alone(segmentation)
+        agreement = agreements(labelmap, segmentation, wanted.written)
         crossing = [int(self_intersecting_faces(mesh, faces).sum()) for mesh in repaired]
         within = sample.image.numpy()[(..., *box_inside(grid, seen.grid))]
         doubts = (
             *intensity_warnings(within, self.data),
             agreement_warning(agreement),
-            _crossing_warning(self.structures.names, crossing),
+            _crossing_warning(wanted.names, crossing),
         )
         return Surfaces(
-            structures=self.structures,
+            structures=wanted,
             vertices=repaired,
             raw_vertices=raw,
             faces=faces,

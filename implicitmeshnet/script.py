@@ -324,5 +324,11 @@ def write_table(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
             writer.writerow({key: _cell(value) for key, value in row.items()})
 
 
+def write_json(path: Path | str, tree: dict[str, Any]) -> None:
+    """Write an object as JSON, whole or not at all. Raises InputError where the file cannot be written."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
 def _cell(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value

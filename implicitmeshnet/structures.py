@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from implicitmeshnet.config import DataConfig
+from implicitmeshnet.script import InputError, shorten
 
 Array = TypeVar("Array")
 """A numpy array or a torch tensor: what is asked of both here, both can do."""
@@ -41,6 +42,23 @@ class Structures:
             inner = data.encloses.get(name, ())
             encloses.append(tuple(map(names.index, inner)))
         return cls(names, values, tuple(encloses), tuple(data.ignore))
+
+    def chosen(self, names: Sequence[str]) -> "Structures":
+        """Those of some names, in their own order. Raises InputError for a name that none has."""
+        for name in names:
+            if name not in self.names:
+                raise InputError(f"structures: wanted some of {', '.join(self.names)}, found {shorten(repr(name))}")
+        kept = [number for number, name in enumerate(self.names) if name in names]
+        encloses = []
+        for number in kept:
+            inner = [kept.index(other) for other in self.encloses[number] if other in kept]
+            encloses.append(tuple(inner))
+        return Structures(
+            tuple(self.names[number] for number in kept),
+            tuple(self.values[number] for number in kept),
+            tuple(encloses),
+            self.ignore,
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -108,6 +126,10 @@ class Structures:
     def counts(self, classes: np.ndarray) -> np.ndarray:
         """How many voxels of a class map are each structure's own: int (S,)."""
         return np.bincount(classes.ravel(), minlength=self.class_count)[1 : self.class_count]
+
+    def written_alone(self, labels: np.ndarray) -> np.ndarray:
+        """A label map of written values without those of other structures, which become 0; of the same type."""
+        return np.where(np.isin(labels, list(self.written.values())), labels, labels.dtype.type(0))
 
     def mask(self, labels: np.ndarray, structure: int) -> np.ndarray:
         """Where a label map has one of a structure's values: bool, in its shape."""

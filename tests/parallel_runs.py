@@ -21,6 +21,7 @@ import implicitmeshnet_train
 import pretrain_drn
 from implicitmeshnet.script import run_script
 from implicitmeshnet.surfaces import figures
+from implicitmeshnet.training import loop
 
 figures.RENDER_PIXELS = 40
 torch.cpu._is_avx512_bf16_supported = lambda: False  # in float32 the order of sums makes less of a difference
@@ -127,6 +128,25 @@ def stopped(folder: Path, config: str, count: int, number: int) -> dict:
     }
 
 
+def stopped_while_saving_takes_long(folder: Path, config: str) -> dict:
+    """What is saved when the other process has ended, which may be the end of the first one, too."""
+    save = loop.save_checkpoint
+
+    def save_slowly(*arguments):
+        time.sleep(0.5)
+        save(*arguments)
+
+    loop.save_checkpoint = save_slowly
+    job = Job(folder, config, f"{config}_slow", 2)
+    loop.save_checkpoint = save
+    wait_for(job.run / "log.jsonl")
+    os.kill(job.pids[1], signal.SIGTERM)
+    os.waitpid(job.pids[1], 0)
+    unfinished = torch.load(job.run / "last.pt", weights_only=True)["unfinished"]
+    os.waitpid(job.pids[0], 0)
+    return {"epoch": unfinished and unfinished["number"]}
+
+
 def died(folder: Path, config: str) -> dict:
     job = Job(folder, config, f"{config}_died", 2, (EVERY_STEP, "--training.epochs=1000"))
     wait_for(job.run / "last.pt")
@@ -163,6 +183,7 @@ def main():
         "training stopped": stopped(folder, "config.json", 1, signal.SIGUSR1),
         "trainings stopped": stopped(folder, "config.json", 2, signal.SIGTERM),
         "pretrainings stopped": stopped(folder, "drn.json", 2, signal.SIGTERM),
+        "slow": stopped_while_saving_takes_long(folder, "config.json"),
         "died": died(folder, "config.json"),
         "odd batch": refused(folder, "config.json", "--training.batch_size=3"),
         "port": port_in_use(folder, "config.json"),

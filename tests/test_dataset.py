@@ -232,7 +232,7 @@ def test_real_hearts_have_their_true_volume(capsys):
          "wanted single-channel images, found another channel a_0000.nii"),
         (["a_0000.nii", "a_0001.nii"], None, False,
          "a_0001.nii: wanted single-channel images, found another channel a_0000.nii"),
-        (["imagesTr/a.nii"], '{"file_ending": ".mha"}', False, "wanted file_ending .nii.gz or .nii, found '.mha'"),
+        (["imagesTr/a.nii"], '{"file_ending": ".mgz"}', False, "wanted file_ending .nii.gz or .nii or .nrrd"),
         (["imagesTr/a.nii"], "[1]", False, "wanted a description of a data set"),
         (["imagesTr/a.nii"], "{", False, "wanted a description of a data set"),
     ],

@@ -96,6 +96,9 @@ def test_a_module_needs_few_libraries(module, libraries):
     [
         ("nibabel", {"nifti.py", "volume.py"}),  # files; orientations
         ("matplotlib", {"figures.py", "curves.py", "picture.py"}),
+        ("SimpleITK", {"itk.py"}),  # optional, as are the next two
+        ("highdicom", {"dicom_seg.py"}),
+        ("pydicom", {"dicom_seg.py"}),
     ],
 )
 def test_a_library_has_few_users(library, owners):

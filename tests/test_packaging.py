@@ -42,7 +42,8 @@ def test_a_command_is_its_script(monkeypatch, capsys):
 def test_the_pins_lie_within_the_ranges():
     lines = (ROOT / "requirements.txt").read_text().split()
     pins = dict(line.lower().split("==") for line in lines)
-    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+    optional = PROJECT["optional-dependencies"]
+    for text in PROJECT["dependencies"] + optional["formats"] + optional["dicom"] + optional["dev"]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name.lower()])
 

@@ -92,6 +92,12 @@ def test_a_signal_to_one_process_stops_all_and_one_process_goes_on(found, name):
 
 @pytest.mark.slow
 @needs_fork
+def test_the_others_stay_until_the_first_process_has_saved(found):
+    assert found["slow"]["epoch"] == 2  # which had just begun
+
+
+@pytest.mark.slow
+@needs_fork
 def test_a_process_that_dies_ends_the_others_with_a_sentence_and_the_checkpoint_stays(found):
     died = found["died"]
     assert (died["statuses"], died["kept"]) == ([2, -9], True)

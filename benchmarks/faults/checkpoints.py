@@ -75,7 +75,7 @@ class Checkpoints:
         what, name = pick(generator, ("training", "pretraining")), pick(generator, ("best.pt", "last.pt"))
         run_dir = folder / "run"
         run_dir.mkdir()
-        for file in RUN_FILES:
+        for file in run_files(self.project.folder / what):
             shutil.copy(self.project.folder / what / file, run_dir)
         path = run_dir / name
         kind = pick(generator, ("bytes", "record", "state", "state", "state"))
@@ -166,12 +166,21 @@ def use_snapshot(what: str, path: Path):
 
 def resume(command: list[str], run_dir: Path):
     """A training goes on to its end, or leaves everything as it was."""
-    before = {path.name: path.read_bytes() for path in run_dir.iterdir()}
+    before = contents(run_dir)
     try:
         run(command)
     except SystemExit:
-        after = {path.name: path.read_bytes() for path in run_dir.iterdir()}
-        expect(after == before, "the run folder as it was")
+        expect(contents(run_dir) == before, "the run folder as it was")
         raise
-    names = {path.name for path in run_dir.iterdir() if not path.name.startswith("events")}
-    expect(names == set(RUN_FILES), f"the files of a run and no others, found {sorted(names)}")
+    names = {name for name in contents(run_dir) if not name.startswith("events")}
+    expect(names == set(before), f"the files of a run and no others, found {sorted(names)}")
+
+
+def run_files(run_dir: Path) -> list[str]:
+    """Those of a run's files that this kind of run has."""
+    return [name for name in RUN_FILES if (run_dir / name).exists()]
+
+
+def contents(run_dir: Path) -> dict[str, bytes]:
+    """The files of a run folder by name, without the cases that are kept for a later start."""
+    return {path.name: path.read_bytes() for path in run_dir.iterdir() if path.name != "cache"}

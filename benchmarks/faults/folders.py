@@ -260,7 +260,7 @@ def check_results(out: Path):
                     "preview.png",
                 )
             }
-        names.add(table.name)
+        names |= {table.name, "statistics.csv", "statistics.json"}
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     expect(
         found == names,

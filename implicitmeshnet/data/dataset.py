@@ -11,8 +11,10 @@ import torch
 from tqdm import tqdm
 
 from implicitmeshnet.config import Config, DataConfig
+from implicitmeshnet.data.dicom import Series, read_series
 from implicitmeshnet.data.ellipsoids import ellipsoids_of
-from implicitmeshnet.data.nifti import NOTICEABLE_VOXELS, read_image, read_labels
+from implicitmeshnet.data.formats import ENDINGS, SEGMENTATION_ENDING, ending_of, read_image, read_labels, stem_of
+from implicitmeshnet.data.nifti import NOTICEABLE_VOXELS
 from implicitmeshnet.data.overview import Overview, label_centre_mm, overview_of
 from implicitmeshnet.data.plausibility import intensity_quantiles, shares_outside
 from implicitmeshnet.data.volume import (
@@ -30,7 +32,6 @@ from implicitmeshnet.data.volume import (
 from implicitmeshnet.script import InputError, read_json, shorten
 from implicitmeshnet.structures import Structures
 
-ENDINGS = (".nii.gz", ".nii")
 CHANNEL = re.compile(r"_(\d{4})$")
 """How nnU-Net ends the names of a channel's images, before the file's ending."""
 NAMED_VALUES = 20  # label values that a message lists
@@ -42,10 +43,17 @@ class Case:
 
     name: str
     image: Path
-    """Of the first channel, or the only one; what messages call the case."""
+    """Of the first channel, or the only one."""
     label: Path | None
     others: tuple[Path, ...] = ()
     """Of the second channel and further ones."""
+    series: Series | None = None
+    """The DICOM series that is the image, where it is one; `image` is then the folder or zip that holds it."""
+
+    @property
+    def source(self) -> str:
+        """What messages call the image."""
+        return str(self.series or self.image)
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -85,9 +93,9 @@ def find_cases(folder: Path | str, labelled: bool, split: str = "Tr", channels: 
 
     Layouts: imagesTr and labelsTr, or of the split 'Ts' imagesTs and labelsTs (Decathlon: NAME for both; nnU-Net: image
     NAME_0000, label NAME; dataset.json may name the file_ending), MM-WHS (NAME_image and NAME_label), or, for
-    unlabelled cases, any NIfTI files, NAME or NAME_0000. Images of several `channels` are NAME_0000, NAME_0001, ...;
-    beside these in one folder lies NAME_label. Raises InputError for a missing or empty folder, a missing label, a name
-    found twice, more channels or fewer.
+    unlabelled cases, any volumes, NAME or NAME_0000. Files are NIfTI, NRRD or MetaImage. Images of several `channels`
+    are NAME_0000, NAME_0001, ...; beside these in one folder lies NAME_label. Raises InputError for a missing or empty
+    folder, a missing label, a name found twice, more channels or fewer.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -112,8 +120,13 @@ def splits_of(folder: Path | str) -> list[str]:
     return [split for split in ("Ts", "Tr") if (Path(folder) / f"images{split}").is_dir()]
 
 
+def has_volumes(folder: Path) -> bool:
+    """Whether a folder has files of volumes, NIfTI, NRRD or MetaImage, in itself."""
+    return bool(_volume_files(folder, ENDINGS))
+
+
 def _flat_cases(folder: Path, labelled: bool, channels: int) -> list[Case]:
-    files = _nifti_files(folder, ENDINGS)
+    files = _volume_files(folder, ENDINGS)
     images = {stem.removesuffix("_image"): path for stem, path in files.items() if stem.endswith("_image")}
     if channels > 1:
         numbered = {stem: path for stem, path in files.items() if CHANNEL.search(stem)}
@@ -129,8 +142,8 @@ def _flat_cases(folder: Path, labelled: bool, channels: int) -> list[Case]:
 
 def _data_set_cases(folder: Path, split: str, channels: int) -> list[Case]:
     endings = _file_endings(folder / "dataset.json")
-    images = _nifti_files(folder / f"images{split}", endings)
-    labels = _nifti_files(folder / f"labels{split}", endings)
+    images = _volume_files(folder / f"images{split}", endings)
+    labels = _volume_files(folder / f"labels{split}", endings)
     grouped = _by_case(images, labels, channels)
     return [Case(name, paths[0], labels.get(name), paths[1:]) for name, paths in grouped.items()]
 
@@ -170,8 +183,7 @@ def _all_channels(name: str, found: dict[int, Path], channels: int) -> tuple[Pat
     for number in range(channels):
         if number not in found:
             beside = next(iter(found.values()))
-            ending = next(ending for ending in ENDINGS if beside.name.endswith(ending))
-            missing = beside.with_name(f"{name}_{number:04}{ending}")
+            missing = beside.with_name(f"{name}_{number:04}{ending_of(beside)}")
             raise InputError(f"{missing}: wanted this channel, as data.intensity has {channels} rules, found no file")
     return tuple(found[number] for number in range(channels))
 
@@ -183,21 +195,23 @@ def _file_endings(path: Path) -> tuple[str, ...]:
         raise InputError(f"{path}: wanted a file, found something else of this name")
     ending = read_json(path, "a description of a data set").get("file_ending")
     if ending not in (None, *ENDINGS):
-        raise InputError(f"{path}: wanted file_ending .nii.gz or .nii, found {shorten(repr(ending))}")
+        raise InputError(f"{path}: wanted file_ending {' or '.join(ENDINGS)}, found {shorten(repr(ending))}")
     return (ending,) if ending else ENDINGS
 
 
-def _nifti_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+def _volume_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     """The files of a folder by their name without ending, sorted; none where there is no such folder.
 
-    Hidden files are left out, as are those that macOS writes beside others, whose names begin with ._ too.
+    Hidden files are left out, as are those that macOS writes beside others, whose names begin with ._ too, and the
+    segmentations of 3D Slicer.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        ending = next((ending for ending in endings if path.name.endswith(ending)), None)
-        if ending is None or path.name.startswith("."):
+        if path.name.startswith(".") or path.name.lower().endswith(SEGMENTATION_ENDING):
             continue
-        stem = path.name.removesuffix(ending)
+        if ending_of(path) not in endings:
+            continue
+        stem = stem_of(path)
         if stem in files:
             raise InputError(f"{path}: wanted one file for each case, found {files[stem].name} beside it")
         files[stem] = path
@@ -264,7 +278,7 @@ def read_case(case: Case) -> tuple[Volume, Volume | None]:
     A warning that holds for both files is kept for the image alone. Raises InputError as `read_channels`, and for a
     label map that cannot be read or does not lie on its image.
     """
-    image = read_channels(case.images)
+    image = read_series(case.series) if case.series else read_channels(case.images)
     if case.label is None:
         return image, None
     return image, _on_grid_of(image, read_labels(case.label), "the image")

@@ -103,13 +103,23 @@ def read_image(path: Path | str) -> Volume:
     InputError where the file is missing, damaged, no NIfTI, not one 3-D channel, or has no invertible affine.
     """
     stored = _read(path)
-    data = _values(stored).astype(np.float32)  # what is too large for it is infinite
+    data = finite_float32(path, _values(stored))
+    return Volume(data, stored.grid, stored.warnings, str(path))
+
+
+@quiet
+def finite_float32(path: Path | str, values: np.ndarray) -> np.ndarray:
+    """Voxel values as float32; those that are NaN or infinite take the smallest finite value.
+
+    Raises InputError, naming the file, where none is finite.
+    """
+    data = values.astype(np.float32)  # what is too large for it is infinite
     finite = np.isfinite(data)
     if not finite.any():
         raise InputError(f"{path}: wanted finite voxel values, found none")
     if not finite.all():
         data[~finite] = data[finite].min()
-    return Volume(data, stored.grid, stored.warnings, str(path))
+    return data
 
 
 def _values(stored: Stored) -> np.ndarray:
@@ -128,12 +138,17 @@ def read_labels(path: Path | str) -> Volume:
     Raises InputError as `read_image` does, and for values that are no integers or need more than 32 bits.
     """
     stored = _read(path)
+    return Volume(integer_labels(path, stored), stored.grid, stored.warnings, str(path))
+
+
+def integer_labels(path: Path | str, stored: Stored) -> np.ndarray:
+    """The label values of a file's voxels, int32. Raises InputError as `read_labels` for what is no label value."""
     labels = stored.voxels
     if stored.scaled or labels.dtype.kind == "f":
         labels = _rounded(path, stored)
     if labels.min() < -(2**31) or labels.max() >= 2**31:
         raise InputError(f"{path}: wanted label values of at most 32 bits, found {labels.max():g}")
-    return Volume(labels.astype(np.int32), stored.grid, stored.warnings, str(path))
+    return labels.astype(np.int32)
 
 
 def _rounded(path: Path | str, stored: Stored) -> np.ndarray:
@@ -163,9 +178,9 @@ def write_volume(path: Path | str, data: np.ndarray, affine: np.ndarray, header:
     if not str(path).endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: wanted a name that ends in .nii or .nii.gz")
     data = np.asarray(data)
-    _check_shape(path, data.shape)
+    check_shape(path, data.shape)
     affine = np.asarray(affine, np.float32).astype(np.float64)  # as the file will hold it
-    _check_affine(path, affine)
+    check_affine(path, affine)
     data = data.astype(WRITTEN_AS.get(data.dtype.name, data.dtype), copy=False)
     # NIfTI-1 counts voxels along an axis in 16 bits.
     large = max(data.shape) >= 2**15 or isinstance(header, nib.Nifti2Header)
@@ -254,10 +269,11 @@ def _check_header(path: Path | str, header: NiftiHeader) -> None:
     dimensions = int(header["dim"][0])
     if not 1 <= dimensions <= 7:
         raise InputError(f"{path}: wanted 1 to 7 dimensions in the header, found {dimensions}")
-    _check_shape(path, _shape(header))
+    check_shape(path, _shape(header))
 
 
-def _check_shape(path: Path | str, shape: Sequence[int]) -> None:
+def check_shape(path: Path | str, shape: Sequence[int]) -> None:
+    """Raise InputError, naming the file, where a shape is not (X, Y, Z) of 2 or more each, or that and axes of 1."""
     if len(shape) < 3 or min(shape[:3]) < 2 or any(n != 1 for n in shape[3:]):
         raise InputError(f"{path}: wanted a 3-D volume with one channel, found shape {tuple(shape)}")
 
@@ -272,7 +288,8 @@ def _check_size(path: Path | str, header: NiftiHeader, available: int) -> None:
         )
 
 
-def _check_affine(path: Path | str, affine: np.ndarray) -> None:
+def check_affine(path: Path | str, affine: np.ndarray) -> None:
+    """Raise InputError, naming the file, where an affine (4, 4) has no inverse or is no affine of a patient's in mm."""
     if not np.isfinite(affine).all() or np.linalg.cond(affine[:3, :3]) > SINGULAR:
         raise InputError(f"{path}: wanted an invertible affine, found {affine[:3].tolist()}")
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
@@ -324,7 +341,7 @@ def _grid(path: Path | str, header: NiftiHeader) -> tuple[Grid, tuple[str, ...]]
         raise InputError(f"{path}: wanted an invertible affine, found an sform that has no inverse")
     chosen = _choose(sform, qform, int(header["sform_code"]))
     affine = _affine(chosen, sizes, per_unit)
-    _check_affine(path, affine)
+    check_affine(path, affine)
     if sform is None and qform is None:
         warnings.append(
             "the header gives no world position (sform and qform code 0), so left and right are a guess;"

@@ -8,6 +8,7 @@ import base64
 import logging
 import re
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -200,16 +201,23 @@ def orient_outward(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return faces[:, ::-1] if mesh_volume_ml(vertices, faces) < 0 else faces
 
 
+def ply_header(
+    vertices: int, faces: int, space: str, comments: Sequence[str] = (), properties: Sequence[str] = ()
+) -> bytes:
+    """The header of a binary PLY of so many vertices, with further properties of these as "uchar red", and faces."""
+    lines = ["ply", "format binary_little_endian 1.0", "comment ImplicitMeshNet", f"comment SPACE={space}"]
+    lines += [f"comment {' '.join(comment.split())}" for comment in comments]
+    lines += [f"element vertex {vertices}", "property float x", "property float y", "property float z"]
+    lines += [f"property {each}" for each in properties]
+    lines += [f"element face {faces}", "property list uchar int vertex_indices", "end_header"]
+    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+
+
 def _ply(vertices: np.ndarray, faces: np.ndarray, space: str) -> bytes:
-    header = (
-        f"ply\nformat binary_little_endian 1.0\ncomment ImplicitMeshNet\ncomment SPACE={space}\n"
-        f"element vertex {len(vertices)}\nproperty float x\nproperty float y\nproperty float z\n"
-        f"element face {len(faces)}\nproperty list uchar int vertex_indices\nend_header\n"
-    )
     records = np.empty(len(faces), dtype=[("count", "u1"), ("corners", "<i4", 3)])
     records["count"] = 3
     records["corners"] = faces
-    return header.encode() + vertices.tobytes() + records.tobytes()
+    return ply_header(len(vertices), len(faces), space) + vertices.tobytes() + records.tobytes()
 
 
 def _stl(vertices: np.ndarray, faces: np.ndarray, space: str) -> bytes:
@@ -234,17 +242,20 @@ def _obj(vertices: np.ndarray, faces: np.ndarray, space: str) -> bytes:
 
 
 def _vtp(vertices: np.ndarray, faces: np.ndarray, space: str) -> bytes:
-    letters = " ".join(str(ord(letter)) for letter in f"{space}\0")  # VTK writes strings as numbers, a zero at the end
-    points = _vtp_array("Float32", "Points", vertices, ' NumberOfComponents="3"')
-    connectivity = _vtp_array("Int64", "connectivity", faces.astype("<i8"))
+    return vtp_document(vertices, faces, space)
+
+
+def vtp_document(vertices: np.ndarray, faces: np.ndarray, space: str, fields: str = "", arrays: str = "") -> bytes:
+    """A VTP of vertices (V, 3) float32 and faces (F, 3), with further XML of its field data, and of its piece."""
+    points = vtp_array("Float32", "Points", vertices, ' NumberOfComponents="3"')
+    connectivity = vtp_array("Int64", "connectivity", faces.astype("<i8"))
     ends = np.arange(1, len(faces) + 1, dtype="<i8") * 3  # where each face's vertices end in the list of all
-    offsets = _vtp_array("Int64", "offsets", ends)
+    offsets = vtp_array("Int64", "offsets", ends)
     document = (
         '<?xml version="1.0"?>\n'
         '<VTKFile type="PolyData" version="1.0" byte_order="LittleEndian" header_type="UInt64">\n<PolyData>\n'
-        '<FieldData><Array type="String" Name="SPACE" NumberOfTuples="1" format="ascii">'
-        f"{letters}</Array></FieldData>\n"
-        f'<Piece NumberOfPoints="{len(vertices)}" NumberOfPolys="{len(faces)}">\n'
+        f"<FieldData>{field_strings('SPACE', [space])}{fields}</FieldData>\n"
+        f'<Piece NumberOfPoints="{len(vertices)}" NumberOfPolys="{len(faces)}">\n{arrays}'
         f"<Points>\n{points}</Points>\n"
         f"<Polys>\n{connectivity}{offsets}</Polys>\n"
         "</Piece>\n</PolyData>\n</VTKFile>\n"
@@ -252,7 +263,23 @@ def _vtp(vertices: np.ndarray, faces: np.ndarray, space: str) -> bytes:
     return document.encode()
 
 
-def _vtp_array(kind: str, name: str, values: np.ndarray, components: str = "") -> str:
+def field_strings(name: str, texts: Sequence[str]) -> str:
+    """An array of strings in the field data of a VTP, as VTK writes it: bytes as numbers, a zero behind each string."""
+    numbers: list[str] = []
+    for text in texts:
+        numbers += map(str, [*text.encode("utf-8", "replace"), 0])
+    count = f'Name="{name}" NumberOfTuples="{len(texts)}"'
+    return f'<Array type="String" {count} format="ascii">{" ".join(numbers)}</Array>'
+
+
+def field_array(name: str, values: np.ndarray) -> str:
+    """An array of whole numbers (N,) in the field data of a VTP."""
+    numbers = " ".join(map(str, values.tolist()))
+    count = f'Name="{name}" NumberOfTuples="{len(values)}"'
+    return f'<DataArray type="Int32" {count} format="ascii">{numbers}</DataArray>'
+
+
+def vtp_array(kind: str, name: str, values: np.ndarray, components: str = "") -> str:
     """An array as an XML element of a VTP: its length in bytes and its content, in base 64."""
     size = np.uint64(values.nbytes)
     content = base64.b64encode(size.tobytes() + values.tobytes()).decode()

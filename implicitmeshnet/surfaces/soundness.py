@@ -20,6 +20,13 @@ def mesh_volume_ml(vertices_mm: np.ndarray, faces: np.ndarray) -> float:
     return float(six_volumes.sum() / 6000)
 
 
+def mesh_area_mm2(vertices_mm: np.ndarray, faces: np.ndarray) -> float:
+    """Area of a mesh's surface in square millimetres, vertices_mm (V, 3) and faces (F, 3)."""
+    a, b, c = _corners(vertices_mm, faces)
+    double = np.linalg.norm(np.cross(b - a, c - a), axis=1)  # (F,) twice the areas
+    return float(double.sum() / 2)
+
+
 def euler_characteristic(faces: np.ndarray) -> int:
     """Vertices in use - edges + faces of a triangulation (F, 3): 2 for a sphere, 0 for a torus."""
     faces = np.asarray(faces)

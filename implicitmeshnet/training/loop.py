@@ -110,6 +110,7 @@ class Loop:
             self._run_epoch(unfinished or Unfinished(number))
             unfinished = None
             self._publish()
+        processes.wait()
 
     def _run_epoch(self, state: Unfinished) -> None:
         training = self.training
@@ -150,6 +151,7 @@ class Loop:
                 state.seconds = time.perf_counter() - start
                 self._save(state)
             if agreed == STOP:
+                processes.wait()  # until the first one has saved, as srun and torchrun may kill it when another ends
                 self.signals.stop()
             self._look_once()
         progress.close()

@@ -22,8 +22,13 @@ from implicitmeshnet.script import HOST, InputError, shorten
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others: while one of them reads a large data set for the first time, say."""
+"""How long a process waits for the others outside of steps: while one of them reads a large data set, say."""
+SILENCE = timedelta(minutes=10)
+"""How long it waits for their part of a step: no other sign tells it of a machine that is cut off."""
 Items = TypeVar("Items", Sequence, torch.Tensor)
+
+
+_patient: dist.ProcessGroup | None = None  # of all processes, which wait as long as PATIENCE in it
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,10 @@ def _device_of(own: Place, device: torch.device) -> torch.device:
 def _join(own: Place, device: torch.device) -> None:
     # What is said about numbers on the host goes through gloo, so that nobody waits for a GPU to say it.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    global _patient
     try:
-        dist.init_process_group(backend, rank=own.rank, world_size=own.count, timeout=PATIENCE)
+        dist.init_process_group(backend, rank=own.rank, world_size=own.count, timeout=SILENCE)
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         if "EADDRINUSE" in str(error):
@@ -187,17 +194,17 @@ def largest(number: int) -> int:
 
 
 def gathered(value: Any) -> list[Any]:
-    """The plain values of all processes, by rank."""
+    """The plain values of all processes, by rank, however long they take."""
     if count() == 1:
         return [value]
     values = [None] * count()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, _patient)
     return values
 
 
 def wait() -> None:
     """Go on when all processes are here."""
-    largest(0)
+    gathered(None)
 
 
 def parallel(network: torch.nn.Module, device: torch.device) -> Callable[..., Any]:
@@ -205,6 +212,7 @@ def parallel(network: torch.nn.Module, device: torch.device) -> Callable[..., An
     if count() == 1:
         return network
     devices = [device] if device.type == "cuda" else None
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of one kernel's gradient, which is a few numbers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for what older ones call so
         return DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
