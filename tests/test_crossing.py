@@ -48,22 +48,22 @@ def test_two_triangles_of_small_numbers_meet_where_a_linear_program_says_so(seed
     assert (len(crossing_pairs(vertices, np.stack([first, second]))) == 1) == wanted
 
 
-def test_what_rounds_away_in_float64_is_told_apart():
-    """A point one step above a large tilted plane, in it, and one step below."""
-    size = 2.0**22
-    triangle = np.array([[0, 0, 1], [size, 1, 3], [3, size, 2]])
-    for height, wanted in ((1, 1), (0, 1), (-1, 1), (2, 0)):
-        foot = triangle.sum(0) // 3
-        above = np.array([foot, foot, foot]) + [[0, 0, height], [7, 1, size / 2], [1, 9, size / 2]]
-        volume = int(round(float(np.linalg.det((triangle - above[0]).astype(np.longdouble).astype(float)))))
-        found = len(crossing_pairs(np.vstack([triangle, above]), np.array([[0, 1, 2], [3, 4, 5]])))
-        exact = crossing._signs(*(row[None] for row in (*triangle, above[0])))[0]
-        a, b, c = ([int(x) for x in row - above[0]] for row in triangle)
-        by_hand = (
-            a[0] * (b[1] * c[2] - b[2] * c[1]) + a[1] * (b[2] * c[0] - b[0] * c[2]) + a[2] * (b[0] * c[1] - b[1] * c[0])
+def test_signs_that_float64_rounds_away_are_exact():
+    """Points in large tilted planes and right beside them: sums of products of up to 76 bits that cancel."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(200):
+        a, p, q = rng.integers(-(2**20), 2**20, (3, 3))
+        b, c, d = a + 7 * p + q, a + 2 * p + 5 * q, a + 3 * p + 2 * q
+        d = d + rng.integers(0, 2) * rng.integers(-1, 2, 3)
+        rows = [np.array([point], dtype=np.float64) for point in (a, b, c, d)]
+        u, v, w = ([int(x) for x in point - d] for point in (a, b, c))
+        determinant = (
+            u[0] * (v[1] * w[2] - v[2] * w[1]) + u[1] * (v[2] * w[0] - v[0] * w[2]) + u[2] * (v[0] * w[1] - v[1] * w[0])
         )
-        assert exact == np.sign(by_hand)
-        assert isinstance(volume, int) and found in (0, 1) and wanted in (0, 1)
+        assert crossing._signs(*rows)[0] == np.sign(determinant)
+        wrong += np.sign(np.linalg.det(np.array([u, v, w], dtype=np.float64))) != np.sign(determinant)
+    assert wrong > 0  # where float64 alone would have erred
 
 
 def test_a_sphere_is_clean_and_a_fold_a_flat_face_and_a_doubled_one_are_found():

@@ -19,7 +19,7 @@ ROUNDING = 1e-15
 
 
 def snap_step(vertices: np.ndarray) -> float:
-    """The power of two that vertices (..., 3) are whole multiples of once snapped: float32's, at the largest of them."""
+    """The power of two that snapped vertices (..., 3) are whole multiples of: float32's step at the largest of them."""
     largest = np.abs(vertices).max(initial=0.0)
     if not np.isfinite(largest):
         raise ValueError("vertices: wanted finite coordinates, found others")

@@ -58,7 +58,7 @@ class Surface:
         return Proximity(rows, side * length, outward)
 
     def _feature_normals(self, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Unit normals (K, 3) of what the closest points lie on: a face, an edge or a corner, by which weights are 0."""
+        """Unit normals (K, 3) of what closest points of these weights (K, 3) lie on: a face, an edge or a corner."""
         zero = weights <= 1e-12
         normal = self._normals[face].copy()
         for corner in range(3):

@@ -1,7 +1,7 @@
 """Meshes that cross themselves, mended: smoothed where they do, and where that fails, drawn back to an ellipsoid.
 
-All meshes have the triangulation of one template sphere, so each is an image of it. The affine map that comes closest to
-that image makes an ellipsoid, which crosses nothing; on the straight way from the mesh to it, every crossing ends.
+All meshes have the triangulation of one template sphere, so each is an image of it. The affine map that comes closest
+to that image makes an ellipsoid, which crosses nothing; on the straight way from the mesh to it, every crossing ends.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,41 +9,53 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, diags
 
-from implicitmeshnet.surfaces.crossing import crossing_faces, snapped
+from implicitmeshnet.surfaces.crossing import crossing_faces, snap_step, snapped
+from implicitmeshnet.surfaces.soundness import mesh_volume_ml
 
 ROUNDS = 30
 """After so many rounds of smoothing what still crosses is drawn back."""
 ROUNDS_PER_RING = 6
 """Rounds after which the smoothed region grows by one ring of vertices."""
 RETREATS = 40
-"""Steps on the way to the ellipsoids; the region grows by a ring in each, so that the last ones draw back whole meshes."""
+"""Steps on the way to the ellipsoids; the region grows by a ring in each, and is the whole mesh in the last ones."""
 SHARE_KEPT = 0.7
 """How much of the way from the ellipsoid a vertex keeps in a step, and of its size an ellipsoid."""
 SHRINKS = 60
 """Steps in which an ellipsoid becomes a point."""
 APART = 0.3
 """How far from the centre of an ellipsoid others lie that shrink within it, relative to its radius."""
+SMALLEST_STEPS = 4096
+"""The least size of an ellipsoid before it shrinks, in the steps to which vertices are snapped."""
 FLATTEST = 0.05
 """The shortest semi-axis of an ellipsoid, relative to the longest."""
 
 
 def untangle(vertices: np.ndarray, faces: np.ndarray, sphere: np.ndarray) -> np.ndarray:
-    """Vertices (V, 3) moved so that no face of the closed mesh crosses or touches another, faces (F, 3): (V, 3) float64.
+    """Vertices (V, 3) moved so that no face of the closed mesh crosses or touches another: (V, 3) float64.
 
-    `sphere` (V, 3) is any embedded image of the triangulation by an affine map of a sphere, as templates are. Each round
-    moves the vertices of the faces that cross, and those around them, half-way to the mean of their neighbours; the
-    region grows while that does not help. What does not help in ROUNDS is undone, and `retreated` mends it. Every other
-    vertex stays where it is, but that all are `snapped`.
+    faces (F, 3) are those of a template `sphere` (V, 3), a sphere or an affine image of one. Each round moves the
+    vertices of the faces that cross, and those around them, half-way to the mean of their neighbours; the region grows
+    while that does not help. What does not help in ROUNDS is undone, and `retreated` mends it. Every other vertex stays
+    where it is, but that all are `snapped`.
     """
     start = snapped(vertices)
     moved = start
     mean = neighbour_mean(faces, len(start))
     for step in range(ROUNDS):
-        region = vertices_of(faces, crossing_faces(moved, faces), len(moved))
+        region = vertices_of(faces, _unsound(moved, faces), len(moved))
         if not region.any():
             return moved
+        if region.all():
+            break
         moved = snapped(smoothed(moved, grown(region, mean, 1 + step // ROUNDS_PER_RING), mean))
-    return retreated(start[None], faces, sphere, lambda meshes: crossing_faces(meshes[0], faces)[None])[0]
+    return retreated(start[None], faces, sphere, lambda meshes: _unsound(meshes[0], faces)[None])[0]
+
+
+def _unsound(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """The faces, bool (F,), that cross others; all where the mesh is inside out."""
+    if mesh_volume_ml(vertices, faces) <= 0:
+        return np.ones(len(faces), dtype=bool)
+    return crossing_faces(vertices, faces)
 
 
 def retreated(
@@ -111,7 +123,8 @@ def fitted_ellipsoid(mesh: np.ndarray, sphere: np.ndarray) -> np.ndarray:
     left, lengths, right = np.linalg.svd(matrix)
     if np.linalg.det(left @ right) < 0:
         right[-1] *= -1  # along the shortest semi-axis
-    size = max(lengths[0], np.linalg.norm(mesh - centre, axis=1).mean() * FLATTEST, 1e-9)
+    smallest = SMALLEST_STEPS * snap_step(mesh)
+    size = max(lengths[0], np.linalg.norm(mesh - centre, axis=1).mean() * FLATTEST, smallest)
     lengths = np.maximum(lengths, FLATTEST * size)
     return centre + (sphere - own_centre) @ (left * lengths) @ right
 

@@ -3,9 +3,9 @@
 Each mesh is mended by itself first. Then, round by round, every vertex that lies in another mesh, or closer to it than
 the gap, moves half of what is missing along the other mesh's distance; the other mesh's vertices, which see the first
 one, move the other half. A structure that another encloses has to lie inside it instead. Faces that cross though all
-their vertices keep the gap are moved as a whole, by their deepest point; what still crosses after some rounds is smoothed
-too, but never towards the other mesh. What is left at last is drawn back (`repair.retreated`), so that every input has
-an end.
+their vertices keep the gap are moved as a whole, by their deepest point; what still crosses after some rounds is
+smoothed too, but never towards the other mesh. What is left at last is drawn back (`repair.retreated`), so that every
+input has an end.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ ROUNDS_OF_PUSHES = 3
 """Before what still crosses is smoothed too."""
 ROUNDS_PER_RING = 4
 """After which the smoothed region grows by one ring of vertices."""
-SLACK_MM = 0.002
-"""By which a vertex may miss its gap."""
+TOLERANCE = 0.1
+"""By which a vertex may miss its gap, relative to it."""
 REACH_MM = 3.0
 """From another mesh, within which no smoothing moves a vertex towards it."""
 DEEPEST_MM = 30.0
@@ -62,11 +62,13 @@ def separate(
             rings = (number - ROUNDS_OF_PUSHES) // ROUNDS_PER_RING
             for one, own in enumerate(crossed):
                 stuck[one] = grown(vertices_of(faces, own, len(gaps[one])), scene.mean, rings)
-        meshes = snapped(scene.pushed(meshes, stuck))
+        pushed, lacking = scene.pushed(meshes, stuck)
+        meshes = snapped(pushed)
         pairs = scene.crossings(meshes)
-        if not len(pairs) and not scene.misplaced(meshes):
+        at_most_left = lacking / 2  # of a vertex whose opposite had nothing to move
+        if at_most_left < TOLERANCE * gap_mm and not len(pairs) and not scene.misplaced(meshes):
             return meshes
-        if number:
+        if number and len(pairs):
             meshes = scene.pushed_faces(meshes, pairs)
         crossed = scene.faces_of(pairs, len(meshes))
         for one in scene.crossing_themselves(pairs):
@@ -127,8 +129,12 @@ class Scene:
                 crossed[list(pair)] = True
         return crossed
 
-    def pushed(self, meshes: np.ndarray, stuck: np.ndarray) -> np.ndarray:
-        """Each vertex moved half of what its gap lacks, the `stuck` ones (S, V) smoothed too: (S, V, 3)."""
+    def pushed(self, meshes: np.ndarray, stuck: np.ndarray) -> tuple[np.ndarray, float]:
+        """Each vertex moved half of what its gap lacks, the `stuck` ones (S, V) smoothed too: (S, V, 3).
+
+        And the most that any of them lacked, in mm.
+        """
+        most = 0.0
         surfaces = [Surface(mesh, self.faces) for mesh in meshes]
         moved = meshes.copy()
         for one, mesh in enumerate(meshes):
@@ -142,12 +148,12 @@ class Scene:
                 away = side * near.outward
                 distance = side * near.distance
                 lacking = np.maximum(self.gaps[one, near.rows] - distance, 0)
-                lacking[lacking < SLACK_MM] = 0
+                most = max(most, lacking.max(initial=0.0))
                 moved[one, near.rows] += lacking[:, None] / 2 * away
                 towards = np.minimum((smooth[near.rows] * away).sum(1), 0) * (distance < REACH_MM)
                 smooth[near.rows] -= towards[:, None] * away
             moved[one] += smooth
-        return moved
+        return moved, most
 
     def pushed_faces(self, meshes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         """The faces of pairs from two meshes moved as a whole, each half of what its deepest point lacks: (S, V, 3)."""
@@ -161,10 +167,8 @@ class Scene:
                 moved[one, corners] = meshes[one, corners] + lacking[row] / 2 * away[row]
         return moved
 
-    def _deepest(
-        self, meshes: np.ndarray, one: int, other: int, rows: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What the deepest point of each of the faces `rows` (K,) of one mesh lacks of the gap, (K,), and the way out."""
+    def _deepest(self, meshes: np.ndarray, one: int, other: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the deepest points of faces `rows` (K,) of one mesh lack of the gap, (K,), and the ways out (K, 3)."""
         points = np.einsum("lk,fkc->flc", SAMPLES, meshes[one][self.faces[rows]]).reshape(-1, 3)
         side = self.side(one, other)
         near = Surface(meshes[other], self.faces).near(points, DEEPEST_MM)

@@ -1,11 +1,8 @@
 """Whether a triangle mesh is sound: closed, of which genus, how large inside, and where it crosses itself."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
-PAIRS_AT_ONCE = 2_000_000
-"""How many pairs of faces the search for self-intersections looks at together, which bounds its memory."""
+from implicitmeshnet.surfaces.crossing import crossing_faces
 
 
 def mesh_volume_ml(vertices_mm: np.ndarray, faces: np.ndarray) -> float:
@@ -50,83 +47,17 @@ def is_closed(faces: np.ndarray) -> bool:
 
 
 def self_intersecting_faces(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """The faces, bool (F,), that are crossed by another face with which they share no edge; (V, 3) and (F, 3).
+    """The faces, bool (F,), that cross or touch another with which they share no vertex there; (V, 3) and (F, 3).
 
-    An edge of one face must pass strictly through the inside of the other, computed in float64. Faces that only touch
-    or that overlap within one plane do not count, and neither do faces without area.
+    See `crossing.crossing_pairs`: a face without area counts. Faces with a coordinate that is not finite do not.
     """
     faces = np.asarray(faces)
-    triangles = np.asarray(vertices, dtype=np.float64)[faces]  # (F, 3 corners, 3)
-    crossed = np.zeros(len(faces), dtype=bool)
-    for first, second in _overlapping_boxes(triangles):
-        # Faces with a common edge meet there and nowhere else, unless they lie in one plane.
-        same = faces[first][:, :, None] == faces[second][:, None, :]  # (N, 3, 3)
-        shared = same.any(2).sum(1)
-        first = first[shared < 2]
-        second = second[shared < 2]
-        one, other = triangles[first], triangles[second]
-        hit = _edges_cross(one, other) | _edges_cross(other, one)
-        crossed[first[hit]] = True
-        crossed[second[hit]] = True
-    return crossed
-
-
-def _overlapping_boxes(triangles: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield index pairs (first, second), each pair once, of triangles (F, 3, 3) whose bounding boxes overlap.
-
-    Sort and sweep: in the order of where the boxes begin along x, those that overlap a box along x follow it directly.
-    """
-    low = triangles.min(1)  # (F, 3)
-    high = triangles.max(1)
-    order = np.argsort(low[:, 0], kind="stable")
-    low = low[order]
-    high = high[order]
-    end = np.searchsorted(low[:, 0], high[:, 0], side="right")  # the first box that begins behind this one's end
-    count = end - np.arange(len(order)) - 1  # boxes that follow and overlap along x
-    count = np.maximum(count, 0)  # NaN sorts anywhere
-    for rows in _blocks(count):
-        first, second = _following(rows, count[rows])
-        for axis in (1, 2):
-            begins = low[first, axis] <= high[second, axis]
-            ends = low[second, axis] <= high[first, axis]
-            overlap = begins & ends
-            first = first[overlap]
-            second = second[overlap]
-        yield order[first], order[second]
-
-
-def _blocks(count: np.ndarray) -> list[np.ndarray]:
-    """The rows 0 to F - 1 in blocks of about PAIRS_AT_ONCE pairs, where each row has `count` (F,) of them."""
-    block = np.cumsum(count) // PAIRS_AT_ONCE
-    borders = np.flatnonzero(np.diff(block)) + 1
-    return np.split(np.arange(len(count)), borders)
-
-
-def _following(rows: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each of the rows with each of the `count` rows that come right after it: two index arrays (sum of count,)."""
-    first = np.repeat(rows, count)
-    start = np.cumsum(count) - count  # of each row's pairs in the list of all
-    position = np.arange(len(first)) - np.repeat(start, count)
-    return first, first + 1 + position
-
-
-def _edges_cross(edged: np.ndarray, triangle: np.ndarray) -> np.ndarray:
-    """Whether an edge of `edged` passes strictly through the inside of `triangle`, both (N, 3, 3): bool (N,)."""
-    a, b, c = (triangle[:, None, corner] for corner in range(3))  # (N, 1, 3)
-    p = edged  # (N, 3 edges, 3): where the edges start
-    q = np.roll(edged, -1, axis=1)  # where they end
-    # The edge's ends lie on different sides of the triangle's plane; a side is exactly 0 at a shared corner.
-    side_p = _dot(a - p, np.cross(b - p, c - p))
-    side_q = _dot(a - q, np.cross(b - q, c - q))
-    # And its line passes all three sides of the triangle in the same sense of rotation.
-    along = q - p
-    ab = _dot(along, np.cross(a - p, b - p))
-    bc = _dot(along, np.cross(b - p, c - p))
-    ca = _dot(along, np.cross(c - p, a - p))
-    positive = (ab > 0) & (bc > 0) & (ca > 0)
-    negative = (ab < 0) & (bc < 0) & (ca < 0)
-    through = positive | negative
-    return ((side_p * side_q < 0) & through).any(1)
+    positions = np.asarray(vertices, dtype=np.float64)
+    sound = np.isfinite(positions).all(1)
+    known = sound[faces].all(1)
+    found = np.zeros(len(faces), dtype=bool)
+    found[known] = crossing_faces(np.where(sound[:, None], positions, 0.0), faces[known])
+    return found
 
 
 def _dot(u: np.ndarray, v: np.ndarray) -> np.ndarray:

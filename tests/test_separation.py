@@ -1,0 +1,120 @@
+"""Meshes of several structures that cross are moved apart, and end without crossings whatever they were."""
+
+import numpy as np
+import pytest
+
+from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.surfaces.proximity import Surface, closest_points
+from implicitmeshnet.surfaces.separation import GAP_MM, Scene, separate
+from implicitmeshnet.surfaces.soundness import mesh_volume_ml
+
+GENUS_0 = [tensor.double().numpy() for tensor in icosphere(2)]
+SPHERE = GENUS_0[0]
+FACES = GENUS_0[1].astype(int)
+
+
+def ball(radius: float, *centre: float) -> np.ndarray:
+    return radius * SPHERE + np.array(centre)
+
+
+def judge(meshes: np.ndarray, encloses=((),)) -> tuple[int, list]:
+    """How many pairs of faces cross, and which meshes lie where they should not."""
+    encloses = [set(inner) for inner in encloses] + [set()] * (len(meshes) - len(encloses))
+    scene = Scene(FACES, encloses, np.zeros(meshes.shape[:2]), None)
+    return len(scene.crossings(meshes)), scene.misplaced(meshes)
+
+
+def separated(meshes, encloses=None, **options) -> np.ndarray:
+    meshes = np.stack(meshes)
+    return separate(meshes, FACES, SPHERE, encloses or [()] * len(meshes), **options)
+
+
+def test_meshes_that_keep_their_gap_stay():
+    meshes = [ball(10, 0, 0, 0), ball(5, 16, 0, 0), ball(3, 0, 0, 0)]
+    found = separated(meshes, [(2,), (), ()])
+    assert np.abs(found - meshes).max() < 1e-5
+
+
+def test_two_balls_that_cross_move_half_of_it_each_and_keep_the_gap():
+    meshes = [ball(10, -9, 0, 0), ball(10, 9, 0, 0)]  # 2 mm in each other
+    found = separated(meshes)
+    assert judge(found) == (0, [])
+    near = Surface(found[1], FACES).near(found[0], 5.0)
+    assert near.distance.min() > 0.9 * GAP_MM
+    moved = np.linalg.norm(found - meshes, axis=2).max(1)
+    assert moved == pytest.approx([1.05, 1.05], abs=0.3)
+    still = np.linalg.norm(np.stack(meshes), axis=2) > 15
+    assert np.abs(found - meshes)[still].max() < 1e-5
+
+
+def test_a_mesh_that_sticks_out_of_what_encloses_it_ends_within():
+    found = separated([ball(10, 0, 0, 0), ball(5, 7, 0, 0)], [(1,), ()])
+    assert judge(found, [(1,), ()]) == (0, [])
+    assert Surface(found[0], FACES).near(found[1], 50.0).distance.max() < -0.9 * GAP_MM
+
+
+def test_a_wall_is_kept_where_it_is_asked_for():
+    walls = np.zeros((2, len(SPHERE)))
+    walls[1, SPHERE[:, 0] > 0] = 2.0
+    found = separated([ball(10, 0, 0, 0), ball(9.5, 0, 0, 0)], [(1,), ()], walls_mm=walls)
+    distance = -Surface(found[0], FACES).near(found[1], 50.0).distance
+    assert distance[SPHERE[:, 0] > 0.3].min() > 1.8
+    assert np.median(distance[SPHERE[:, 0] < -0.3]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_edges_that_run_through_faces_though_no_vertex_does_are_moved():
+    """Two long thin spindles, at right angles, that cross between their vertices."""
+    one = SPHERE * [40, 2, 2]
+    other = SPHERE * [2, 40, 2] + [0.7, 0.3, 3.9]
+    assert judge(np.stack([one, other]))[0] > 0
+    assert judge(separated([one, other])) == (0, [])
+
+
+def test_a_ball_within_another_that_does_not_enclose_it_leaves_it():
+    found = separated([ball(10, 0, 0, 0), ball(2, 1, 0, 0)])
+    assert judge(found) == (0, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_crosses_ends_without_crossings_and_the_same_each_time(seed):
+    """Ellipsoids of any size in each other, with noise up to their own size, some inside out, some enclosing others."""
+    rng = np.random.default_rng(seed)
+    meshes = []
+    for _ in range(rng.integers(2, 5)):
+        mesh = SPHERE * rng.uniform(5, 25, 3) + rng.uniform(-15, 15, 3)
+        mesh = mesh + rng.normal(0, rng.choice([0, 1, 3, 6]), mesh.shape) * rng.random((len(mesh), 1))
+        meshes.append(mesh * [-1, 1, 1] if rng.random() < 0.2 else mesh)
+    encloses = [()] * len(meshes)
+    encloses[0] = (1,) if rng.random() < 0.5 else ()
+    found = separated(meshes, encloses)
+    assert judge(found, encloses) == (0, [])
+    assert all(mesh_volume_ml(mesh, FACES) > 0 for mesh in found)
+    assert np.array_equal(found, separated(meshes, encloses))
+
+
+def test_closest_points_match_a_fine_search():
+    rng = np.random.default_rng(0)
+    triangles = rng.normal(0, 1, (300, 3, 3))
+    points = rng.normal(0, 2, (300, 3))
+    closest, weights = closest_points(points, triangles)
+    grid = np.array([(i, j, 60 - i - j) for i in range(61) for j in range(61 - i)]) / 60
+    samples = np.einsum("lk,nkc->nlc", grid, triangles)
+    best = np.linalg.norm(samples - points[:, None], axis=2).min(1)
+    found = np.linalg.norm(closest - points, axis=1)
+    assert (found <= best + 1e-12).all()
+    assert (found > best - 0.06).all()
+    assert weights.min() >= 0
+    assert weights.sum(1) == pytest.approx(1)
+
+
+def test_a_sphere_tells_how_far_and_which_way_out():
+    vertices, faces = (tensor.double().numpy() for tensor in icosphere(4))
+    rng = np.random.default_rng(0)
+    direction = rng.normal(0, 1, (200, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    radius = rng.uniform(6, 14, (200, 1))
+    near = Surface(10 * vertices, faces.astype(int)).near(radius * direction, 20.0)
+    assert len(near.rows) == 200
+    assert near.distance == pytest.approx(radius[:, 0] - 10, abs=0.03)
+    assert (near.outward * direction).sum(1).min() > 0.98
