@@ -13,6 +13,7 @@ An image of several channels is a list of files, in the order of data.intensity'
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from implicitmeshnet.models.ensemble import Ensemble
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import load_network, pick_device, snapshot_path
 from implicitmeshnet.ops import sample_trilinear
+from implicitmeshnet.phases import Stopwatch
 from implicitmeshnet.script import InputError, shorten
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import Figure, StructureView, case_preview
@@ -59,6 +61,7 @@ class Surfaces:
     agreement: dict[str, float]  # Dice of mesh and voxel segmentation, by structure
     crossing: list[int]  # (S,) faces that another face of the same mesh crosses, after the repair
     warnings: list[str]  # a sentence on each thing that may make this result wrong
+    seconds: dict[str, float]  # by phase, from the normalised image on
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,6 +72,13 @@ class Surfaces:
     def meshes(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Vertices (V, 3) and faces (F, 3) of each structure."""
         return [(vertices, self.faces) for vertices in self.vertices]
+
+
+class Prepared(NamedTuple):
+    """An image as the network is to see it; its own voxels are needed no more."""
+
+    seen: Volume  # canonical, of normalised intensities
+    grid: Grid  # the image's own
 
 
 class Predictor:
@@ -115,13 +125,25 @@ class Predictor:
             image = [image]
         if not isinstance(image, Volume):
             image = read_channels(image)
-        seen = standardise(image, self.data)
-        grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, self._centre_mm(seen))
+        return self.surfaces_of(self.prepare(image))
+
+    def prepare(self, image: Volume) -> Prepared:
+        """What `surfaces_of` takes, for callers who let go of the image itself before that. InputError as a call."""
+        return Prepared(standardise(image, self.data), image.grid)
+
+    def surfaces_of(self, image: Prepared) -> Surfaces:
+        """Surfaces of a prepared image, as a call gives them of an image."""
+        clock = Stopwatch()
+        seen = image.seen
+        grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, self._centre_mm(seen, clock))
         sample = on_network_grid(seen, None, grid, self.structures)
+        clock.lap("resample")
         vertices, logits = self._run(sample.image)
+        clock.lap("network")
         faces = self.network.decoder.faces.cpu().numpy()
         raw = transform(grid.world_from_normalised, vertices)  # (S, V, 3) mm
         repaired = np.stack([untangle(mesh, faces) for mesh in raw])
+        clock.lap("repair")
         meshes = [(mesh, faces) for mesh in repaired]
         labelmap = meshes_to_labelmap(meshes, self.structures, image.grid)
         segmentation = segmentation_on_grid(logits, grid, self.structures, image.grid)
@@ -132,6 +154,7 @@ class Predictor:
             repaired = repaired[kept]
             labelmap = wanted.written_alone(labelmap)
             segmentation = wanted.written_alone(segmentation)
+        clock.lap("label maps")
         agreement = agreements(labelmap, segmentation, wanted.written)
         crossing = [int(self_intersecting_faces(mesh, faces).sum()) for mesh in repaired]
         within = sample.image.numpy()[(..., *box_inside(grid, seen.grid))]
@@ -140,6 +163,7 @@ class Predictor:
             agreement_warning(agreement),
             _crossing_warning(wanted.names, crossing),
         )
+        clock.lap("checks")
         return Surfaces(
             structures=wanted,
             vertices=repaired,
@@ -151,19 +175,22 @@ class Predictor:
             sample=sample,
             agreement=agreement,
             crossing=crossing,
-            warnings=[*image.warnings, *(f"{image.name}: {doubt}" for doubt in doubts if doubt)],
+            warnings=[*seen.warnings, *(f"{seen.name}: {doubt}" for doubt in doubts if doubt)],
+            seconds=clock.seconds,
         )
 
-    def _centre_mm(self, seen: Volume) -> np.ndarray | None:
+    def _centre_mm(self, seen: Volume, clock: Stopwatch) -> np.ndarray | None:
         """Where the coarse pass finds the structures, world mm (3,); None where the box lies in the volume's centre."""
         data = self.data
         if data.region == "centre":
             return None
         overview = overview_of(seen, None, data)
+        clock.lap("overview")
         room = np.multiply(data.shape, data.spacing_mm) / data.overview_spacing_mm
         assert self.network.localiser is not None, "networks of data.region 'found' have one"
         found = self.network.localiser.find(overview.image, room)
         centre = mask_centre_mm(found, overview.grid, data)
+        clock.lap("localise")
         if centre is None:
             names = ", ".join(self.structures.names)
             raise NothingFound(
