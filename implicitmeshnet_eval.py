@@ -159,7 +159,7 @@ from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.jobs import Outcome, ahead, in_processes, serve
 from implicitmeshnet.models.weights import snapshot_path
 from implicitmeshnet.phases import Stopwatch
-from implicitmeshnet.predict import Predictor, Prepared, Surfaces, preview
+from implicitmeshnet.predict import Predictor, Surfaces, View, preview
 from implicitmeshnet.progress import progress
 from implicitmeshnet.records import FOLDER, Record, Records, digest
 from implicitmeshnet.script import (
@@ -193,9 +193,8 @@ OPTIONS = ("mesh_format", "space", "structures", "combined", "subdivide", "label
 class Input:
     """One case as it was read."""
 
-    image: Prepared
+    view: View
     labels: Volume | None
-    seconds: dict[str, float]  # by phase
 
 
 @dataclass(frozen=True, eq=False)
@@ -390,20 +389,18 @@ def mesh_stems(case: str, structures: Sequence[str]) -> list[str]:
 
 
 def read_input(predictor: Predictor, case: Case) -> Input:
-    """Read one case, its image as the network is to see it: the file's own voxels are kept no longer."""
+    """Read one case, of its image what the network is to see: its own voxels are kept no longer."""
     clock = Stopwatch()
     image, labels = read_case(case)
     clock.lap("read")
-    prepared = predictor.prepare(image)
-    clock.lap("normalise")
-    return Input(prepared, labels, clock.seconds)
+    view = predictor.look(image)
+    return Input(view._replace(seconds=clock.seconds | view.seconds), labels)
 
 
 def evaluate_case(predictor: Predictor, case: Case, take: Callable[[], Input], arguments: argparse.Namespace) -> Result:
     """Predict the surfaces of one case, which `take` gives; says what is doubtful about them. Nothing is written."""
     given = take()
-    surfaces = predictor.surfaces_of(given.image)
-    phases = given.seconds | surfaces.seconds
+    surfaces = predictor.surfaces_of(given.view)
     warnings = list(surfaces.warnings)
     labels = given.labels
     if labels is not None:
@@ -412,7 +409,7 @@ def evaluate_case(predictor: Predictor, case: Case, take: Callable[[], Input], a
             warnings.append(f"{case.label}: has none of the label values of data.structures, so there are no metrics")
             labels = None
     meshes = [subdivide(*mesh, arguments.subdivide) for mesh in surfaces.meshes]
-    return Result(case, labels, surfaces, meshes, warnings, sum(phases.values()), Stopwatch(phases))
+    return Result(case, labels, surfaces, meshes, warnings, sum(surfaces.seconds.values()), Stopwatch(surfaces.seconds))
 
 
 def write_files(out: Path, result: Result, arguments: argparse.Namespace) -> set[str]:

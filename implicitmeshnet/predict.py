@@ -61,7 +61,7 @@ class Surfaces:
     agreement: dict[str, float]  # Dice of mesh and voxel segmentation, by structure
     crossing: list[int]  # (S,) faces that another face of the same mesh crosses, after the repair
     warnings: list[str]  # a sentence on each thing that may make this result wrong
-    seconds: dict[str, float]  # by phase, from the normalised image on
+    seconds: dict[str, float]  # by phase, from the image on
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,11 +74,14 @@ class Surfaces:
         return [(vertices, self.faces) for vertices in self.vertices]
 
 
-class Prepared(NamedTuple):
-    """An image as the network is to see it; its own voxels are needed no more."""
+class View(NamedTuple):
+    """What the network is to see of an image; the image's own voxels are needed no more."""
 
-    seen: Volume  # canonical, of normalised intensities
+    sample: Sample
     grid: Grid  # the image's own
+    name: str  # what messages call the image
+    warnings: list[str]
+    seconds: dict[str, float]  # by phase
 
 
 class Predictor:
@@ -125,19 +128,25 @@ class Predictor:
             image = [image]
         if not isinstance(image, Volume):
             image = read_channels(image)
-        return self.surfaces_of(self.prepare(image))
+        return self.surfaces_of(self.look(image))
 
-    def prepare(self, image: Volume) -> Prepared:
-        """What `surfaces_of` takes, for callers who let go of the image itself before that. InputError as a call."""
-        return Prepared(standardise(image, self.data), image.grid)
-
-    def surfaces_of(self, image: Prepared) -> Surfaces:
-        """Surfaces of a prepared image, as a call gives them of an image."""
+    def look(self, image: Volume) -> View:
+        """What `surfaces_of` takes, for callers who let go of the image before that. Raises InputError as a call."""
         clock = Stopwatch()
-        seen = image.seen
+        seen = standardise(image, self.data)
+        clock.lap("normalise")
         grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, self._centre_mm(seen, clock))
         sample = on_network_grid(seen, None, grid, self.structures)
+        within = sample.image.numpy()[(..., *box_inside(grid, seen.grid))]
+        doubts = [f"{image.name}: {doubt}" for doubt in intensity_warnings(within, self.data)]
         clock.lap("resample")
+        return View(sample, image.grid, image.name, [*image.warnings, *doubts], clock.seconds)
+
+    def surfaces_of(self, view: View) -> Surfaces:
+        """Surfaces of an image that was looked at, as a call gives them of the image."""
+        clock = Stopwatch(view.seconds)
+        sample = view.sample
+        grid = sample.grid
         vertices, logits = self._run(sample.image)
         clock.lap("network")
         faces = self.network.decoder.faces.cpu().numpy()
@@ -145,8 +154,8 @@ class Predictor:
         repaired = np.stack([untangle(mesh, faces) for mesh in raw])
         clock.lap("repair")
         meshes = [(mesh, faces) for mesh in repaired]
-        labelmap = meshes_to_labelmap(meshes, self.structures, image.grid)
-        segmentation = segmentation_on_grid(logits, grid, self.structures, image.grid)
+        labelmap = meshes_to_labelmap(meshes, self.structures, view.grid)
+        segmentation = segmentation_on_grid(logits, grid, self.structures, view.grid)
         wanted = self.wanted
         if wanted != self.structures:  # after the label map, as contested voxels may be another structure's
             kept = [self.structures.names.index(name) for name in wanted.names]
@@ -157,12 +166,7 @@ class Predictor:
         clock.lap("label maps")
         agreement = agreements(labelmap, segmentation, wanted.written)
         crossing = [int(self_intersecting_faces(mesh, faces).sum()) for mesh in repaired]
-        within = sample.image.numpy()[(..., *box_inside(grid, seen.grid))]
-        doubts = (
-            *intensity_warnings(within, self.data),
-            agreement_warning(agreement),
-            _crossing_warning(wanted.names, crossing),
-        )
+        doubts = (agreement_warning(agreement), _crossing_warning(wanted.names, crossing))
         clock.lap("checks")
         return Surfaces(
             structures=wanted,
@@ -171,11 +175,11 @@ class Predictor:
             faces=faces,
             labelmap=labelmap,
             segmentation=segmentation,
-            grid=image.grid,
+            grid=view.grid,
             sample=sample,
             agreement=agreement,
             crossing=crossing,
-            warnings=[*seen.warnings, *(f"{seen.name}: {doubt}" for doubt in doubts if doubt)],
+            warnings=[*view.warnings, *(f"{view.name}: {doubt}" for doubt in doubts if doubt)],
             seconds=clock.seconds,
         )
 
@@ -250,19 +254,24 @@ def segmentation_on_grid(logits: torch.Tensor, source: Grid, structures: Structu
     cells = _agreed_classes(probabilities)  # (X + 3, Y + 3, Z + 3)
     matrix = np.linalg.inv(source.affine) @ grid.affine
     axes = np.abs(matrix[:3, :3]).argmax(0)  # of the network's grid, by axis of `grid`
-    positions = []  # by axis of `grid`, of each of its voxels along the network's axis, in padded voxels
+    positions = []  # by axis of `grid`, of its voxels in the outermost cells' reach, along the network's axis, padded
     index = []
+    box = []
     for own, (axis, count) in enumerate(zip(axes, grid.shape, strict=True)):
         line = matrix[axis, own] * np.arange(count) + matrix[axis, 3] + around
-        positions.append(line)
-        index.append(np.clip(np.floor(line), 0, cells.shape[axis] - 1).astype(int))
+        near = np.flatnonzero((line >= 1) & (line < cells.shape[axis] - 1))  # the outermost cells are background
+        box.append(slice(near[0], near[-1] + 1) if len(near) else slice(0, 0))
+        positions.append(line[near])
+        index.append(np.floor(line[near]).astype(int))
     classes = cells.transpose(axes)[np.ix_(*index)]
     mixed = np.nonzero(classes < 0)
     points = torch.empty(1, len(mixed[0]), 3)
     for axis, line, voxels in zip(axes, positions, mixed, strict=True):
         points[0, :, axis] = torch.from_numpy(2 * line[voxels] / cells.shape[axis] - 1)
     classes[mixed] = sample_trilinear([probabilities], points)[0].argmax(-1).numpy()
-    return structures.label_map(classes)
+    labels = np.zeros(grid.shape, np.int16, order="F")  # as files hold it; memory is taken where something is written
+    labels[tuple(box)] = structures.label_map(classes)
+    return labels
 
 
 def _agreed_classes(probabilities: torch.Tensor) -> np.ndarray:

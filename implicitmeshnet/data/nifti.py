@@ -114,6 +114,8 @@ def finite_float32(path: Path | str, values: np.ndarray) -> np.ndarray:
     Raises InputError, naming the file, where none is finite.
     """
     data = values.astype(np.float32)  # what is too large for it is infinite
+    if values.dtype.kind in "iu":
+        return data
     finite = np.isfinite(data)
     if not finite.any():
         raise InputError(f"{path}: wanted finite voxel values, found none")

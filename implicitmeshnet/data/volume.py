@@ -252,8 +252,11 @@ def normalise_intensity(data: np.ndarray, config: DataConfig, channel: int = 0) 
         return np.full(data.shape, -1, np.float32)
     scale = 2 / (high - low)
     with np.errstate(over="ignore"):
-        mapped = (data.astype(np.float32) - low) * scale - 1
-    return np.clip(mapped, -1, 1)
+        mapped = data.astype(np.float32)
+        mapped -= low  # in place, as volumes may take much of the memory
+        mapped *= scale
+        mapped -= 1
+    return np.clip(mapped, -1, 1, out=mapped)
 
 
 def _intensity_range(data: np.ndarray, config: DataConfig, channel: int) -> tuple[float, float]:
