@@ -347,6 +347,16 @@ def _apply(weights: Sequence[np.ndarray], data: np.ndarray) -> np.ndarray:
         return target / source
 
     for axis in sorted(range(3), key=shrinkage):
-        product = np.tensordot(weights[axis], data, (1, axis))
-        data = np.moveaxis(product, 0, axis)
+        data = _multiply(weights[axis], data, axis)
     return data
+
+
+def _multiply(matrix: np.ndarray, data: np.ndarray, axis: int) -> np.ndarray:
+    """A matrix (T, N) times one axis of a volume, plane by plane: so only planes are copied, never the whole."""
+    others = [other for other in range(data.ndim) if other != axis]
+    across = max(others, key=lambda other: abs(data.strides[other]))
+    planes = np.moveaxis(data, (across, axis), (0, 1))
+    products = np.empty((len(planes), len(matrix), planes.shape[2]), np.float32)
+    for plane, product in zip(planes, products, strict=True):
+        np.dot(matrix, plane, out=product)
+    return np.moveaxis(products, (0, 1), (across, axis))
