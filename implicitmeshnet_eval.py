@@ -11,8 +11,8 @@ Several networks, --implicitmeshnet_config A.json B.json, are averaged: vertices
 
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
 <case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply and <case>_seg.dcm; and over all
-cases statistics.csv and statistics.json, what each structure measures, and metrics.csv, the comparison with the label
-where one lies beside the image.
+cases statistics.csv and statistics.json, what each structure measures, metrics.csv, the comparison with the label where
+one lies beside the image, and report.html, a page to look through all of it.
 
 Exit status 2 where the input of a case, or of all, is at fault, 1 with a traceback where this program is; what other
 cases gave is written either way.
@@ -83,6 +83,12 @@ def parse_arguments() -> argparse.Namespace:
         "--dicom_seg", action="store_true", help="of DICOM series also a DICOM SEG, placed on the source images"
     )
     parser.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="report.html over all cases, with tables, meshes and slices; default yes",
+    )
+    parser.add_argument(
         "--split",
         choices=("Tr", "Ts"),
         help="of a data set's root: imagesTr or imagesTs, by default the latter where there is one",
@@ -100,11 +106,13 @@ if __name__ == "__main__":
     parse_arguments()  # answers --help and refuses misspelt options before them
 
 import math
+import platform
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +125,7 @@ from implicitmeshnet.data.inputs import input_cases
 from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.predict import Predictor, Surfaces, preview
 from implicitmeshnet.progress import progress
+from implicitmeshnet.report.page import ReportedCase, reported_case, write_report
 from implicitmeshnet.script import InputError, check_path, make_folder, run_script, write_json, write_table
 from implicitmeshnet.surfaces import dicom_seg
 from implicitmeshnet.surfaces.combined import write_combined, write_multiblock
@@ -127,8 +136,10 @@ from implicitmeshnet.surfaces.labelmap import Mesh, overlaps_ml
 from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances, volume_ml
 from implicitmeshnet.surfaces.soundness import mesh_area_mm2, mesh_volume_ml, self_intersecting_faces
 from implicitmeshnet.surfaces.subdivide import subdivide
+from implicitmeshnet.training.provenance import LIBRARIES, commit, versions
 
 LABELMAP, SEGMENTATION = "_mesh_labelmap", "_unet_segmentation"
+REPORT = "report.html"
 MEASURED = ("volume_ml", "mesh_volume_ml", "surface_mm2")
 CHECKED = ("agreement", "self_intersecting_faces", "self_intersecting_faces_before_repair", "faces")
 COMPARED = ("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml")
@@ -159,13 +170,17 @@ def main():
     check_output(out, Path(arguments.input), cases, structures.names)
 
     rows: list[dict] = []
+    reported: list[ReportedCase] = []
     failed: dict[str, str] = {}
     faults: list[str] = []
     for case in progress(cases, "cases"):
         try:
             result = evaluate_case(predictor, case, arguments)
             write_files(out, result, arguments)
-            rows += rows_of(result)
+            of_case = rows_of(result)
+            if arguments.report:
+                reported.append(reported_case(result.image, result.labels, result.surfaces, of_case))
+            rows += of_case
         except InputError as error:
             failed[case.name] = str(error)
         except MemoryError:
@@ -173,6 +188,10 @@ def main():
         except Exception:  # of our own: the other cases go on
             faults.append(f"{case.source}: {traceback.format_exc()}")
     write_tables(out, rows, failed)
+    if reported:
+        write_report(out / REPORT, reported, settings_of(arguments, predictor), failed)
+    else:
+        (out / REPORT).unlink(missing_ok=True)  # of an earlier run
     if rows:
         print_summary(rows, structures.names)
     failures = list(failed.values())
@@ -347,6 +366,21 @@ def write_tables(out: Path, rows: list[dict], failed: dict[str, str]) -> None:
     for name, table in zip(names, (metrics, statistics), strict=False):
         write_table(out / name, table)
     write_json(out / "statistics.json", {"cases": as_tree(statistics), "failed": failed})
+
+
+def settings_of(arguments: argparse.Namespace, predictor: Predictor) -> dict[str, str]:
+    """What the results were made with, for the report: a text by its name."""
+    settings = {
+        "made at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "device": predictor.network.decoder.faces.device.type,
+        "commit": commit() or "",
+        "Python": platform.python_version(),
+    }
+    settings |= {name: version for name, version in versions(LIBRARIES) if version}
+    for path in arguments.implicitmeshnet_config:
+        settings[path] = Path(path).read_text(encoding="utf-8")
+    return {name: text for name, text in settings.items() if text}
 
 
 def as_tree(rows: list[dict]) -> list[dict]:
