@@ -84,12 +84,12 @@ function columns() {
     key: "crossing", title: "Crossing faces", digits: 0, of: (item) => sum(valuesOf(item, "self_intersecting_faces")),
     doubtful: (value) => value > 0,
   });
+  list.push({ key: "warnings", title: "Warnings", text: true, of: (item) => item.warnings, doubtful: (value) => value !== "" });
   for (const { name } of report.structures) {
     const of = (item) => item.structures[name][state.metric];
     list.push({ key: `of ${name}`, title: name, digits: digitsOf(state.metric), of });
   }
   list.push({ key: "seconds", title: "Seconds", digits: 1, of: (item) => item.seconds });
-  list.push({ key: "warnings", title: "Warnings", text: true, of: (item) => item.warnings, doubtful: (value) => value !== "" });
   return list;
 }
 
@@ -282,7 +282,7 @@ function drawMeshes() {
   const side = Math.round(Math.min(canvas.clientWidth * (window.devicePixelRatio || 1), 800)) || 400;
   canvas.width = side;
   canvas.height = side;
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   context.fillStyle = getComputedStyle(canvas).backgroundColor;
   context.fillRect(0, 0, side, side);
   const target = context.getImageData(0, 0, side, side);
@@ -427,10 +427,16 @@ function drawSlice(normal) {
   context.fillStyle = "#fff";
   context.textAlign = "center";
   const [low, high] = [0, 1].map((end) => [view.letters[h][end], view.letters[v][end]]);
-  context.fillText(high[0], 16, canvas.height / 2);
-  context.fillText(low[0], canvas.width - 16, canvas.height / 2);
-  context.fillText(high[1], canvas.width / 2, 18);
-  context.fillText(low[1], canvas.width / 2, canvas.height - 6);
+  context.strokeStyle = "#000";
+  context.lineWidth = 3;
+  const write = (text, x, y) => {
+    context.strokeText(text, x, y); // so that it is read on white too
+    context.fillText(text, x, y);
+  };
+  write(high[0], 16, canvas.height / 2);
+  write(low[0], canvas.width - 16, canvas.height / 2);
+  write(high[1], canvas.width / 2, 18);
+  write(low[1], canvas.width / 2, canvas.height - 6);
   find(`place-${normal}`).textContent = `${index + 1} of ${view.shape[normal]}`;
 }
 
@@ -480,7 +486,7 @@ function drawContour(context, structure, number, normal, index, across, down) {
     }
   }
   context.strokeStyle = structure.colour;
-  context.lineWidth = 2;
+  context.lineWidth = 2.5;
   context.stroke();
 }
 

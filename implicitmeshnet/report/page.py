@@ -3,8 +3,8 @@
 A table of the cases, distributions, and per case meshes to turn and slices to go through. The data stand in the page:
 figures as JSON; of each case vertices as uint16, the image in the network's box as uint8 and the label there, deflated
 and in base64, which the page unpacks when the case is opened. Contours are where a slice cuts the meshes themselves, so
-no label map of theirs is needed. The meshes are drawn by 80 lines of the page's own script: plotly's would be 4.5 MB and
-want WebGL, which remote desktops often lack.
+no label map of theirs is needed. The meshes are drawn by 80 lines of the page's own script: plotly's would be 4.5 MB
+and want WebGL, which remote desktops often lack.
 """
 
 import base64
@@ -59,7 +59,7 @@ class ReportedCase:
 
     @property
     def badness(self) -> float:
-        """What cases are sorted by: by how much the mean Dice, without a label the least agreement, falls short of 1."""
+        """What cases are sorted by: what the mean Dice, or without a label the least agreement, lacks to 1."""
         found = [row["dice"] for row in self.figures.values() if row["dice"] is not None]
         if found:
             return 1 - sum(found) / len(found)
@@ -127,7 +127,8 @@ def grey_image(image: Volume, grid: Grid) -> np.ndarray:
     if not np.isfinite(seen).any():
         return np.zeros(grid.shape, np.uint8)
     darkest, brightest = np.nanpercentile(seen, (DARKEST, BRIGHTEST))
-    share = np.nan_to_num((seen - darkest) / max(brightest - darkest, 1e-6)).clip(0, 1)
+    rounding = 1e-3 * max(abs(darkest), abs(brightest), 1e-6)  # a range below it is no contrast
+    share = np.nan_to_num((seen - darkest) / max(brightest - darkest, rounding)).clip(0, 1)
     levels = (share * (GREY_LEVELS - 1)).round()
     return (levels * (255 / (GREY_LEVELS - 1))).astype(np.uint8)
 
