@@ -74,7 +74,7 @@ function columns() {
   if (report.labelled) {
     const mean = (item) => (valuesOf(item, "dice").length ? sum(valuesOf(item, "dice")) / valuesOf(item, "dice").length : null);
     list.push({ key: "dice", title: "Mean Dice", digits: 3, of: mean });
-    list.push({ key: "hd95", title: "Largest HD95, mm", digits: 2, of: (item) => most(valuesOf(item, "hd95_mm")) });
+    list.push({ key: "hd95", title: "Most HD95, mm", digits: 2, of: (item) => most(valuesOf(item, "hd95_mm")) });
   }
   list.push({
     key: "agreement", title: "Least agreement", digits: 3, of: (item) => least(valuesOf(item, "agreement")),
@@ -428,7 +428,8 @@ function drawSlice(normal) {
   context.textAlign = "center";
   const [low, high] = [0, 1].map((end) => [view.letters[h][end], view.letters[v][end]]);
   context.strokeStyle = "#000";
-  context.lineWidth = 3;
+  context.lineWidth = 4;
+  context.lineJoin = "round";
   const write = (text, x, y) => {
     context.strokeText(text, x, y); // so that it is read on white too
     context.fillText(text, x, y);

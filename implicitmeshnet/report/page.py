@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.data.volume import Grid, Volume, box_inside, canonical, resample_image, resample_labels
+from implicitmeshnet.data.volume import Grid, Volume, box_inside, canonical, resample_image, resample_nearest_onto
 from implicitmeshnet.predict import Surfaces
 from implicitmeshnet.script import atomic_path
 from implicitmeshnet.structures import Structures
@@ -76,7 +76,7 @@ def reported_case(image: Volume, labels: Volume | None, surfaces: Surfaces, rows
     coordinates = ((vertices - low) / step).round().astype("<u2")
     parts = [coordinates.tobytes(), grey_image(image, grid).tobytes()]
     if labels is not None:
-        classes = resample_labels(cut_to_box(canonical(labels), grid), grid, surfaces.structures)
+        classes = surfaces.structures.class_map(resample_nearest_onto(labels, grid).data)
         parts.append(np.where(surfaces.structures.ignored(classes), np.uint8(0), classes).tobytes())
     place = transform(np.linalg.inv(grid.affine), surfaces.vertices.mean((0, 1)))
     start = np.clip(place.round(), 0, np.array(grid.shape) - 1).astype(int)
