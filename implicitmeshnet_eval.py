@@ -125,7 +125,7 @@ from implicitmeshnet.data.inputs import input_cases
 from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.predict import Predictor, Surfaces, preview
 from implicitmeshnet.progress import progress
-from implicitmeshnet.report.page import ReportedCase, reported_case, write_report
+from implicitmeshnet.report.page import ReportedCase, reported_case, worst_first, write_report
 from implicitmeshnet.script import InputError, check_path, make_folder, run_script, write_json, write_table
 from implicitmeshnet.surfaces import dicom_seg
 from implicitmeshnet.surfaces.combined import write_combined, write_multiblock
@@ -179,7 +179,8 @@ def main():
             write_files(out, result, arguments)
             of_case = rows_of(result)
             if arguments.report:
-                reported.append(reported_case(result.image, result.labels, result.surfaces, of_case))
+                new = reported_case(result.image, result.labels, result.surfaces, of_case)
+                reported = worst_first([*reported, new])
             rows += of_case
         except InputError as error:
             failed[case.name] = str(error)

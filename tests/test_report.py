@@ -111,6 +111,15 @@ def test_of_cases_beyond_the_room_the_figures_alone_stand(tmp_path, monkeypatch)
     assert set(blobs_of(tmp_path / "a.html")) == {"faces", "case-0"}
 
 
+def test_cases_added_one_by_one_keep_the_worst_ones_meshes(monkeypatch):
+    cases = [evaluated("good"), evaluated("bad", 0.4), evaluated("fair", 0.7)]
+    monkeypatch.setattr(page, "MOST_BYTES", int(1.4 * len(cases[0].packed)))
+    kept = []
+    for case in cases:
+        kept = page.worst_first([*kept, case])
+    assert [(case.name, case.packed is not None) for case in kept] == [("bad", True), ("fair", False), ("good", False)]
+
+
 def test_an_image_beside_the_box_is_black_and_a_constant_one_is_no_error():
     grid = Grid(SHAPE, OBLIQUE)
     far = network_grid(grid, (16, 16, 16), 2.0, (2000, 0, 0))

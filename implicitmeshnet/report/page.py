@@ -55,7 +55,7 @@ class ReportedCase:
     faces: np.ndarray  # (F, 3), the same for all cases
     vertices: int  # of each structure's mesh
     view: dict[str, Any]  # where the page's grid lies, as JSON
-    packed: bytes  # vertices, image and label, deflated
+    packed: bytes | None  # vertices, image and label, deflated; None where the figures alone are kept
 
     @property
     def badness(self) -> float:
@@ -149,6 +149,24 @@ def describe(grid: Grid) -> dict[str, Any]:
     }
 
 
+def worst_first(cases: Sequence[ReportedCase]) -> list[ReportedCase]:
+    """The cases sorted, without meshes and images of those for which MOST_BYTES leave no room.
+
+    Called after each case, it bounds the memory that hundreds of cases take.
+    """
+    room = MOST_BYTES
+    kept = []
+    for case in sorted(cases, key=lambda case: -case.badness):
+        if case.packed is not None:
+            size = math.ceil(len(case.packed) / 3) * 4  # in base64
+            if size > room:
+                case = replace(case, packed=None)
+            else:
+                room -= size
+        kept.append(case)
+    return kept
+
+
 def write_report(
     path: Path, cases: Sequence[ReportedCase], settings: Mapping[str, str], failed: Mapping[str, str]
 ) -> None:
@@ -157,17 +175,12 @@ def write_report(
     `settings` says what the results were made with, a text by its name; `failed` has the sentence of each case that
     failed. Raises InputError where the file cannot be written.
     """
-    ordered = sorted(cases, key=lambda case: -case.badness)
-    room = MOST_BYTES
-    viewed = []
-    for case in ordered:
-        size = math.ceil(len(case.packed) / 3) * 4
-        viewed.append(size <= room)
-        room -= size if viewed[-1] else 0
-    faces = zlib.compress(ordered[0].faces.astype("<u4").tobytes())
-    blobs = [blob("faces", faces)]
-    blobs += [blob(f"case-{number}", case.packed) for number, case in enumerate(ordered) if viewed[number]]
-    tree = report_tree(ordered, viewed, settings, failed)
+    ordered = worst_first(cases)
+    blobs = [blob("faces", zlib.compress(ordered[0].faces.astype("<u4").tobytes()))]
+    for number, case in enumerate(ordered):
+        if case.packed is not None:
+            blobs.append(blob(f"case-{number}", case.packed))
+    tree = report_tree(ordered, settings, failed)
     parts = {
         "style": source("page.css"),
         "report": json.dumps(tree, allow_nan=False).replace("<", "\\u003c"),  # or a name could end the element
@@ -179,9 +192,9 @@ def write_report(
 
 
 def report_tree(
-    cases: Sequence[ReportedCase], viewed: Sequence[bool], settings: Mapping[str, str], failed: Mapping[str, str]
+    cases: Sequence[ReportedCase], settings: Mapping[str, str], failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """All of the page that is not packed; `viewed` tells which cases' meshes and images are in it."""
+    """All of the page that is not packed."""
     structures = cases[0].structures
     palette = colours(structures.names)
     described = []
@@ -196,7 +209,7 @@ def report_tree(
                 "seconds": case.seconds,
                 "warnings": case.warnings,
                 "structures": case.figures,
-                "view": case.view if viewed[number] else None,
+                "view": case.view if case.packed is not None else None,
             }
         )
     return {
