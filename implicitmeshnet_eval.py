@@ -11,8 +11,8 @@ Several networks, --implicitmeshnet_config A.json B.json, are averaged: vertices
 
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
 <case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply and <case>_seg.dcm; and over all
-cases statistics.csv and statistics.json, what each structure measures, and metrics.csv, the comparison with the label
-where one lies beside the image.
+cases statistics.csv and statistics.json, what each structure measures, metrics.csv, the comparison with the label where
+one lies beside the image, and report.html, a page to look through all of it.
 
 Cases that are finished, with the same networks, options and input files, are left as they are; so the same command goes
 on after any interruption. --jobs=4 shares the cases out among four processes, --shard=2/8 takes the second of eight
@@ -88,6 +88,12 @@ def parse_arguments() -> argparse.Namespace:
         "--dicom_seg", action="store_true", help="of DICOM series also a DICOM SEG, placed on the source images"
     )
     parser.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="report.html over all cases, with tables, meshes and slices; default yes",
+    )
+    parser.add_argument(
         "--split",
         choices=("Tr", "Ts"),
         help="of a data set's root: imagesTr or imagesTs, by default the latter where there is one",
@@ -141,10 +147,12 @@ if __name__ == "__main__":
     parse_arguments()  # answers --help and refuses misspelt options before them
 
 import math
+import platform
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -162,6 +170,15 @@ from implicitmeshnet.phases import Stopwatch
 from implicitmeshnet.predict import Predictor, Surfaces, View, preview
 from implicitmeshnet.progress import progress
 from implicitmeshnet.records import FOLDER, Record, Records, digest
+from implicitmeshnet.report.page import (
+    ReportedCase,
+    page_image,
+    read_case_of_page,
+    reported_case,
+    worst_first,
+    write_case_of_page,
+    write_report,
+)
 from implicitmeshnet.script import (
     InputError,
     check_path,
@@ -180,12 +197,14 @@ from implicitmeshnet.surfaces.labelmap import Mesh, overlaps_ml
 from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances, volume_ml
 from implicitmeshnet.surfaces.soundness import mesh_area_mm2, mesh_volume_ml, self_intersecting_faces
 from implicitmeshnet.surfaces.subdivide import subdivide
+from implicitmeshnet.training.provenance import LIBRARIES, commit, versions
 
 LABELMAP, SEGMENTATION = "_mesh_labelmap", "_unet_segmentation"
+REPORT = "report.html"
 MEASURED = ("volume_ml", "mesh_volume_ml", "surface_mm2")
 CHECKED = ("agreement", "self_intersecting_faces", "self_intersecting_faces_before_repair", "faces")
 COMPARED = ("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml")
-OPTIONS = ("mesh_format", "space", "structures", "combined", "subdivide", "labelmap", "dicom_seg")
+OPTIONS = ("mesh_format", "space", "structures", "combined", "subdivide", "labelmap", "dicom_seg", "report")
 """Of the command line, that shape a case's files."""
 
 
@@ -195,6 +214,7 @@ class Input:
 
     view: View
     labels: Volume | None
+    shown: np.ndarray | None  # as the report's page has it
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +228,7 @@ class Result:
     warnings: list[str]
     seconds: float  # for reading and predicting
     clock: Stopwatch
+    shown: np.ndarray | None  # the image as the report's page has it, None without a report
 
 
 def main():
@@ -238,7 +259,7 @@ def main():
             faults.append(outcome.fault)
         if not arguments.quiet:
             tell(outcome)
-    rows = write_tables_of(out, records, cases, failed)
+    rows = write_tables_of(records, cases, failed, arguments, predictor)
     if rows and not arguments.quiet:
         print_summary(rows, predictor.wanted.names)
     finish(out, len(own), list(failed.values()), faults, arguments.quiet)
@@ -272,7 +293,7 @@ def evaluate(
     predictor: Predictor, arguments: argparse.Namespace, records: Records, cases: Iterable[Case]
 ) -> Iterator[Outcome]:
     """Evaluate cases and write their files and records; the next case is read meanwhile."""
-    for case, take in ahead(cases, partial(read_input, predictor)):
+    for case, take in ahead(cases, partial(read_input, predictor, arguments.report)):
         yield evaluate_and_write(predictor, arguments, records, case, take)
 
 
@@ -285,6 +306,11 @@ def evaluate_and_write(
         files = write_files(records.out, result, arguments)
         rows = rows_of(result)
         result.clock.lap("measure")
+        if result.shown is not None:
+            files.add(page_of(case))
+            of_page = reported_case(result.shown, result.labels, result.surfaces, rows)
+            write_case_of_page(records.out / page_of(case), of_page)
+            result.clock.lap("report")
         records.add(case, files, rows, result.clock.seconds)
         return Outcome(case, sum(result.clock.seconds.values()), tuple(result.warnings))
     except InputError as error:
@@ -388,13 +414,16 @@ def mesh_stems(case: str, structures: Sequence[str]) -> list[str]:
     return [case] if len(structures) == 1 else [f"{case}_{name}" for name in structures]
 
 
-def read_input(predictor: Predictor, case: Case) -> Input:
-    """Read one case, of its image what the network is to see: its own voxels are kept no longer."""
+def read_input(predictor: Predictor, report: bool, case: Case) -> Input:
+    """Read one case, of its image what the network and the report are to see: its own voxels are kept no longer."""
     clock = Stopwatch()
     image, labels = read_case(case)
     clock.lap("read")
     view = predictor.look(image)
-    return Input(view._replace(seconds=clock.seconds | view.seconds), labels)
+    clock = Stopwatch(clock.seconds | view.seconds)
+    shown = page_image(image, view.sample.grid) if report else None
+    clock.lap("report")
+    return Input(view._replace(seconds=clock.seconds), labels, shown)
 
 
 def evaluate_case(predictor: Predictor, case: Case, take: Callable[[], Input], arguments: argparse.Namespace) -> Result:
@@ -409,7 +438,8 @@ def evaluate_case(predictor: Predictor, case: Case, take: Callable[[], Input], a
             warnings.append(f"{case.label}: has none of the label values of data.structures, so there are no metrics")
             labels = None
     meshes = [subdivide(*mesh, arguments.subdivide) for mesh in surfaces.meshes]
-    return Result(case, labels, surfaces, meshes, warnings, sum(surfaces.seconds.values()), Stopwatch(surfaces.seconds))
+    seconds = surfaces.seconds
+    return Result(case, labels, surfaces, meshes, warnings, sum(seconds.values()), Stopwatch(seconds), given.shown)
 
 
 def write_files(out: Path, result: Result, arguments: argparse.Namespace) -> set[str]:
@@ -480,8 +510,10 @@ def rows_of(result: Result) -> list[dict]:
     return rows
 
 
-def write_tables_of(out: Path, records: Records, cases: list[Case], failed: dict[str, str]) -> list[dict]:
-    """Write the tables of all cases that are finished, by whichever process, and give their rows.
+def write_tables_of(
+    records: Records, cases: list[Case], failed: dict[str, str], arguments: argparse.Namespace, predictor: Predictor
+) -> list[dict]:
+    """Write the tables and the report of all cases that are finished, by whichever process, and give their rows.
 
     `failed` are those of this process, whose records may be missing.
     """
@@ -491,7 +523,12 @@ def write_tables_of(out: Path, records: Records, cases: list[Case], failed: dict
         counting = {name: record for name, record in found.items() if record is not None}
         finished = {name: record for name, record in counting.items() if record.failed is None and name not in failed}
         others = {name: record.failed for name, record in counting.items() if record.failed is not None}
-        rows = write_tables(out, finished, others | failed)
+        rows = write_tables(records.out, finished, others | failed)
+        if arguments.report and rows:
+            pages = [records.out / page_of(case) for case in cases if case.name in finished]
+            write_page(records.out / REPORT, pages, predictor, made_with(arguments, predictor), others | failed)
+        else:
+            (records.out / REPORT).unlink(missing_ok=True)  # of an earlier run
         if records.state(cases) == state:  # else another process has finished one, and may have written tables before
             return rows
 
@@ -513,6 +550,37 @@ def write_tables(out: Path, finished: dict[str, Record], failed: dict[str, str])
     phases = {name: record.phases for name, record in finished.items()}
     write_json(out / "statistics.json", {"cases": as_tree(statistics, phases), "failed": failed})
     return rows
+
+
+def page_of(case: Case) -> str:
+    """Where, within the output folder, lies what the report's page has of a case."""
+    return f"{FOLDER}/{case.name}.page"
+
+
+def write_page(
+    path: Path, pages: Sequence[Path], predictor: Predictor, settings: dict[str, str], failed: dict[str, str]
+) -> None:
+    """Write the report of at least one case from what its processes left of each."""
+    kept: list[ReportedCase] = []
+    for page in pages:
+        kept = worst_first([*kept, read_case_of_page(page)])  # so that memory is bounded
+    faces = predictor.network.decoder.faces.cpu().numpy()
+    write_report(path, predictor.wanted, faces, kept, settings, failed)
+
+
+def made_with(arguments: argparse.Namespace, predictor: Predictor) -> dict[str, str]:
+    """What the results were made with, for the report: a text by its name."""
+    settings = {
+        "made at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "device": predictor.network.decoder.faces.device.type,
+        "commit": commit() or "",
+        "Python": platform.python_version(),
+    }
+    settings |= {name: version for name, version in versions(LIBRARIES) if version}
+    for path in arguments.implicitmeshnet_config:
+        settings[path] = Path(path).read_text(encoding="utf-8")
+    return {name: text for name, text in settings.items() if text}
 
 
 def as_tree(rows: list[dict], phases: dict[str, dict[str, float]]) -> list[dict]:

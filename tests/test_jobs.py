@@ -25,7 +25,7 @@ from implicitmeshnet.records import Records
 
 SIDE = 14
 NAMES = ["a", "a_b", "b", "c"]  # files of a_b begin like those of a
-TABLES = ("metrics.csv", "statistics.csv", "statistics.json")
+TABLES = ("metrics.csv", "statistics.csv", "statistics.json", "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def evaluate(project, out, *options) -> None:
 
 
 def tables(out) -> list[object]:
-    """What all tables say, but for the seconds."""
+    """What all tables and the report say, but for the seconds and what they were made with."""
     found: list[object] = []
     for name in TABLES[:2]:
         rows = list(csv.DictReader((out / name).open()))
@@ -60,7 +60,12 @@ def tables(out) -> list[object]:
     tree = json.loads((out / TABLES[2]).read_text())
     for case in tree["cases"]:
         del case["seconds"], case["phases"]
-    return [*found, tree]
+    page = (out / TABLES[3]).read_text()
+    report = json.loads(page.split('id="report">', 1)[1].split("</script>", 1)[0])
+    for case in report["cases"]:
+        del case["seconds"]
+    blobs = re.findall(r'<script type="text/plain" id="[^"]+">[^<]+', page)
+    return [*found, tree, report["cases"], report["failed"], blobs]
 
 
 def times(out) -> dict[str, int]:

@@ -260,7 +260,7 @@ def check_results(out: Path):
                     "preview.png",
                 )
             }
-        names |= {table.name, "statistics.csv", "statistics.json"}
+        names |= {table.name, "statistics.csv", "statistics.json", "report.html"}
     found = {path.name for path in out.iterdir()} - {".records"} if out.exists() else set()
     expect(
         found == names,
