@@ -35,7 +35,7 @@ demo: install
 	$(RUN) create_phantom_dataset.py --output_dir=demo/phantoms --cases=4 --first_case=901 --overwrite
 	$(RUN) implicitmeshnet_eval.py --implicitmeshnet_config=configs_implicitmeshnet/whole_heart.json \
 	  --test_dir_in=demo/phantoms --test_dir_out=demo/results
-	@echo "Meshes (*_mesh.ply, open them in 3D Slicer), label maps, previews (*.png) and statistics.csv: demo/results"
+	@echo "Meshes (*_mesh.ply, open them in 3D Slicer), label maps, previews (*.png), statistics.csv and report.html: demo/results"
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info implicitmeshnet/*.so

@@ -283,7 +283,7 @@ def test_a_dicom_series_gives_everything_asked_for_and_a_second_run_clears_it(pr
     case = "p_4_two_blobs"
     wanted = {f"{case}_{ending}" for ending in ("mesh_labelmap.seg.nrrd", "unet_segmentation.seg.nrrd", "preview.png")}
     wanted |= {f"{case}_{ending}" for ending in ("LV_mesh.stl", "LA_mesh.stl", "combined.vtp", "seg.dcm")}
-    tables = {"metrics.csv", "statistics.csv", "statistics.json"}
+    tables = {".records", "metrics.csv", "statistics.csv", "statistics.json", "report.html"}
     assert {path.name for path in out.iterdir()} == wanted | tables
     labels, affine = read_labels_independently(out / f"{case}_mesh_labelmap.seg.nrrd")
     numbers, of_seg, names = read_seg_independently(out / f"{case}_seg.dcm")
@@ -329,3 +329,18 @@ def test_the_colours_are_those_of_the_previews(project, tmp_path):
     mesh = trimesh.load_mesh(tmp_path / "out/a_combined.ply", process=False)
     wanted = bytes.fromhex(figures.colours(["LV", "LA"])["LV"][1:])
     assert bytes(mesh.visual.vertex_colors[0, :3].tolist()) == wanted
+
+
+def test_the_report_has_every_case_and_what_made_it_and_none_stays_of_an_earlier_run(project, tmp_path):
+    evaluate(project, tmp_path / "out")
+    page = (tmp_path / "out/report.html").read_text()
+    tree = json.loads(page.split('id="report">', 1)[1].split("</script>", 1)[0])
+    rows = list(csv.DictReader((tmp_path / "out/statistics.csv").open()))
+    for row in rows:
+        figures = tree["cases"][0]["structures"][row["structure"]]
+        assert figures["volume_ml"] == pytest.approx(float(row["volume_ml"]), rel=1e-4)
+    assert tree["cases"][0]["view"]["labelled"]
+    assert json.loads(tree["settings"][str(project.config)])["data"]["structures"]
+    assert {"command", "device", "torch", "Python"} <= set(tree["settings"])
+    evaluate(project, tmp_path / "out", "--no-report")
+    assert not (tmp_path / "out/report.html").exists()

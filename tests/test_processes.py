@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults.project import DISTANCE_NETWORK, NETWORK
-from volumes import write_case
+from volumes import write_two_blobs
 
 from implicitmeshnet.script import COME_AGAIN, InputError
 from implicitmeshnet.training.processes import Place, place
@@ -25,11 +25,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
     generator = np.random.default_rng(0)
     for case in range(5):
-        label = np.zeros((20, 20, 20), np.int16)
-        label[4:10, 5:12, 6:13], label[11:16, 6:13, 5:12] = 500, 420
-        label = np.roll(label, case % 3, 0)
-        image = (label + generator.normal(0, 50, label.shape)).astype(np.int16)
-        write_case(folder / "data", f"ct_{case}", image, label, np.diag([4.0, 4, 4, 1]))
+        write_two_blobs(folder / "data", case, generator, shift=case % 3)
     training = {"batch_size": 4, "epochs": 4, "validate_every": 4}
     config = {
         "data": {

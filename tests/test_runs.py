@@ -15,7 +15,7 @@ from faults.project import DISTANCE_NETWORK, NETWORK
 from matplotlib.figure import Figure
 from scripts import call
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from volumes import write_case
+from volumes import write_two_blobs
 
 import implicitmeshnet_train
 import pretrain_drn
@@ -34,10 +34,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
     generator = np.random.default_rng(0)
     for case in range(3):
-        label = np.zeros((20, 20, 20), np.int16)
-        label[4:10, 5:12, 6:13], label[11:16, 6:13, 5:12] = 500, 420
-        image = (label + generator.normal(0, 50, label.shape)).astype(np.int16)
-        write_case(path / "data", f"ct_{case}", image, label, np.diag([4.0, 4, 4, 1]))
+        write_two_blobs(path / "data", case, generator)
     config = {
         "data": {"dir": str(path / "data"), "shape": [8, 8, 8], "spacing_mm": 8.0, "validation_cases": 1},
         "network": NETWORK,

@@ -51,6 +51,15 @@ def write_boxes(folder: Path, name="ct", values=(500, 420), affine=BOXES_AFFINE)
     return write_case(folder, name, np.where(labels > 0, 400, -50).astype(np.int16), labels, affine)
 
 
+def write_two_blobs(folder: Path, case: int, generator: np.random.Generator, shift: int = 0) -> Case:
+    """A noisy volume of 20 x 20 x 20 voxels of 4 mm with two boxes, 500 and 420, moved by `shift` voxels along x."""
+    labels = np.zeros((20, 20, 20), np.int16)
+    labels[4:10, 5:12, 6:13], labels[11:16, 6:13, 5:12] = 500, 420
+    labels = np.roll(labels, shift, 0)
+    image = (labels + generator.normal(0, 50, labels.shape)).astype(np.int16)
+    return write_case(folder, f"ct_{case}", image, labels, np.diag([4.0, 4, 4, 1]))
+
+
 def spoil(content: bytes, rng: random.Random, pieces: tuple[bytes, ...], header: int) -> bytes:
     """A file of which one to four pieces are overwritten, inserted, left out or cut off, most within its header."""
     content = bytearray(content)

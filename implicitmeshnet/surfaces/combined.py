@@ -1,6 +1,7 @@
 """All structures of a case in one coloured file: PLY, VTP, or a VTM that lists the structures' own VTP files."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -11,6 +12,19 @@ from implicitmeshnet.surfaces.files import SIGNS, field_array, field_strings, pl
 from implicitmeshnet.surfaces.labelmap import Mesh
 
 COMBINED = (".ply", ".vtp", ".vtm")
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """S meshes as one, in the space of the file."""
+
+    vertices: np.ndarray  # (V, 3) float32
+    faces: np.ndarray  # (F, 3) int32
+    owner: np.ndarray  # (V,) which mesh each vertex belongs to
+    names: Sequence[str]
+    values: Sequence[int]
+    colours: np.ndarray  # (S, 3) uint8
+    space: str
 
 
 def write_combined(
@@ -35,7 +49,8 @@ def write_combined(
     in_space = np.concatenate([np.asarray(vertices) * SIGNS[space] for vertices, _ in meshes]).astype("<f4")
     faces = np.concatenate([corners + start for (_, corners), start in zip(meshes, starts[:-1], strict=True)])
     owner = np.repeat(np.arange(len(meshes)), [len(vertices) for vertices, _ in meshes])
-    content = ENCODERS[suffix](in_space, faces.astype("<i4"), owner, names, values, _bytes(colours), space)
+    scene = Together(in_space, faces.astype("<i4"), owner, names, values, _bytes(colours), space)
+    content = ENCODERS[suffix](scene)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
@@ -62,47 +77,33 @@ def _bytes(colours: Sequence[str]) -> np.ndarray:
     return np.array([list(bytes.fromhex(colour.removeprefix("#"))) for colour in colours], np.uint8)
 
 
-def _ply(
-    vertices: np.ndarray,
-    faces: np.ndarray,
-    owner: np.ndarray,
-    names: Sequence[str],
-    values: Sequence[int],
-    colours: np.ndarray,
-    space: str,
-) -> bytes:
-    records = np.empty(len(vertices), dtype=[("position", "<f4", 3), ("colour", "u1", 3)])
-    records["position"] = vertices
-    records["colour"] = colours[owner]
-    polygons = np.empty(len(faces), dtype=[("count", "u1"), ("corners", "<i4", 3)])
+def _ply(scene: Together) -> bytes:
+    records = np.empty(len(scene.vertices), dtype=[("position", "<f4", 3), ("colour", "u1", 3)])
+    records["position"] = scene.vertices
+    records["colour"] = scene.colours[scene.owner]
+    polygons = np.empty(len(scene.faces), dtype=[("count", "u1"), ("corners", "<i4", 3)])
     polygons["count"] = 3
-    polygons["corners"] = faces
+    polygons["corners"] = scene.faces
     comments = []
-    for name, value, colour in zip(names, values, colours, strict=True):
+    for name, value, colour in zip(scene.names, scene.values, scene.colours, strict=True):
         comments.append(f"structure {value} {name} #{bytes(colour).hex()}")
-    header = ply_header(len(vertices), len(faces), space, comments, ("uchar red", "uchar green", "uchar blue"))
+    header = ply_header(
+        len(scene.vertices), len(scene.faces), scene.space, comments, ("uchar red", "uchar green", "uchar blue")
+    )
     return header + records.tobytes() + polygons.tobytes()
 
 
-def _vtp(
-    vertices: np.ndarray,
-    faces: np.ndarray,
-    owner: np.ndarray,
-    names: Sequence[str],
-    values: Sequence[int],
-    colours: np.ndarray,
-    space: str,
-) -> bytes:
-    structure = np.asarray(values, "<i4")
-    of_faces = owner[faces[:, 0]]
-    fields = field_strings("structure_names", names) + field_array("structure_values", structure)
-    points = vtp_array("Int32", "structure", structure[owner])
+def _vtp(scene: Together) -> bytes:
+    structure = np.asarray(scene.values, "<i4")
+    of_faces = scene.owner[scene.faces[:, 0]]
+    fields = field_strings("structure_names", scene.names) + field_array("structure_values", structure)
+    points = vtp_array("Int32", "structure", structure[scene.owner])
     cells = vtp_array("Int32", "structure", structure[of_faces])
-    cells += vtp_array("UInt8", "colour", colours[of_faces], ' NumberOfComponents="3"')
+    cells += vtp_array("UInt8", "colour", scene.colours[of_faces], ' NumberOfComponents="3"')
     return vtp_document(
-        vertices,
-        faces,
-        space,
+        scene.vertices,
+        scene.faces,
+        scene.space,
         fields,
         f'<PointData Scalars="structure">\n{points}</PointData>\n<CellData Scalars="structure">\n{cells}</CellData>\n',
     )

@@ -86,7 +86,7 @@ def case_preview(
         _draw_slice(panel, image, spacing_mm, normal, index, (low, high))
         _frame(panel, normal, middle_mm, half_mm, directions)
         _draw_structures(panel, views, palette, spacing_mm, normal, index)
-        panel.set_title(_plane_name(directions, normal), color="white", fontsize=11)
+        panel.set_title(plane_name(directions, normal), color="white", fontsize=11)
     _draw_meshes(axes[3], views, palette)
     for panel in axes:
         panel.set_axis_off()
@@ -176,7 +176,7 @@ def _frame(panel: Axes, normal: int, middle_mm: np.ndarray, half_mm: float, dire
         panel.text(
             x,
             y,
-            _letters(direction),
+            letters(direction),
             transform=panel.transAxes,
             color="white",
             fontsize=10,
@@ -186,7 +186,7 @@ def _frame(panel: Axes, normal: int, middle_mm: np.ndarray, half_mm: float, dire
         )
 
 
-def _letters(direction: np.ndarray) -> str:
+def letters(direction: np.ndarray) -> str:
     """What a direction (3,) in RAS points to, as DICOM letters it: the nearest body axis first, then any other axis
     towards which it is turned by more than OBLIQUE_DEGREES."""
     share = np.abs(direction)
@@ -198,7 +198,7 @@ def _letters(direction: np.ndarray) -> str:
     return letters
 
 
-def _plane_name(directions: np.ndarray, normal: int) -> str:
+def plane_name(directions: np.ndarray, normal: int) -> str:
     """What a slice is called by its true normal: axial, coronal or sagittal, or how far off the nearest of these."""
     horizontal, vertical = _plane(normal)
     across = np.cross(directions[:, horizontal], directions[:, vertical])
