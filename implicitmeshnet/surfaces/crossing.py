@@ -14,6 +14,11 @@ BITS = 24
 """Of the integers that vertices become."""
 PAIRS_AT_ONCE = 2_000_000
 """Pairs of faces that are looked at together, which bounds the memory."""
+COLUMN_WIDTH = 2.0
+"""Of the columns in which boxes are sorted, relative to the boxes' mean extent."""
+MOST_COLUMNS_OF_A_BOX = 8
+MOST_COLUMNS = 256
+"""Along y and along z."""
 ROUNDING = 1e-15
 """More than float64 misses a sum of three products by, relative to the sum of their sizes."""
 
@@ -32,20 +37,24 @@ def snapped(vertices: np.ndarray) -> np.ndarray:
     return np.round(np.asarray(vertices, dtype=np.float64) / step) * step
 
 
-def crossing_pairs(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+def crossing_pairs(vertices: np.ndarray, faces: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
     """The pairs of faces that have more in common than the vertices that they share: (P, 2), each pair once.
 
     vertices (V, 3), faces (F, 3); of several meshes the vertices are simply numbered on. Faces that share a vertex or
-    an edge meet there; all others may not even touch. A face without area is paired with itself. Raises ValueError for
-    coordinates that are not finite.
+    an edge meet there; all others may not even touch. A face without area is paired with itself. Only pairs are looked
+    for that have a `chosen` face, bool (F,), by default all. Raises ValueError for coordinates that are not finite.
     """
     faces = np.asarray(faces)
     step = snap_step(vertices)
     whole = np.round(np.asarray(vertices, dtype=np.float64) / step)
     triangles = whole[faces]  # (F, 3 corners, 3) whole numbers in float64
-    flat = np.flatnonzero(~_normals(triangles).any(1))
+    wanted = np.ones(len(faces), dtype=bool) if chosen is None else chosen
+    flat = np.flatnonzero(~_normals(triangles).any(1) & wanted)
     found = [np.stack([flat, flat], 1)]
     for first, second in overlapping_boxes(triangles):
+        looked_for = wanted[first] | wanted[second]
+        first = first[looked_for]
+        second = second[looked_for]
         hit = _meet(triangles, faces, first, second)
         found.append(np.stack([first[hit], second[hit]], 1))
     return np.concatenate(found)
@@ -77,31 +86,42 @@ def _apart_meet(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Whether triangles (N, 3, 3) that share no vertex touch or cross."""
     hit = np.zeros(len(one), dtype=bool)
     plane_one = _volumes(other, one)  # (N, 3): on which side of `other` each corner of `one` lies
-    plane_other = _volumes(one, other)
     # All corners on one side of the other's plane: no need to look closer.
-    beside = (np.abs(np.sign(plane_one).sum(1)) == 3) | (np.abs(np.sign(plane_other).sum(1)) == 3)
+    rows = np.flatnonzero(np.abs(plane_one.sum(1)) < 3)
+    plane_one = plane_one[rows]
+    plane_other = _volumes(one[rows], other[rows])
+    near = np.abs(plane_other.sum(1)) < 3
     coplanar = ~plane_one.any(1) & ~plane_other.any(1)
-    rows = np.flatnonzero(~beside & ~coplanar)
-    hit[rows] = _edges_meet(one[rows], other[rows], plane_one[rows])
-    rest = rows[~hit[rows]]
-    hit[rest] = _edges_meet(other[rest], one[rest], plane_other[rest])
-    flat = np.flatnonzero(coplanar)
+    flat = rows[coplanar]
     hit[flat] = _overlap_in_plane(one[flat], other[flat], touching=True)
+    rest = near & ~coplanar
+    rows = rows[rest]
+    hit[rows] = _edges_meet(one[rows], other[rows], plane_one[rest])
+    missed = ~hit[rows]
+    rows = rows[missed]
+    hit[rows] = _edges_meet(other[rows], one[rows], plane_other[rest][missed])
     return hit
 
 
 def _corner_meet(one: np.ndarray, other: np.ndarray, same: np.ndarray) -> np.ndarray:
     """Whether triangles (N, 3, 3) that share one vertex have more in common; `same` (N, 3, 3) says which it is."""
+    hit = np.zeros(len(one), dtype=bool)
     one = _rolled(one, same.any(2).argmax(1))
     other = _rolled(other, same.any(1).argmax(1))
-    plane_one = _volumes(other, one)
-    plane_other = _volumes(one, other)
+    plane_one = np.zeros((len(one), 3))
+    plane_one[:, 1:] = _volumes(other, one[:, 1:])  # the common vertex lies in both planes
+    rows = np.flatnonzero(np.abs(plane_one.sum(1)) < 2)  # all others beyond it lie on one side
+    one = one[rows]
+    other = other[rows]
+    plane_one = plane_one[rows]
+    plane_other = np.zeros((len(rows), 3))
+    plane_other[:, 1:] = _volumes(one, other[:, 1:])
     coplanar = ~plane_one.any(1)
     # Whatever else they share begins or ends on the edge of either that lies across from the common vertex.
     opposite = slice(1, 2)
-    hit = _edges_meet(one, other, plane_one, opposite) | _edges_meet(other, one, plane_other, opposite)
+    hit[rows] = _edges_meet(one, other, plane_one, opposite) | _edges_meet(other, one, plane_other, opposite)
     flat_one, flat_other = _projected(one[coplanar], other[coplanar])
-    hit[coplanar] = _opposite_meets(flat_one, flat_other) | _opposite_meets(flat_other, flat_one)
+    hit[rows[coplanar]] = _opposite_meets(flat_one, flat_other) | _opposite_meets(flat_other, flat_one)
     return hit
 
 
@@ -224,24 +244,52 @@ def _rolled(triangles: np.ndarray, first: np.ndarray) -> np.ndarray:
 def overlapping_boxes(triangles: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield index pairs (first, second), each pair once, of triangles (F, 3, 3) whose bounding boxes overlap or touch.
 
-    Sort and sweep: in the order of where the boxes begin along x, those that overlap a box along x follow it directly.
+    Coordinates are whole numbers. Sort and sweep in columns along x: within a column, in the order of where the boxes
+    begin along x, those that overlap a box along x follow it directly.
     """
     low = triangles.min(1)  # (F, 3)
     high = triangles.max(1)
-    order = np.argsort(low[:, 0], kind="stable")
-    low = low[order]
-    high = high[order]
-    end = np.searchsorted(low[:, 0], high[:, 0], side="right")  # the first box that begins behind this one's end
+    if not len(low):
+        return
+    face, column, first_column = _in_columns(low[:, 1:], high[:, 1:])
+    length = high[:, 0].max() - low[:, 0].min() + 1
+    number = column[:, 0] * (column[:, 1].max() + 1) + column[:, 1]
+    begin = number * length + low[face, 0] - low[:, 0].min()  # column by column; exact, as it stays below 2^53
+    order = np.argsort(begin, kind="stable")
+    face = face[order]
+    column = column[order]
+    begin = begin[order]
+    # The first box in the same column that begins behind this one's end.
+    end = np.searchsorted(begin, begin + (high - low)[face, 0], side="right")
     count = end - np.arange(len(order)) - 1  # boxes that follow and overlap along x
     for rows in _blocks(count):
-        first, second = _following(rows, count[rows])
+        row, other = _following(rows, count[rows])
+        first = face[row]
+        second = face[other]
+        # A pair that shares several columns counts in the first of them.
+        kept = (column[row] == np.maximum(first_column[first], first_column[second])).all(1)
         for axis in (1, 2):
-            begins = low[first, axis] <= high[second, axis]
-            ends = low[second, axis] <= high[first, axis]
-            overlap = begins & ends
-            first = first[overlap]
-            second = second[overlap]
-        yield order[first], order[second]
+            kept &= low[first, axis] <= high[second, axis]
+            kept &= low[second, axis] <= high[first, axis]
+        yield first[kept], second[kept]
+
+
+def _in_columns(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes from `low` to `high` (F, 2) laid into columns: each as often as it touches one.
+
+    Gives the boxes (N,) and their columns (N, 2), whole numbers from 0 on, and each box's first column (F, 2).
+    """
+    extent = high - low
+    span = high.max(0) - low.min(0)
+    width = np.maximum(COLUMN_WIDTH * extent.mean(0), extent.max(0) / MOST_COLUMNS_OF_A_BOX)
+    width = np.maximum(width, np.maximum(span / MOST_COLUMNS, 1))
+    first = np.floor((low - low.min(0)) / width)
+    touched = np.floor((high - low.min(0)) / width) - first + 1
+    times = touched.prod(1).astype(int)
+    box = np.repeat(np.arange(len(low)), times)
+    position = np.arange(len(box)) - np.repeat(np.cumsum(times) - times, times)
+    column = first[box] + np.stack(np.divmod(position, touched[box, 1]), 1)
+    return box, column, first
 
 
 def _blocks(count: np.ndarray) -> list[np.ndarray]:

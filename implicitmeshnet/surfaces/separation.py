@@ -17,10 +17,13 @@ from scipy.sparse import csr_matrix
 from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
 from implicitmeshnet.surfaces.proximity import Surface
 from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, untangle, vertices_of
+from implicitmeshnet.surfaces.soundness import mesh_volume_ml
 
 GAP_MM = 0.1
 ROUNDS = 24
 """After so many what still crosses is drawn back."""
+ROUNDS_FOR_THE_GAP = 8
+"""After so many meshes without a crossing are good, though the gap lacks somewhere."""
 ROUNDS_OF_PUSHES = 3
 """Before what still crosses is smoothed too."""
 ROUNDS_PER_RING = 4
@@ -50,11 +53,16 @@ def separate(
     meshes there will be `gap_mm`, but where they had to be drawn back; where `walls_mm` (S, V) of a structure that is
     enclosed is larger, that much. The same input gives the same result.
     """
-    meshes = np.stack([untangle(mesh, faces, sphere) for mesh in vertices])
+    meshes = snapped(vertices)
     gaps = np.full(meshes.shape[:2], gap_mm)
     if walls_mm is not None:
         gaps = np.maximum(gaps, walls_mm)
     scene = Scene(faces, [set(inner) for inner in encloses], gaps, neighbour_mean(faces, meshes.shape[1]))
+    crossings = Crossings(scene)
+    pairs = crossings.of(meshes)
+    for one, mesh in enumerate(meshes):
+        if one in scene.crossing_themselves(pairs) or mesh_volume_ml(mesh, faces) <= 0:
+            meshes[one] = untangle(mesh, faces, sphere)
     crossed = np.zeros((len(meshes), len(faces)), dtype=bool)
     for number in range(ROUNDS):
         stuck = np.zeros(meshes.shape[:2], dtype=bool)
@@ -64,9 +72,10 @@ def separate(
                 stuck[one] = grown(vertices_of(faces, own, len(gaps[one])), scene.mean, rings)
         pushed, lacking = scene.pushed(meshes, stuck)
         meshes = snapped(pushed)
-        pairs = scene.crossings(meshes)
+        pairs = crossings.of(meshes)
         at_most_left = lacking / 2  # of a vertex whose opposite had nothing to move
-        if at_most_left < TOLERANCE * gap_mm and not len(pairs) and not scene.misplaced(meshes):
+        apart = at_most_left < TOLERANCE * gap_mm or number >= ROUNDS_FOR_THE_GAP
+        if apart and not len(pairs) and not scene.misplaced(meshes):
             return meshes
         if number and len(pairs):
             meshes = scene.pushed_faces(meshes, pairs)
@@ -90,11 +99,14 @@ class Scene:
         """1 where a mesh has to lie outside of another, -1 where inside."""
         return -1.0 if one in self.encloses[other] else 1.0
 
-    def crossings(self, meshes: np.ndarray) -> np.ndarray:
-        """The pairs of faces that cross or touch, (P, 2); face f of mesh s has the number s F + f."""
+    def crossings(self, meshes: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """The pairs of faces that cross or touch, (P, 2); face f of mesh s has the number s F + f.
+
+        Where faces are `chosen`, bool (S F,), only pairs that have one of these.
+        """
         count, size, _ = meshes.shape
         numbered = np.concatenate([self.faces + size * number for number in range(count)])
-        return crossing_pairs(meshes.reshape(-1, 3), numbered)
+        return crossing_pairs(meshes.reshape(-1, 3), numbered, chosen)
 
     def faces_of(self, pairs: np.ndarray, count: int) -> np.ndarray:
         """Which faces of `count` meshes are in any of the pairs (P, 2): bool (S, F)."""
@@ -179,3 +191,24 @@ class Scene:
         deepest = distance.reshape(len(rows), -1).argmin(1) + np.arange(len(rows)) * len(SAMPLES)
         gap = self.gaps[one].min()
         return np.maximum(gap - distance[deepest], 0), away[deepest]
+
+
+class Crossings:
+    """The pairs of faces that cross, of meshes that move step by step: only what moved is looked at again."""
+
+    def __init__(self, scene: Scene):
+        self._scene = scene
+        self._meshes = np.zeros((0, 0, 3))
+        self._pairs = np.zeros((0, 2), dtype=int)
+
+    def of(self, meshes: np.ndarray) -> np.ndarray:
+        """See `Scene.crossings`, of meshes (S, V, 3) that are `snapped`."""
+        if self._meshes.shape != meshes.shape:
+            self._pairs = self._scene.crossings(meshes)
+        else:
+            moved = (meshes != self._meshes).any(2)
+            chosen = moved[:, self._scene.faces].any(2).ravel()
+            kept = ~chosen[self._pairs].any(1)
+            self._pairs = np.concatenate([self._pairs[kept], self._scene.crossings(meshes, chosen)])
+        self._meshes = meshes.copy()
+        return self._pairs
