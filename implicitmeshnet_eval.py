@@ -31,6 +31,7 @@ MESH_FORMATS = ("ply", "stl", "obj", "vtp")
 COMBINED_FORMATS = ("ply", "vtp", "vtm")
 LABELMAP_FORMATS = ("nii.gz", "nrrd", "seg.nrrd")
 FINEST_SUBDIVISION = 3
+GAP_MM, WALL_MM = 0.1, 0.5  # those of surfaces.separation and surfaces.walls, which are imported later
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,6 +93,20 @@ def parse_arguments() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="report.html over all cases, with tables, meshes and slices; default yes",
+    )
+    parser.add_argument(
+        "--gap_mm",
+        type=float,
+        default=GAP_MM,
+        metavar="MM",
+        help="meshes of different structures are moved this far apart where they come closer; default %(default)s",
+    )
+    parser.add_argument(
+        "--wall_mm",
+        type=float,
+        default=WALL_MM,
+        metavar="MM",
+        help="the same where the segmentation shows a wall around an enclosed structure; default %(default)s",
     )
     parser.add_argument(
         "--split",
@@ -195,7 +210,7 @@ from implicitmeshnet.surfaces.files import write_mesh
 from implicitmeshnet.surfaces.label_files import write_labelmap
 from implicitmeshnet.surfaces.labelmap import Mesh, overlaps_ml
 from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances, volume_ml
-from implicitmeshnet.surfaces.soundness import mesh_area_mm2, mesh_volume_ml, self_intersecting_faces
+from implicitmeshnet.surfaces.soundness import crossing_faces_of, mesh_area_mm2, mesh_volume_ml
 from implicitmeshnet.surfaces.subdivide import subdivide
 from implicitmeshnet.training.provenance import LIBRARIES, commit, versions
 
@@ -203,8 +218,20 @@ LABELMAP, SEGMENTATION = "_mesh_labelmap", "_unet_segmentation"
 REPORT = "report.html"
 MEASURED = ("volume_ml", "mesh_volume_ml", "surface_mm2")
 CHECKED = ("agreement", "self_intersecting_faces", "self_intersecting_faces_before_repair", "faces")
+REPAIRED = ("faces_crossing_others", "faces_crossing_others_before_repair", "move_mean_mm", "move_p95_mm")
 COMPARED = ("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml")
-OPTIONS = ("mesh_format", "space", "structures", "combined", "subdivide", "labelmap", "dicom_seg", "report")
+OPTIONS = (
+    "mesh_format",
+    "space",
+    "structures",
+    "combined",
+    "subdivide",
+    "labelmap",
+    "dicom_seg",
+    "report",
+    "gap_mm",
+    "wall_mm",
+)
 """Of the command line, that shape a case's files."""
 
 
@@ -234,7 +261,11 @@ class Result:
 def main():
     arguments = parse_arguments()
     predictor = Predictor.from_config(
-        *arguments.implicitmeshnet_config, device=arguments.device, structures=arguments.structures
+        *arguments.implicitmeshnet_config,
+        device=arguments.device,
+        structures=arguments.structures,
+        gap_mm=arguments.gap_mm,
+        wall_mm=arguments.wall_mm,
     )
     out = Path(arguments.output)
     records = Records(out, settings_of(arguments))
@@ -500,11 +531,14 @@ def rows_of(result: Result) -> list[dict]:
     surfaces = result.surfaces
     names = surfaces.names
     overlaps = overlaps_ml(surfaces.meshes, surfaces.structures, surfaces.grid)
+    before = [crossed.sum(1).tolist() for crossed in crossing_faces_of(surfaces.raw_vertices, surfaces.faces)]
     rows = []
     for structure, name in enumerate(names):
         row = {"case": result.case.name, "structure": name}
         row |= compare(surfaces, result.labels, structure)
         row |= measure(surfaces, result.meshes[structure], structure)
+        row["self_intersecting_faces_before_repair"] = before[0][structure]
+        row["faces_crossing_others_before_repair"] = before[1][structure]
         row |= {f"overlap_{other}_ml": value for other, value in zip(names, overlaps[structure].tolist(), strict=True)}
         rows.append(row | {"seconds": result.seconds, "warnings": "; ".join(result.warnings)})
     return rows
@@ -542,9 +576,9 @@ def write_tables(out: Path, finished: dict[str, Record], failed: dict[str, str])
             (out / name).unlink(missing_ok=True)
         return rows
     overlaps = [key for key in rows[0] if key.startswith("overlap_")]
-    columns = ("case", "structure", *MEASURED, *overlaps, *CHECKED, *COMPARED, "seconds", "warnings")
+    columns = ("case", "structure", *MEASURED, *overlaps, *CHECKED, *REPAIRED, *COMPARED, "seconds", "warnings")
     statistics = [{key: row[key] for key in columns} for row in rows]
-    metrics = [{key: value for key, value in row.items() if key != "surface_mm2"} for row in rows]
+    metrics = [{key: value for key, value in row.items() if key not in ("surface_mm2", *REPAIRED)} for row in rows]
     for name, table in zip(names, (metrics, statistics), strict=False):
         write_table(out / name, table)
     phases = {name: record.phases for name, record in finished.items()}
@@ -638,23 +672,24 @@ def compare(surfaces: Surfaces, labels: Volume | None, structure: int) -> dict:
 
 def measure(surfaces: Surfaces, written: Mesh, structure: int) -> dict:
     """What is known of one structure's mesh without a label; volume and surface are those of the mesh in the file."""
-    faces = surfaces.faces
-    unrepaired = self_intersecting_faces(surfaces.raw_vertices[structure], faces)
+    move_mm = np.linalg.norm(surfaces.vertices[structure] - surfaces.raw_vertices[structure], axis=1)
     return {
         "mesh_volume_ml": mesh_volume_ml(*written),
         "surface_mm2": mesh_area_mm2(*written),
         "agreement": surfaces.agreement[surfaces.names[structure]],
         "self_intersecting_faces": surfaces.crossing[structure],
-        "self_intersecting_faces_before_repair": int(unrepaired.sum()),
-        "faces": len(faces),
+        "faces_crossing_others": surfaces.crossing_others[structure],
+        "move_mean_mm": float(move_mm.mean()),
+        "move_p95_mm": float(np.percentile(move_mm, 95)),
+        "faces": len(surfaces.faces),
     }
 
 
 def print_summary(rows: list[dict], structures: Sequence[str]) -> None:
     """Mean and standard deviation per structure over the cases, of metrics over those in which it is labelled."""
     print(
-        f"{'structure':<16}{'cases':>6}{'Dice':>17}{'ASSD_mm':>20}{'HD95_mm':>20}{'crossing %':>13}{'UNet Dice':>17}"
-        f"{'agreement':>17}"
+        f"{'structure':<16}{'cases':>6}{'Dice':>17}{'ASSD_mm':>20}{'HD95_mm':>20}{'crossing %':>13}{'others %':>11}"
+        f"{'moved_mm':>11}{'UNet Dice':>17}{'agreement':>17}"
     )
     for name in structures:
         chosen = [row for row in rows if row["structure"] == name]
@@ -664,8 +699,10 @@ def print_summary(rows: list[dict], structures: Sequence[str]) -> None:
             cells.append(mean_and_deviation([row[key] for row in labelled]))
         agreement = mean_and_deviation([row["agreement"] for row in chosen if not np.isnan(row["agreement"])])
         crossing = 100 * np.mean([row["self_intersecting_faces"] / row["faces"] for row in chosen])
+        others = 100 * np.mean([row["faces_crossing_others"] / row["faces"] for row in chosen])
+        moved_mm = np.mean([row["move_mean_mm"] for row in chosen])
         print(
-            f"{name:<16}{len(labelled):>6}{cells[0]:>17}{cells[1]:>20}{cells[2]:>20}{crossing:>13.3f}{cells[3]:>17}"
+            f"{name:<16}{len(labelled):>6}{cells[0]:>17}{cells[1]:>20}{cells[2]:>20}{crossing:>13.3f}{others:>11.3f}{moved_mm:>11.3f}{cells[3]:>17}"
             f"{agreement:>17}"
         )
     doubtful = {row["case"] for row in rows if row["warnings"]}

@@ -35,11 +35,18 @@ from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import Figure, StructureView, case_preview
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
 from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
-from implicitmeshnet.surfaces.repair import untangle
-from implicitmeshnet.surfaces.soundness import self_intersecting_faces
+from implicitmeshnet.surfaces.separation import GAP_MM, separate
+from implicitmeshnet.surfaces.soundness import crossing_faces_of
+from implicitmeshnet.surfaces.walls import WALL_MM, walls_mm
 
 TRAINING_ALONE = ("dir", "validation_cases", "fold", "folds", "training_cases", "cache_dir", "intensity_statistics")
 """Keys of data in which averaged networks may differ: of a prediction only a warning hangs on one of them."""
+
+
+LEAST_GAP_MM = 0.001
+"""Several times what float32 tells apart half a metre from the origin."""
+MOST_MM = 10.0
+"""That a gap or a wall may be."""
 
 
 class NothingFound(InputError):
@@ -60,6 +67,7 @@ class Surfaces:
     sample: Sample  # the image as the network saw it
     agreement: dict[str, float]  # Dice of mesh and voxel segmentation, by structure
     crossing: list[int]  # (S,) faces that another face of the same mesh crosses, after the repair
+    crossing_others: list[int]  # (S,) faces that another of these meshes crosses, after the repair
     warnings: list[str]  # a sentence on each thing that may make this result wrong
     seconds: dict[str, float]  # by phase, from the image on
 
@@ -87,12 +95,25 @@ class View(NamedTuple):
 class Predictor:
     """A trained network, or the mean of several, as a function of one volume."""
 
-    def __init__(self, network: ImplicitMeshNet | Ensemble, config: Config, structures: Sequence[str] | None = None):
+    def __init__(
+        self,
+        network: ImplicitMeshNet | Ensemble,
+        config: Config,
+        structures: Sequence[str] | None = None,
+        gap_mm: float = GAP_MM,
+        wall_mm: float = WALL_MM,
+    ):
         """`network` stays where it is: volumes go to its device. `config` is its own, or the first of an ensemble's.
 
         `structures` names those that are wanted, by default all; label maps then leave out what the others claim.
-        Raises InputError for a name that the network does not have.
+        Meshes are moved `gap_mm` apart where they come closer, and where the segmentation shows a wall around an
+        enclosed structure `wall_mm`. Raises InputError for a name that the network does not have, or a length that is
+        out of reach.
         """
+        _check_length("gap_mm", gap_mm, LEAST_GAP_MM)
+        _check_length("wall_mm", wall_mm, 0.0)
+        self.gap_mm = gap_mm
+        self.wall_mm = wall_mm
         self.network = network
         self.config = config
         self.data = config.data
@@ -101,11 +122,17 @@ class Predictor:
 
     @classmethod
     def from_config(
-        cls, path: str | Path, *others: str | Path, device: str = "auto", structures: Sequence[str] | None = None
+        cls,
+        path: str | Path,
+        *others: str | Path,
+        device: str = "auto",
+        structures: Sequence[str] | None = None,
+        gap_mm: float = GAP_MM,
+        wall_mm: float = WALL_MM,
     ) -> "Predictor":
         """The networks of JSON configs with the weights that they name, on 'cpu', 'cuda', 'mps', or the best there is.
 
-        One is taken as it is, several are averaged. `structures` as above. Raises InputError where there are no
+        One is taken as it is, several are averaged. The others are as above. Raises InputError where there are no
         weights, where they do not fit their config, where configs contradict each other, for a device that is not
         there, and for a structure that they do not have.
         """
@@ -115,7 +142,8 @@ class Predictor:
         networks = []
         for config, source in zip(configs, paths, strict=True):
             networks.append(load_network(config, snapshot_path(config, source), pick_device(device)))
-        return cls(Ensemble(networks) if len(networks) > 1 else networks[0], configs[0], structures)
+        network = Ensemble(networks) if len(networks) > 1 else networks[0]
+        return cls(network, configs[0], structures, gap_mm, wall_mm)
 
     def __call__(self, image: Volume | str | Path | Sequence[str | Path]) -> Surfaces:
         """Surfaces of a volume in the world, in any voxel order, or of a file; its name begins the warnings.
@@ -151,7 +179,7 @@ class Predictor:
         clock.lap("network")
         faces = self.network.decoder.faces.cpu().numpy()
         raw = transform(grid.world_from_normalised, vertices)  # (S, V, 3) mm
-        repaired = np.stack([untangle(mesh, faces) for mesh in raw])
+        repaired = self._repaired(raw, faces, logits, grid)
         clock.lap("repair")
         meshes = [(mesh, faces) for mesh in repaired]
         labelmap = meshes_to_labelmap(meshes, self.structures, view.grid)
@@ -165,8 +193,12 @@ class Predictor:
             segmentation = wanted.written_alone(segmentation)
         clock.lap("label maps")
         agreement = agreements(labelmap, segmentation, wanted.written)
-        crossing = [int(self_intersecting_faces(mesh, faces).sum()) for mesh in repaired]
-        doubts = (agreement_warning(agreement), _crossing_warning(wanted.names, crossing))
+        own, others = (crossed.sum(1).tolist() for crossed in crossing_faces_of(repaired, faces))
+        doubts = (
+            agreement_warning(agreement),
+            _crossing_warning(wanted.names, own, "themselves"),
+            _crossing_warning(wanted.names, others, "each other"),
+        )
         clock.lap("checks")
         return Surfaces(
             structures=wanted,
@@ -178,10 +210,20 @@ class Predictor:
             grid=view.grid,
             sample=sample,
             agreement=agreement,
-            crossing=crossing,
+            crossing=own,
+            crossing_others=others,
             warnings=[*view.warnings, *(f"{view.name}: {doubt}" for doubt in doubts if doubt)],
             seconds=clock.seconds,
         )
+
+    def _repaired(self, raw: np.ndarray, faces: np.ndarray, logits: torch.Tensor, grid: Grid) -> np.ndarray:
+        """Meshes (S, V, 3) in mm moved so that none crosses itself or another; logits (S + 1, X, Y, Z) on `grid`."""
+        walls = None
+        if any(self.structures.encloses) and np.isfinite(raw).all():
+            classes = logits.argmax(0).numpy()
+            walls = walls_mm(raw, faces, self.structures, classes, np.linalg.inv(grid.affine), self.wall_mm)
+        template = self.network.decoder.template[0].cpu().double().numpy()
+        return separate(raw, faces, template, self.structures.encloses, self.gap_mm, walls)
 
     def _centre_mm(self, seen: Volume, clock: Stopwatch) -> np.ndarray | None:
         """Where the coarse pass finds the structures, world mm (3,); None where the box lies in the volume's centre."""
@@ -234,9 +276,14 @@ def _what_must_agree(config: Config) -> dict[str, object]:
     return values
 
 
-def _crossing_warning(names: tuple[str, ...], crossing: list[int]) -> str | None:
+def _check_length(name: str, value: float, least: float) -> None:
+    if not least <= value <= MOST_MM:
+        raise InputError(f"{name}: wanted {least:g} to {MOST_MM:g} mm, found {value:g}")
+
+
+def _crossing_warning(names: tuple[str, ...], crossing: list[int], what: str) -> str | None:
     crossed = [f"{name} {count}" for name, count in zip(names, crossing, strict=True) if count]
-    return f"meshes still cross themselves after the repair (faces: {', '.join(crossed)})" if crossed else None
+    return f"meshes still cross {what} after the repair (faces: {', '.join(crossed)})" if crossed else None
 
 
 def segmentation_on_grid(logits: torch.Tensor, source: Grid, structures: Structures, grid: Grid) -> np.ndarray:

@@ -192,7 +192,7 @@ class StandIn(torch.nn.Module):
         super().__init__()
         sphere, faces = icosphere(2)
         self.config = config
-        self.decoder = SimpleNamespace(faces=faces)
+        self.decoder = SimpleNamespace(faces=faces, template=sphere[None])
         self.localiser = SimpleNamespace(find=find)
         self.vertices = 0.5 * sphere
 

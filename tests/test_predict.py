@@ -18,6 +18,7 @@ from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.predict import Predictor, check_alike, preview
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.labelmap import overlaps_ml
+from implicitmeshnet.surfaces.proximity import Surface
 from implicitmeshnet.surfaces.soundness import mesh_volume_ml
 
 SHAPE = (24, 24, 24)
@@ -33,7 +34,7 @@ class TwoSpheres(torch.nn.Module):
     def __init__(self):
         super().__init__()
         sphere, faces = icosphere(3)
-        self.decoder = SimpleNamespace(faces=faces)
+        self.decoder = SimpleNamespace(faces=faces, template=sphere[None])
         shift = torch.tensor([0.3, 0, 0])
         self.vertices = torch.stack([0.5 * sphere - shift, 0.5 * sphere + shift])
 
@@ -68,16 +69,53 @@ def test_surfaces_lie_in_the_middle_of_the_volume_in_world_millimetres(predictor
     assert surfaces.labelmap.shape == surfaces.segmentation.shape == (50, 60, 40)
     assert set(np.unique(surfaces.labelmap)) == {0, 420, 500}
     union_ml = np.count_nonzero(surfaces.labelmap) * 4.5 / 1000
-    meshes = [(structure, surfaces.faces) for structure in surfaces.vertices]
-    overlap_ml = overlaps_ml(meshes, surfaces.structures, surfaces.grid)
     each_ml = [mesh_volume_ml(structure, surfaces.faces) for structure in surfaces.vertices]
-    assert overlap_ml[0, 1] == overlap_ml[1, 0] > 0.1 * each_ml[0]
-    assert union_ml == pytest.approx(sum(each_ml) - overlap_ml[0, 1], rel=0.03)
+    assert union_ml == pytest.approx(sum(each_ml), rel=0.03)
+
+
+def test_meshes_that_the_network_lets_cross_are_apart_by_the_gap(predictor):
+    surfaces = predictor(volume())
+    before = [(mesh, surfaces.faces) for mesh in surfaces.raw_vertices]
+    raw_ml = overlaps_ml(before, surfaces.structures, surfaces.grid)
+    assert raw_ml[0, 1] == raw_ml[1, 0] > 0.1 * mesh_volume_ml(*before[0])
+    assert overlaps_ml(surfaces.meshes, surfaces.structures, surfaces.grid)[0, 1] == 0
+    assert surfaces.crossing == surfaces.crossing_others == [0, 0]
+    other = Surface(surfaces.vertices[1], surfaces.faces)
+    assert other.near(surfaces.vertices[0], 2.0).distance.min() > 0.9 * predictor.gap_mm
+    wide = Predictor(predictor.network, predictor.config, gap_mm=1.0)(volume())
+    assert Surface(wide.vertices[1], wide.faces).near(wide.vertices[0], 2.0).distance.min() > 0.9
+
+
+def test_chosen_structures_are_as_they_are_among_all(predictor):
+    everything = predictor(volume())
+    alone = Predictor(predictor.network, predictor.config, ["LA"])(volume())
+    assert np.array_equal(alone.vertices, everything.vertices[1:])
+    assert alone.crossing_others == [0]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sentence"),
+    [
+        ({"gap_mm": 0.0}, "gap_mm: wanted 0.001 to 10 mm, found 0"),
+        ({"gap_mm": float("nan")}, "gap_mm: wanted 0.001 to 10 mm, found nan"),
+        ({"wall_mm": 11.0}, "wall_mm: wanted 0 to 10 mm, found 11"),
+    ],
+)
+def test_a_gap_or_wall_out_of_reach_is_refused(predictor, lengths, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Predictor(predictor.network, predictor.config, **lengths)
+
+
+def test_a_network_of_weights_that_are_not_finite_gives_its_meshes_as_they_are(predictor):
+    predictor.network.vertices[1, 3] = float("nan")
+    surfaces = predictor(volume())
+    assert np.array_equal(surfaces.vertices[1], surfaces.raw_vertices[1], equal_nan=True)
+    assert np.abs(surfaces.vertices[0] - surfaces.raw_vertices[0]).max() < 1e-5
 
 
 def test_what_sticks_out_of_an_enclosing_mesh_is_its_overlap(predictor):
     surfaces = predictor(volume())
-    meshes = [(structure, surfaces.faces) for structure in surfaces.vertices]
+    meshes = [(structure, surfaces.faces) for structure in surfaces.raw_vertices]
     shared = overlaps_ml(meshes, structures_of(500, 420), surfaces.grid)[0, 1]
     outside = overlaps_ml(meshes, structures_of(500, 420, encloses={0: (1,)}), surfaces.grid)[0, 1]
     assert shared + outside == pytest.approx(mesh_volume_ml(*meshes[1]), rel=0.03)
@@ -104,8 +142,8 @@ def test_what_is_doubtful_about_the_file_reaches_the_surfaces(predictor, tmp_pat
     assert f"{path}: the header gives no world position" in warnings[0]
 
 
-def test_meshes_that_still_cross_themselves_are_warned_of(predictor, monkeypatch):
-    monkeypatch.setattr("implicitmeshnet.predict.untangle", lambda vertices, faces: vertices)
+def test_meshes_that_still_cross_are_warned_of(predictor, monkeypatch):
+    monkeypatch.setattr("implicitmeshnet.predict.separate", lambda vertices, *others: vertices)
     predictor.network.vertices[1, ::2] *= -2
     surfaces = predictor(replace(volume(), name="heart"))
     assert surfaces.crossing[0] == 0
@@ -113,6 +151,8 @@ def test_meshes_that_still_cross_themselves_are_warned_of(predictor, monkeypatch
     assert any(
         f"LA {surfaces.crossing[1]}" in warning and "cross themselves" in warning for warning in surfaces.warnings
     )
+    assert min(surfaces.crossing_others) > 0
+    assert any("still cross each other" in warning for warning in surfaces.warnings)
 
 
 @pytest.mark.parametrize("labelled", [False, True])

@@ -674,7 +674,14 @@ def test_results_may_not_go_where_the_images_are(evaluated):
 
 def test_the_summary_leaves_out_cases_in_which_a_structure_is_not_labelled(capsys):
     row = {"structure": "LV", "assd_mm": 1.0, "hd95_mm": 2.0, "unet_dice": 0.5, "faces": 9}
-    row |= {"self_intersecting_faces": 0, "agreement": 0.9, "case": "a", "warnings": ""}
+    row |= {
+        "self_intersecting_faces": 0,
+        "faces_crossing_others": 0,
+        "move_mean_mm": 0.1,
+        "agreement": 0.9,
+        "case": "a",
+        "warnings": "",
+    }
     rows = [row | {"dice": 0.8, "label_volume_ml": 1.0}, row | {"dice": 0.0, "label_volume_ml": 0.0}]
     implicitmeshnet_eval.print_summary(rows, ["LV"])
     assert "0.800 +- 0.000" in capsys.readouterr().out

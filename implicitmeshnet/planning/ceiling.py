@@ -22,7 +22,7 @@ from implicitmeshnet.predict import segmentation_on_grid
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.labelmap import meshes_to_labelmap
 from implicitmeshnet.surfaces.metrics import dice
-from implicitmeshnet.surfaces.repair import untangle
+from implicitmeshnet.surfaces.separation import separate
 from implicitmeshnet.training.losses import MeshLoss
 
 STEPS = 150  # of the fit
@@ -53,8 +53,9 @@ def ceiling_of(case: Case, config: Config) -> CeilingCase:
     logits = CERTAIN * known[..., : structures.class_count].movedim(-1, 0).float()
     by_grid = segmentation_on_grid(logits, sample.grid, structures, labels.grid)
     vertices, faces = fitted_meshes(sample, config)
+    sphere = icosphere(config.network.template_subdivisions)[0].double().numpy()
     in_mm = transform(sample.grid.world_from_normalised, vertices)
-    vertices_mm = np.stack([untangle(mesh, faces) for mesh in in_mm])
+    vertices_mm = separate(in_mm, faces, sphere, structures.encloses)
     by_mesh = meshes_to_labelmap([(mesh, faces) for mesh in vertices_mm], structures, labels.grid)
     grid_dice = dice_by_structure(by_grid, labels, structures)
     mesh_dice = dice_by_structure(by_mesh, labels, structures)

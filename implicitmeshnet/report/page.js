@@ -13,6 +13,9 @@ const METRICS = [
   ["surface_mm2", "Surface, mm²", 0],
   ["agreement", "Agreement with the voxel segmentation", 3],
   ["self_intersecting_faces", "Crossing faces", 0],
+  ["faces_crossing_others", "Faces that cross another mesh", 0],
+  ["move_mean_mm", "Move by the repair, mean, mm", 3],
+  ["move_p95_mm", "Move by the repair, 95th percentile, mm", 3],
 ];
 const VIEWS = {
   // rows: the screen's right, up and towards the viewer, in RAS
@@ -81,7 +84,7 @@ function columns() {
     doubtful: (value) => value !== null && value < report.least_agreement,
   });
   list.push({
-    key: "crossing", title: "Crossing faces", digits: 0, of: (item) => sum(valuesOf(item, "self_intersecting_faces")),
+    key: "crossing", title: "Crossing faces", digits: 0, of: (item) => sum(valuesOf(item, "self_intersecting_faces")) + sum(valuesOf(item, "faces_crossing_others")),
     doubtful: (value) => value > 0,
   });
   list.push({ key: "warnings", title: "Warnings", text: true, of: (item) => item.warnings, doubtful: (value) => value !== "" });

@@ -38,7 +38,8 @@ MOST_BYTES = 40_000_000
 FINEST_STEP = 2**16 - 1
 """Steps between the least and the largest coordinate of a case's vertices: a few micrometres each."""
 SHOWN = (
-    "dice", "hd95_mm", "assd_mm", "volume_ml", "mesh_volume_ml", "surface_mm2", "agreement", "self_intersecting_faces"
+    "dice", "hd95_mm", "assd_mm", "volume_ml", "mesh_volume_ml", "surface_mm2", "agreement", "self_intersecting_faces",
+    "faces_crossing_others", "move_mean_mm", "move_p95_mm",
 )  # fmt: skip
 """Of the rows of `statistics.csv` what the page shows for each structure."""
 

@@ -29,7 +29,8 @@ class Surface:
         self._tree = cKDTree(self.corners.mean(1))
         normals = np.cross(self.corners[:, 1] - self.corners[:, 0], self.corners[:, 2] - self.corners[:, 0])
         self._normals = _unit(normals)
-        self._at_corners = _at_vertices(self.corners, self._normals, faces, len(vertices))[faces]  # (F, 3 corners, 3)
+        self.vertex_normals = _at_vertices(self.corners, self._normals, faces, len(vertices))  # (V, 3)
+        self._at_corners = self.vertex_normals[faces]  # (F, 3 corners, 3)
         self._at_edges = _at_edges(self._normals, faces, len(vertices))  # (F, 3 edges, 3); edge i runs from corner i on
         self._reach = np.linalg.norm(self.corners - self.corners.mean(1, keepdims=True), axis=2).max()
 

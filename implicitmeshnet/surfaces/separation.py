@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
 from implicitmeshnet.surfaces.proximity import Surface
 from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, untangle, vertices_of
-from implicitmeshnet.surfaces.soundness import mesh_volume_ml
+from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
 GAP_MM = 0.1
 ROUNDS = 24
@@ -51,8 +51,16 @@ def separate(
 
     vertices (S, V, 3) in mm, faces (F, 3) of a template `sphere` (V, 3), `encloses` as in `Structures`. Between any two
     meshes there will be `gap_mm`, but where they had to be drawn back; where `walls_mm` (S, V) of a structure that is
-    enclosed is larger, that much. The same input gives the same result.
+    enclosed is larger, that much. The same input gives the same result. A mesh with a coordinate that is not finite
+    stays as it is, and the others do as if it were not there. Raises ValueError where the faces leave a mesh open.
     """
+    if not vertices.size:
+        return vertices.astype(np.float64)
+    if not is_closed(faces):
+        raise ValueError("faces: wanted those of a closed mesh, found edges without two faces that run along them")
+    sound = np.isfinite(vertices).all((1, 2))
+    if not sound.all():
+        return _of_the_sound(vertices, sound, faces, sphere, encloses, gap_mm, walls_mm)
     meshes = snapped(vertices)
     gaps = np.full(meshes.shape[:2], gap_mm)
     if walls_mm is not None:
@@ -84,6 +92,24 @@ def separate(
             meshes[one] = untangle(meshes[one], faces, sphere)
     outer = [next((one for one, inner in enumerate(encloses) if own in inner), None) for own in range(len(meshes))]
     return retreated(snapped(meshes), faces, sphere, scene.crossed_or_misplaced, outer)
+
+
+def _of_the_sound(
+    vertices: np.ndarray,
+    sound: np.ndarray,
+    faces: np.ndarray,
+    sphere: np.ndarray,
+    encloses: Sequence[Sequence[int]],
+    gap_mm: float,
+    walls_mm: np.ndarray | None,
+) -> np.ndarray:
+    """`separate` of those meshes that are `sound`, bool (S,), the others as they are."""
+    kept = np.flatnonzero(sound).tolist()
+    inside = [[kept.index(inner) for inner in encloses[one] if inner in kept] for one in kept]
+    found = np.array(vertices, dtype=np.float64)
+    walls = None if walls_mm is None else walls_mm[kept]
+    found[kept] = separate(vertices[kept], faces, sphere, inside, gap_mm, walls)
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from implicitmeshnet.surfaces.crossing import crossing_faces
+from implicitmeshnet.surfaces.crossing import crossing_faces, crossing_pairs
 
 
 def mesh_volume_ml(vertices_mm: np.ndarray, faces: np.ndarray) -> float:
@@ -58,6 +58,26 @@ def self_intersecting_faces(vertices: np.ndarray, faces: np.ndarray) -> np.ndarr
     found = np.zeros(len(faces), dtype=bool)
     found[known] = crossing_faces(np.where(sound[:, None], positions, 0.0), faces[known])
     return found
+
+
+def crossing_faces_of(meshes: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each mesh the faces that cross another face of it, and those that cross another mesh: two bool (S, F).
+
+    meshes (S, V, 3), faces (F, 3); see `self_intersecting_faces`.
+    """
+    count, size, _ = meshes.shape
+    numbered = np.concatenate([faces + size * number for number in range(count)])
+    positions = np.asarray(meshes, dtype=np.float64).reshape(-1, 3)
+    sound = np.isfinite(positions).all(1)
+    known = np.flatnonzero(sound[numbered].all(1))
+    pairs = known[crossing_pairs(np.where(sound[:, None], positions, 0.0), numbered[known])]
+    own = pairs[:, 0] // len(faces) == pairs[:, 1] // len(faces)
+    found = []
+    for chosen in (pairs[own], pairs[~own]):
+        crossed = np.zeros(len(numbered), dtype=bool)
+        crossed[chosen.ravel()] = True
+        found.append(crossed.reshape(count, -1))
+    return found[0], found[1]
 
 
 def _dot(u: np.ndarray, v: np.ndarray) -> np.ndarray:
