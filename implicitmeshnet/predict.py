@@ -219,7 +219,7 @@ class Predictor:
     def _repaired(self, raw: np.ndarray, faces: np.ndarray, logits: torch.Tensor, grid: Grid) -> np.ndarray:
         """Meshes (S, V, 3) in mm moved so that none crosses itself or another; logits (S + 1, X, Y, Z) on `grid`."""
         walls = None
-        if any(self.structures.encloses) and np.isfinite(raw).all():
+        if any(self.structures.encloses):
             classes = logits.argmax(0).numpy()
             walls = walls_mm(raw, faces, self.structures, classes, np.linalg.inv(grid.affine), self.wall_mm)
         template = self.network.decoder.template[0].cpu().double().numpy()

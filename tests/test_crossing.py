@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces import crossing
 from implicitmeshnet.surfaces.crossing import crossing_faces, crossing_pairs, snapped
 
@@ -100,6 +101,6 @@ def test_memory_blocks_change_nothing(monkeypatch):
 
 
 def test_coordinates_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="vertices: wanted finite coordinates, found others"):
+    with pytest.raises(InputError, match="vertices: wanted finite coordinates, found NaN or infinity"):
         crossing_pairs(np.array([[0, 0, 0], [1, 0, 0], [0, np.nan, 0]]), np.array([[0, 1, 2]]))
     assert len(crossing_pairs(np.zeros((0, 3)), np.zeros((0, 3), dtype=int))) == 0

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.script import InputError
+from implicitmeshnet.surfaces.crossing import snapped
 from implicitmeshnet.surfaces.proximity import Surface, closest_points
-from implicitmeshnet.surfaces.separation import GAP_MM, Scene, separate
+from implicitmeshnet.surfaces.separation import GAP_MM, Crossings, Scene, separate
 from implicitmeshnet.surfaces.soundness import mesh_volume_ml
 
 GENUS_0 = [tensor.double().numpy() for tensor in icosphere(2)]
@@ -118,3 +120,37 @@ def test_a_sphere_tells_how_far_and_which_way_out():
     assert len(near.rows) == 200
     assert near.distance == pytest.approx(radius[:, 0] - 10, abs=0.03)
     assert (near.outward * direction).sum(1).min() > 0.98
+
+
+def test_open_meshes_and_coordinates_that_are_not_finite_are_refused():
+    with pytest.raises(InputError, match=r"^faces: wanted those of a closed mesh, found edges without two faces"):
+        separate(ball(10, 0, 0, 0)[None], FACES[1:], SPHERE, [()])
+    broken = ball(10, 0, 0, 0)
+    broken[3, 1] = np.nan
+    with pytest.raises(InputError, match=r"^vertices: wanted finite coordinates, found NaN or infinity"):
+        separated([broken, ball(10, -9, 0, 0)])
+
+
+@pytest.mark.parametrize("shape", [(0, 162, 3), (2, 0, 3)])
+def test_no_meshes_and_no_vertices_give_none(shape):
+    assert separate(np.zeros(shape), FACES, SPHERE, [()] * shape[0]).shape == shape
+
+
+def test_meshes_far_from_each_other_stay():
+    meshes = np.stack([ball(10, 0, 0, 0), ball(10, 4e4, 0, 0), ball(2, -4e4, 4e4, 0)])
+    assert np.abs(separated(meshes) - meshes).max() < 0.005  # what float32 tells apart there
+
+
+def test_the_same_crossings_are_found_step_by_step_as_at_once():
+    rng = np.random.default_rng(0)
+    meshes = snapped(
+        np.stack([ball(10, 0, 0, 0), ball(10, 9, 0, 0), ball(5, 0, 9, 0)]) + rng.normal(0, 0.5, (3, 162, 3))
+    )
+    scene = Scene(FACES, [set(), set(), set()], np.zeros((3, 162)), None)
+    crossings = Crossings(scene)
+    for number in range(4):
+        found = {tuple(sorted(pair)) for pair in crossings.of(meshes).tolist()}
+        assert found == {tuple(sorted(pair)) for pair in scene.crossings(meshes).tolist()}
+        assert len(found) > 100
+        meshes[number % 3, rng.integers(0, 162, 20)] += rng.normal(0, 1, (20, 3))
+        meshes = snapped(meshes)

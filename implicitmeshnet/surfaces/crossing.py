@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from implicitmeshnet.script import InputError
+
 BITS = 24
 """Of the integers that vertices become."""
 PAIRS_AT_ONCE = 2_000_000
@@ -27,7 +29,7 @@ def snap_step(vertices: np.ndarray) -> float:
     """The power of two that snapped vertices (..., 3) are whole multiples of: float32's step at the largest of them."""
     largest = np.abs(vertices).max(initial=0.0)
     if not np.isfinite(largest):
-        raise ValueError("vertices: wanted finite coordinates, found others")
+        raise InputError("vertices: wanted finite coordinates, found NaN or infinity")
     return 2.0 ** (np.ceil(np.log2(max(largest, 2.0**-100))) - BITS)
 
 
@@ -42,7 +44,7 @@ def crossing_pairs(vertices: np.ndarray, faces: np.ndarray, chosen: np.ndarray |
 
     vertices (V, 3), faces (F, 3); of several meshes the vertices are simply numbered on. Faces that share a vertex or
     an edge meet there; all others may not even touch. A face without area is paired with itself. Only pairs are looked
-    for that have a `chosen` face, bool (F,), by default all. Raises ValueError for coordinates that are not finite.
+    for that have a `chosen` face, bool (F,), by default all. Raises InputError for coordinates that are not finite.
     """
     faces = np.asarray(faces)
     step = snap_step(vertices)

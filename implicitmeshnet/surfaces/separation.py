@@ -14,14 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
 from implicitmeshnet.surfaces.proximity import Surface
 from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, untangle, vertices_of
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
 GAP_MM = 0.1
-ROUNDS = 24
+ROUNDS = 48
 """After so many what still crosses is drawn back."""
+PATIENCE = 12
+"""Rounds in which the pairs of faces that cross have not become fewer, after which that is done too."""
 ROUNDS_FOR_THE_GAP = 8
 """After so many meshes without a crossing are good, though the gap lacks somewhere."""
 ROUNDS_OF_PUSHES = 3
@@ -51,16 +54,13 @@ def separate(
 
     vertices (S, V, 3) in mm, faces (F, 3) of a template `sphere` (V, 3), `encloses` as in `Structures`. Between any two
     meshes there will be `gap_mm`, but where they had to be drawn back; where `walls_mm` (S, V) of a structure that is
-    enclosed is larger, that much. The same input gives the same result. A mesh with a coordinate that is not finite
-    stays as it is, and the others do as if it were not there. Raises ValueError where the faces leave a mesh open.
+    enclosed is larger, that much. The same input gives the same result. Raises InputError where the faces
+    leave a mesh open, and for coordinates that are not finite.
     """
     if not vertices.size:
         return vertices.astype(np.float64)
     if not is_closed(faces):
-        raise ValueError("faces: wanted those of a closed mesh, found edges without two faces that run along them")
-    sound = np.isfinite(vertices).all((1, 2))
-    if not sound.all():
-        return _of_the_sound(vertices, sound, faces, sphere, encloses, gap_mm, walls_mm)
+        raise InputError("faces: wanted those of a closed mesh, found edges without two faces that run along them")
     meshes = snapped(vertices)
     gaps = np.full(meshes.shape[:2], gap_mm)
     if walls_mm is not None:
@@ -72,6 +72,9 @@ def separate(
         if one in scene.crossing_themselves(pairs) or mesh_volume_ml(mesh, faces) <= 0:
             meshes[one] = untangle(mesh, faces, sphere)
     crossed = np.zeros((len(meshes), len(faces)), dtype=bool)
+    best = meshes
+    fewest = len(pairs) + 1
+    best_round = 0
     for number in range(ROUNDS):
         stuck = np.zeros(meshes.shape[:2], dtype=bool)
         if number > ROUNDS_OF_PUSHES:
@@ -85,31 +88,19 @@ def separate(
         apart = at_most_left < TOLERANCE * gap_mm or number >= ROUNDS_FOR_THE_GAP
         if apart and not len(pairs) and not scene.misplaced(meshes):
             return meshes
+        if len(pairs) < fewest:
+            best = meshes.copy()
+            fewest = len(pairs)
+            best_round = number
+        if number - best_round > PATIENCE:
+            break
         if number and len(pairs):
             meshes = scene.pushed_faces(meshes, pairs)
         crossed = scene.faces_of(pairs, len(meshes))
         for one in scene.crossing_themselves(pairs):
             meshes[one] = untangle(meshes[one], faces, sphere)
     outer = [next((one for one, inner in enumerate(encloses) if own in inner), None) for own in range(len(meshes))]
-    return retreated(snapped(meshes), faces, sphere, scene.crossed_or_misplaced, outer)
-
-
-def _of_the_sound(
-    vertices: np.ndarray,
-    sound: np.ndarray,
-    faces: np.ndarray,
-    sphere: np.ndarray,
-    encloses: Sequence[Sequence[int]],
-    gap_mm: float,
-    walls_mm: np.ndarray | None,
-) -> np.ndarray:
-    """`separate` of those meshes that are `sound`, bool (S,), the others as they are."""
-    kept = np.flatnonzero(sound).tolist()
-    inside = [[kept.index(inner) for inner in encloses[one] if inner in kept] for one in kept]
-    found = np.array(vertices, dtype=np.float64)
-    walls = None if walls_mm is None else walls_mm[kept]
-    found[kept] = separate(vertices[kept], faces, sphere, inside, gap_mm, walls)
-    return found
+    return retreated(best, faces, sphere, scene.crossed_or_misplaced, outer)
 
 
 @dataclass(frozen=True)
