@@ -162,8 +162,8 @@ def _volumes(triangle: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Signs of the volumes of tetrahedra of triangle (N, 3, 3) and each of its points (N, P, 3): (N, P) of -1, 0, 1."""
     a, b, c = (triangle[:, None, corner] for corner in range(3))
     count = points.shape[1]
-    wide = [np.broadcast_to(corner, points.shape).reshape(-1, 3) for corner in (a, b, c)]
-    return _signs(*wide, points.reshape(-1, 3)).reshape(-1, count)
+    a, b, c = (np.broadcast_to(corner, points.shape).reshape(-1, 3) for corner in (a, b, c))
+    return _signs(a, b, c, points.reshape(-1, 3)).reshape(-1, count)
 
 
 def _signs(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -210,7 +210,7 @@ def _opposite_meets(edged: np.ndarray, triangle: np.ndarray) -> np.ndarray:
     """Whether the edge across from the first corner of `edged` touches `triangle`, both (N, 3, 2) whole: bool (N,)."""
     edge = edged[:, 1:]
     beside = _areas(edge[:, :1], edge[:, 1:], triangle)
-    apart = (beside > 0).all(1) | (beside < 0).all(1)
+    apart: np.ndarray = np.all(beside > 0, axis=1) | np.all(beside < 0, axis=1)
     for start in range(3):
         a = triangle[:, start, None]
         b = triangle[:, (start + 1) % 3, None]

@@ -96,7 +96,7 @@ def _shrunk(
     sizes = np.ones(len(goals))
     touched = np.zeros(len(goals), dtype=bool)
     for _ in range(SHRINKS):
-        crossed = crossing(moved).any(1)
+        crossed: np.ndarray = np.any(crossing(moved), axis=1)
         if not crossed.any():
             break
         touched |= crossed

@@ -53,8 +53,8 @@ def self_intersecting_faces(vertices: np.ndarray, faces: np.ndarray) -> np.ndarr
     """
     faces = np.asarray(faces)
     positions = np.asarray(vertices, dtype=np.float64)
-    sound = np.isfinite(positions).all(1)
-    known = sound[faces].all(1)
+    sound: np.ndarray = np.all(np.isfinite(positions), axis=1)
+    known = np.all(sound[faces], axis=1)
     found = np.zeros(len(faces), dtype=bool)
     found[known] = crossing_faces(np.where(sound[:, None], positions, 0.0), faces[known])
     return found
@@ -68,8 +68,8 @@ def crossing_faces_of(meshes: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray
     count, size, _ = meshes.shape
     numbered = np.concatenate([faces + size * number for number in range(count)])
     positions = np.asarray(meshes, dtype=np.float64).reshape(-1, 3)
-    sound = np.isfinite(positions).all(1)
-    known = np.flatnonzero(sound[numbered].all(1))
+    sound: np.ndarray = np.all(np.isfinite(positions), axis=1)
+    known = np.flatnonzero(np.all(sound[numbered], axis=1))
     pairs = known[crossing_pairs(np.where(sound[:, None], positions, 0.0), numbered[known])]
     own = pairs[:, 0] // len(faces) == pairs[:, 1] // len(faces)
     found = []
