@@ -1,0 +1,137 @@
+"""What others' code says of a set of closed meshes that a solver is to take: manifold3d, TetGen and VTK.
+
+    pip install manifold3d tetgen vtk    # for benchmarks/simulation.py and a test; the package needs none of them
+
+manifold3d (Lalish) computes exact volumes of intersections, TetGen (Si, ACM TOMS 2015) fills all meshes of a set
+together with tetrahedra and refuses surfaces that cross, VTK's collision filter looks for cells that touch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+SHARP_DEG = 5.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one set of S closed meshes."""
+
+    manifolds: int  # of S, those that manifold3d takes, of genus 0 and positive volume
+    shared_mm3: float  # the most that two meshes share of which neither encloses the other
+    outside_mm3: float  # the most of a mesh that lies outside the one that encloses it
+    contacts: int  # pairs of cells of two meshes in which VTK finds a contact
+    tetrahedra: int  # 0 where TetGen refuses the set
+    inverted: int  # tetrahedra of no or the other sign's volume
+    smallest_dihedral_deg: float
+    sharp_percent: float  # of the tetrahedra, those with a dihedral angle below SHARP_DEG
+
+    def passed(self, count: int) -> bool:
+        """Whether all judges are content with the set of so many meshes."""
+        apart = self.shared_mm3 == 0 and self.outside_mm3 == 0 and self.contacts == 0
+        return self.manifolds == count and apart and self.tetrahedra > 0 and self.inverted == 0
+
+
+def judged(meshes: np.ndarray, faces: np.ndarray, encloses: Sequence[Sequence[int]]) -> Verdict:
+    """The verdict on meshes (S, V, 3) in mm with faces (F, 3), `encloses` as in `Structures`."""
+    solids = [_solid(mesh, faces) for mesh in meshes]
+    sound = [solid for solid in solids if _is_sound(solid)]
+    shared = [0.0]
+    outside = [0.0]
+    for one, other in permutations(range(len(meshes)), 2):
+        if other in encloses[one]:
+            outside.append((solids[other] - solids[one]).volume())
+        elif one < other and one not in encloses[other]:
+            shared.append((solids[one] ^ solids[other]).volume())
+    found = filled(meshes, faces)
+    return Verdict(len(sound), max(shared), max(outside), contacts(meshes, faces), *found)
+
+
+def _solid(mesh: np.ndarray, faces: np.ndarray):
+    """A mesh (V, 3) as a solid of manifold3d."""
+    import manifold3d
+
+    own = manifold3d.Mesh(np.ascontiguousarray(mesh, dtype=np.float32), np.ascontiguousarray(faces, dtype=np.uint32))
+    return manifold3d.Manifold(own)
+
+
+def _is_sound(solid) -> bool:
+    import manifold3d
+
+    return solid.status() == manifold3d.Error.NoError and solid.genus() == 0 and solid.volume() > 0
+
+
+def filled(meshes: np.ndarray, faces: np.ndarray) -> tuple[int, int, float, float]:
+    """Tetrahedra in which TetGen fills all meshes together, how many are inverted or flat, the smallest dihedral angle,
+    and how many percent have one below SHARP_DEG.
+
+    0 tetrahedra where it refuses the surfaces.
+    """
+    import tetgen
+
+    count, size, _ = meshes.shape
+    numbered = np.concatenate([faces + size * number for number in range(count)])
+    mesher = tetgen.TetGen(meshes.reshape(-1, 3).astype(np.float64), numbered.astype(np.int32))
+    try:
+        nodes, elements, *_ = mesher.tetrahedralize(plc=True, quality=True, regionattrib=True)
+    except RuntimeError:
+        return 0, 0, 0.0, 0.0
+    corners = nodes[elements[:, :4]]  # (T, 4, 3)
+    edges = corners[:, 1:] - corners[:, :1]
+    volumes = np.linalg.det(edges)
+    wanted = np.sign(np.median(volumes))  # TetGen's own order of corners
+    smallest = dihedral_angles_deg(corners).min(1)
+    sharp = 100 * float((smallest < SHARP_DEG).mean())
+    return len(elements), int((volumes * wanted <= 0).sum()), float(smallest.min()), sharp
+
+
+def dihedral_angles_deg(corners: np.ndarray) -> np.ndarray:
+    """The six dihedral angles (T, 6) of tetrahedra (T, 4 corners, 3)."""
+    angles = []
+    for i, j in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)):
+        k, m = sorted({0, 1, 2, 3} - {i, j})
+        edge = corners[:, j] - corners[:, i]
+        # Each face's direction away from the edge, within the face.
+        one = np.cross(edge, corners[:, k] - corners[:, i])
+        other = np.cross(edge, corners[:, m] - corners[:, i])
+        sine = np.linalg.norm(np.cross(one, other), axis=1)
+        angles.append(np.degrees(np.arctan2(sine, (one * other).sum(1))))
+    return np.stack(angles, 1)
+
+
+def contacts(meshes: np.ndarray, faces: np.ndarray) -> int:
+    """Contacts that VTK's collision filter finds between any two of the meshes."""
+    from vtkmodules.vtkCommonMath import vtkMatrix4x4
+    from vtkmodules.vtkFiltersModeling import vtkCollisionDetectionFilter
+
+    surfaces = [_polydata(mesh, faces) for mesh in meshes]
+    found = 0
+    for one in range(len(surfaces)):
+        for other in range(one):
+            judge = vtkCollisionDetectionFilter()
+            for place, surface in enumerate((surfaces[one], surfaces[other])):
+                judge.SetInputData(place, surface)
+                judge.SetMatrix(place, vtkMatrix4x4())
+            judge.SetBoxTolerance(0.0)
+            judge.SetCellTolerance(0.0)
+            judge.SetCollisionModeToAllContacts()
+            judge.Update()
+            found += judge.GetNumberOfContacts()
+    return found
+
+
+def _polydata(mesh: np.ndarray, faces: np.ndarray):
+    from vtkmodules.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
+    from vtkmodules.vtkCommonCore import vtkPoints
+    from vtkmodules.vtkCommonDataModel import vtkCellArray, vtkPolyData
+
+    points = vtkPoints()
+    points.SetData(numpy_to_vtk(np.ascontiguousarray(mesh, dtype=np.float64), deep=True))
+    cells = vtkCellArray()
+    cells.SetData(3, numpy_to_vtkIdTypeArray(np.ascontiguousarray(faces, dtype=np.int64).ravel(), deep=True))
+    surface = vtkPolyData()
+    surface.SetPoints(points)
+    surface.SetPolys(cells)
+    return surface
