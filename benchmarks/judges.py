@@ -36,6 +36,12 @@ class Verdict:
 
 def judged(meshes: np.ndarray, faces: np.ndarray, encloses: Sequence[Sequence[int]]) -> Verdict:
     """The verdict on meshes (S, V, 3) in mm with faces (F, 3), `encloses` as in `Structures`."""
+    found = filled(meshes, faces)
+    return Verdict(*intersected(meshes, faces, encloses), contacts(meshes, faces), *found)
+
+
+def intersected(meshes: np.ndarray, faces: np.ndarray, encloses: Sequence[Sequence[int]]) -> tuple[int, float, float]:
+    """How many of the meshes manifold3d takes, the most that two share, the most outside an encloser, mm^3."""
     solids = [_solid(mesh, faces) for mesh in meshes]
     sound = [solid for solid in solids if _is_sound(solid)]
     shared = [0.0]
@@ -45,8 +51,7 @@ def judged(meshes: np.ndarray, faces: np.ndarray, encloses: Sequence[Sequence[in
             outside.append((solids[other] - solids[one]).volume())
         elif one < other and one not in encloses[other]:
             shared.append((solids[one] ^ solids[other]).volume())
-    found = filled(meshes, faces)
-    return Verdict(len(sound), max(shared), max(outside), contacts(meshes, faces), *found)
+    return len(sound), max(shared), max(outside)
 
 
 def _solid(mesh: np.ndarray, faces: np.ndarray):
