@@ -536,9 +536,7 @@ def rows_of(result: Result) -> list[dict]:
     for structure, name in enumerate(names):
         row = {"case": result.case.name, "structure": name}
         row |= compare(surfaces, result.labels, structure)
-        row |= measure(surfaces, result.meshes[structure], structure)
-        row["self_intersecting_faces_before_repair"] = before[0][structure]
-        row["faces_crossing_others_before_repair"] = before[1][structure]
+        row |= measure(surfaces, result.meshes[structure], structure, before)
         row |= {f"overlap_{other}_ml": value for other, value in zip(names, overlaps[structure].tolist(), strict=True)}
         rows.append(row | {"seconds": result.seconds, "warnings": "; ".join(result.warnings)})
     return rows
@@ -670,15 +668,20 @@ def compare(surfaces: Surfaces, labels: Volume | None, structure: int) -> dict:
     return row | {"volume_ml": volume_ml(mesh, spacing_mm)}
 
 
-def measure(surfaces: Surfaces, written: Mesh, structure: int) -> dict:
-    """What is known of one structure's mesh without a label; volume and surface are those of the mesh in the file."""
+def measure(surfaces: Surfaces, written: Mesh, structure: int, before: Sequence[list[int]]) -> dict:
+    """What is known of one structure's mesh without a label; volume and surface are those of the mesh in the file.
+
+    `before` counts by structure the faces that crossed their own mesh before the repair, and those that crossed others.
+    """
     move_mm = np.linalg.norm(surfaces.vertices[structure] - surfaces.raw_vertices[structure], axis=1)
     return {
         "mesh_volume_ml": mesh_volume_ml(*written),
         "surface_mm2": mesh_area_mm2(*written),
         "agreement": surfaces.agreement[surfaces.names[structure]],
         "self_intersecting_faces": surfaces.crossing[structure],
+        "self_intersecting_faces_before_repair": before[0][structure],
         "faces_crossing_others": surfaces.crossing_others[structure],
+        "faces_crossing_others_before_repair": before[1][structure],
         "move_mean_mm": float(move_mm.mean()),
         "move_p95_mm": float(np.percentile(move_mm, 95)),
         "faces": len(surfaces.faces),

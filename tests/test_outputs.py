@@ -27,11 +27,13 @@ from scripts import call, run
 
 import implicitmeshnet_eval
 from implicitmeshnet.data.volume import Grid
+from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.predict import Predictor
 from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
-from implicitmeshnet.surfaces import combined, dicom_seg, figures, label_files, subdivide
+from implicitmeshnet.surfaces import combined, dicom_seg, figures, label_files, separation, subdivide, walls
 from implicitmeshnet.surfaces.combined import write_combined
+from implicitmeshnet.surfaces.crossing import crossing_faces
 from implicitmeshnet.surfaces.files import read_mesh, write_mesh
 from implicitmeshnet.surfaces.label_files import write_labelmap
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask
@@ -206,6 +208,7 @@ def test_the_scripts_choices_are_what_the_package_writes():
     assert [f".{name}" for name in implicitmeshnet_eval.COMBINED_FORMATS] == list(combined.COMBINED)
     assert label_files.ENDINGS == implicitmeshnet_eval.LABELMAP_FORMATS
     assert implicitmeshnet_eval.FINEST_SUBDIVISION == subdivide.FINEST
+    assert (implicitmeshnet_eval.GAP_MM, implicitmeshnet_eval.WALL_MM) == (separation.GAP_MM, walls.WALL_MM)
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +249,26 @@ def test_statistics_are_of_every_case_and_beside_them_the_metrics_where_a_label_
     assert tree["cases"][1]["structures"]["LV"]["surface_mm2"] == pytest.approx(float(rows[2]["surface_mm2"]), rel=1e-4)
     metrics = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
     assert set(metrics[0]) == set(rows[0]) - {"surface_mm2", *implicitmeshnet_eval.REPAIRED}
+    assert [row["faces_crossing_others"] for row in rows] == ["0"] * 4
+    assert float(rows[0]["move_p95_mm"]) >= float(rows[0]["move_mean_mm"]) >= 0
+
+
+@pytest.mark.parametrize("ending", ["ply", "stl", "obj"])
+def test_meshes_that_come_as_close_as_float32_allows_cross_nothing_in_their_files_either(tmp_path, ending):
+    sphere, faces = (tensor.double().numpy() for tensor in icosphere(2))
+    faces = faces.astype(int)
+    centres = np.array([[[300, -200, 1000 / 7]], [[319.8, -199.9, 1000 / 7]]])
+    crossing = 10 * sphere + centres
+    parted = separation.separate(crossing, faces, sphere, [(), ()], gap_mm=0.001)
+    vertices = np.zeros((0, 3))
+    numbered = np.zeros((0, 3), dtype=int)
+    for number, mesh in enumerate(parted):
+        write_mesh(tmp_path / f"{number}.{ending}", mesh, faces)
+        read, corners = read_mesh(tmp_path / f"{number}.{ending}")
+        numbered = np.vstack([numbered, corners + len(vertices)])
+        vertices = np.vstack([vertices, read])
+    assert not crossing_faces(vertices, numbered).any()
+    assert crossing_faces(crossing.reshape(-1, 3), np.vstack([faces, faces + len(sphere)])).any()
 
 
 def test_chosen_structures_alone_are_written_and_measured(project, tmp_path):
