@@ -134,6 +134,7 @@ from implicitmeshnet.surfaces.files import write_mesh
 from implicitmeshnet.surfaces.label_files import write_labelmap
 from implicitmeshnet.surfaces.labelmap import Mesh, overlaps_ml
 from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances, volume_ml
+from implicitmeshnet.surfaces.quality import QUALITY, triangle_quality
 from implicitmeshnet.surfaces.soundness import mesh_area_mm2, mesh_volume_ml, self_intersecting_faces
 from implicitmeshnet.surfaces.subdivide import subdivide
 from implicitmeshnet.training.provenance import LIBRARIES, commit, versions
@@ -361,9 +362,9 @@ def write_tables(out: Path, rows: list[dict], failed: dict[str, str]) -> None:
             (out / name).unlink(missing_ok=True)
         return
     overlaps = [key for key in rows[0] if key.startswith("overlap_")]
-    columns = ("case", "structure", *MEASURED, *overlaps, *CHECKED, *COMPARED, "seconds", "warnings")
+    columns = ("case", "structure", *MEASURED, *overlaps, *CHECKED, *QUALITY, *COMPARED, "seconds", "warnings")
     statistics = [{key: row[key] for key in columns} for row in rows]
-    metrics = [{key: value for key, value in row.items() if key != "surface_mm2"} for row in rows]
+    metrics = [{key: value for key, value in row.items() if key not in ("surface_mm2", *QUALITY)} for row in rows]
     for name, table in zip(names, (metrics, statistics), strict=False):
         write_table(out / name, table)
     write_json(out / "statistics.json", {"cases": as_tree(statistics), "failed": failed})
@@ -435,7 +436,8 @@ def compare(surfaces: Surfaces, labels: Volume | None, structure: int) -> dict:
 
 
 def measure(surfaces: Surfaces, written: Mesh, structure: int) -> dict:
-    """What is known of one structure's mesh without a label; volume and surface are those of the mesh in the file."""
+    """What is known of one structure's mesh without a label; volume, surface and triangles are those of the mesh in the
+    file."""
     faces = surfaces.faces
     unrepaired = self_intersecting_faces(surfaces.raw_vertices[structure], faces)
     return {
@@ -445,6 +447,7 @@ def measure(surfaces: Surfaces, written: Mesh, structure: int) -> dict:
         "self_intersecting_faces": surfaces.crossing[structure],
         "self_intersecting_faces_before_repair": int(unrepaired.sum()),
         "faces": len(faces),
+        **triangle_quality(*written),
     }
 
 

@@ -35,6 +35,7 @@ from implicitmeshnet.surfaces.combined import write_combined
 from implicitmeshnet.surfaces.files import read_mesh, write_mesh
 from implicitmeshnet.surfaces.label_files import write_labelmap
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask
+from implicitmeshnet.surfaces.quality import QUALITY, triangle_quality
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_area_mm2, mesh_volume_ml
 
 SIDE = 20
@@ -245,7 +246,9 @@ def test_statistics_are_of_every_case_and_beside_them_the_metrics_where_a_label_
     assert tree["failed"] == {}
     assert tree["cases"][1]["structures"]["LV"]["surface_mm2"] == pytest.approx(float(rows[2]["surface_mm2"]), rel=1e-4)
     metrics = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
-    assert set(metrics[0]) == set(rows[0]) - {"surface_mm2"}
+    assert set(metrics[0]) == set(rows[0]) - {"surface_mm2", *QUALITY}
+    for key, value in triangle_quality(vertices, faces).items():
+        assert float(rows[2][key]) == pytest.approx(value, rel=1e-4)
 
 
 def test_chosen_structures_alone_are_written_and_measured(project, tmp_path):

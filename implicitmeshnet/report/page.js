@@ -13,6 +13,10 @@ const METRICS = [
   ["surface_mm2", "Surface, mm²", 0],
   ["agreement", "Agreement with the voxel segmentation", 3],
   ["self_intersecting_faces", "Crossing faces", 0],
+  ["smallest_angle_p05_deg", "Smallest angle of a face, 5th percentile, degrees", 1],
+  ["aspect_ratio_p95", "Aspect ratio of a face, 95th percentile", 2],
+  ["edge_mean_mm", "Length of an edge, mean, mm", 2],
+  ["edge_sd_mm", "Length of an edge, standard deviation, mm", 2],
 ];
 const VIEWS = {
   // rows: the screen's right, up and towards the viewer, in RAS

@@ -26,6 +26,7 @@ from implicitmeshnet.script import atomic_path
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import colours, letters, plane_name
 from implicitmeshnet.surfaces.metrics import LEAST_AGREEMENT
+from implicitmeshnet.surfaces.quality import QUALITY
 
 MOST_VOXELS = 96
 """Of the page's image along each axis."""
@@ -38,7 +39,8 @@ MOST_BYTES = 40_000_000
 FINEST_STEP = 2**16 - 1
 """Steps between the least and the largest coordinate of a case's vertices: a few micrometres each."""
 SHOWN = (
-    "dice", "hd95_mm", "assd_mm", "volume_ml", "mesh_volume_ml", "surface_mm2", "agreement", "self_intersecting_faces"
+    "dice", "hd95_mm", "assd_mm", "volume_ml", "mesh_volume_ml", "surface_mm2", "agreement", "self_intersecting_faces",
+    *QUALITY,
 )  # fmt: skip
 """Of the rows of `statistics.csv` what the page shows for each structure."""
 
