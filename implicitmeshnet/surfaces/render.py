@@ -22,17 +22,19 @@ class Fragments(NamedTuple):
     normal: np.ndarray  # (N, 3) unit normals on the screen
 
 
-def render(meshes: Sequence[Mesh], pixels: int) -> np.ndarray:
+def render(meshes: Sequence[Mesh], pixels: int, fitted: Sequence[np.ndarray] | None = None) -> np.ndarray:
     """Shaded view of meshes (vertices_mm (V, 3) RAS, faces (F, 3), RGBA (4,)): float RGBA (pixels, pixels, 4).
 
     Parallel projection along VIEW_FROM with superior up; normals are interpolated (Phong shading). Of each mesh the
-    nearest front face shows, over whatever lies behind it where its colour is translucent.
+    nearest front face shows, over whatever lies behind it where its colour is translucent. The picture's middle and
+    scale are those that fit the meshes, or points `fitted`, each (N, 3), so that several pictures share them.
     """
     size = pixels * SAMPLES
+    points = [vertices for vertices, _, _ in meshes] if fitted is None else fitted
     pixel = []
     depth = []
     colour = []
-    for screen, (_, faces, rgba) in zip(_on_screen(meshes, size), meshes, strict=True):
+    for screen, (_, faces, rgba) in zip(_on_screen(meshes, points, size), meshes, strict=True):
         nearest = _nearest(_fragments(screen, np.asarray(faces), size))
         pixel.append(nearest.pixel)
         depth.append(nearest.depth)
@@ -44,12 +46,13 @@ def render(meshes: Sequence[Mesh], pixels: int) -> np.ndarray:
     return picture[::-1].clip(0, 1)
 
 
-def _on_screen(meshes: Sequence[Mesh], size: int) -> list[np.ndarray]:
-    """Each mesh's vertices (V, 3) as right, up and towards the viewer in pixels, all meshes centred on the screen."""
+def _on_screen(meshes: Sequence[Mesh], fitted: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Each mesh's vertices (V, 3) as right, up and towards the viewer in pixels, all `fitted` centred on the screen."""
     camera = _camera()
     views = [np.asarray(vertices, dtype=np.float64) @ camera for vertices, _, _ in meshes]
-    low = np.min([view.min(axis=0) for view in views], axis=0)
-    high = np.max([view.max(axis=0) for view in views], axis=0)
+    fits = [np.asarray(points, dtype=np.float64) @ camera for points in fitted]
+    low = np.min([points.min(axis=0) for points in fits], axis=0)
+    high = np.max([points.max(axis=0) for points in fits], axis=0)
     middle = (low + high) / 2
     longest = max((high - low)[:2].max(), 1e-9)
     scale = FILLED * size / longest
