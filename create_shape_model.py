@@ -108,9 +108,9 @@ def write_shape(out: Path, title: str, model: ShapeModel, points: np.ndarray, me
     """Write the structures of one shape, points (P, 3) in mm RAS; the files' names."""
     parts = model.parts
     names = set()
-    for structure, vertices, faces in zip(parts.names, parts.split(points), parts.faces, strict=True):
+    for structure, vertices in zip(parts.names, parts.split(points), strict=True):
         name = f"{title}_{structure}_mesh.{mesh_format}"
-        write_mesh(out / name, vertices, faces, space)
+        write_mesh(out / name, vertices, parts.faces, space)
         names.add(name)
     return names
 

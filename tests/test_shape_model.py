@@ -40,7 +40,7 @@ def moved(shapes: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def cohort_of(shapes: np.ndarray) -> Cohort:
     cases = tuple(f"c{number}" for number in range(len(shapes)))
-    return Cohort(cases, Parts(("LV",), (shapes.shape[1],), (FACES,)), shapes)
+    return Cohort(cases, Parts(("LV",), FACES), shapes)
 
 
 def evaluated(folder: Path, shapes: np.ndarray, structures=("LV", "LA"), mesh_format="ply") -> Path:
@@ -166,7 +166,7 @@ def test_a_models_file_gives_back_its_shapes(tmp_path):
     write_model(tmp_path / "a.npz", model)
     parts, modes = read_modes(tmp_path / "a.npz")
     assert parts.names == ("LV",)
-    np.testing.assert_array_equal(parts.faces[0], FACES)
+    np.testing.assert_array_equal(parts.faces, FACES)
     np.testing.assert_allclose(modes.shape(np.array([1.5])), model.modes.shape(np.array([1.5])), atol=1e-4)
     (tmp_path / "a.npz").write_bytes(b"PK damaged")
     with pytest.raises(InputError, match=r"a.npz: cannot be read as a shape model \("):
@@ -181,7 +181,7 @@ def test_a_mesh_winds_once_around_what_is_inside_and_not_at_all_around_the_rest(
 
 
 def test_the_structure_around_another_encloses_it():
-    parts = Parts(("Myo", "LV", "LA"), (len(UNIT),) * 3, (FACES,) * 3)
+    parts = Parts(("Myo", "LV", "LA"), FACES)
     points = np.concatenate([UNIT * 30, UNIT * 20, UNIT * 10 + [80, 0, 0]])
     assert enclosing(parts, points) == [True, False, False]
 
@@ -314,10 +314,10 @@ def other_json(folder):
         (drop_structure, "in: wanted c1_LA_mesh.ply or .obj, whose vertices have an order, found none"),
         (list_fewer_structures, "statistics.json: wanted LV, LA in every case, found LV in c2"),
         (keep_two_cases, "statistics.json: wanted at least 3 cases for a shape model, found 2"),
-        (subdivide_one, "c1_LA_mesh.ply: wanted 162 vertices, as in the mesh of c0, found 642"),
+        (subdivide_one, "c1_LA_mesh.ply: wanted 162 vertices, as in c0_LV_mesh.ply, found 642"),
         (
             other_template,
-            "c1_LA_mesh.ply: wanted the same faces as in the mesh of c0, found a mesh of another template",
+            "c1_LA_mesh.ply: wanted the faces of c0_LV_mesh.ply, found those of another template",
         ),
         (open_one, "c1_LA_mesh.ply: wanted a closed mesh, found edges that do not lie in exactly two faces"),
         (open_first, "c0_LV_mesh.ply: wanted a closed mesh"),

@@ -22,15 +22,14 @@ STATISTICS = "statistics.json"
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """How the points of a shape are shared by its structures, one after the other."""
+    """What the points of a shape are: those of S structures one after the other, V of each, of one template."""
 
     names: tuple[str, ...]
-    counts: tuple[int, ...]  # vertices of each structure
-    faces: tuple[np.ndarray, ...]  # (F, 3) of each structure, whose first vertex is 0
+    faces: np.ndarray  # (F, 3), of each structure's vertices 0 to V - 1
 
-    def split(self, points: np.ndarray) -> list[np.ndarray]:
-        """Points (..., P, 3) by structure, each (..., V, 3)."""
-        return np.split(points, np.cumsum(self.counts)[:-1], axis=-2)
+    def split(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., P, 3) by structure: (..., S, V, 3)."""
+        return points.reshape(*points.shape[:-2], len(self.names), -1, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,24 +44,17 @@ class Cohort:
 def read_cohort(folder: Path) -> Cohort:
     """The meshes of all cases in a folder that implicitmeshnet_eval.py wrote; its statistics.json says which there are.
 
-    Raises InputError where a mesh is missing, open or damaged, or has other vertices or faces than that of the first
-    case, and where there are fewer than LEAST_CASES cases.
+    Raises InputError where a mesh is missing, open or damaged, or has other vertices or faces than the first mesh, and
+    where there are fewer than LEAST_CASES cases.
     """
     cases, names = _listed(folder)
-    points = []
-    parts = None
+    paths = []
     for case in cases:
-        meshes = []
-        paths = [_mesh_path(folder, stem) for stem in _stems(case, names)]
-        for path in paths:
-            meshes.append(read_mesh(path))
-        if parts is None:
-            parts = _parts_of(names, paths, meshes)
-        for structure, path in enumerate(paths):
-            _check_corresponds(path, meshes[structure], parts, structure, cases[0])
-        points.append(np.concatenate([vertices for vertices, _ in meshes]))
-    assert parts is not None
-    return Cohort(tuple(cases), parts, np.stack(points))
+        paths += [_mesh_path(folder, stem) for stem in _stems(case, names)]
+    template = read_mesh(paths[0])
+    points = [_corresponding(path, template, paths[0].name) for path in paths]
+    shapes = np.reshape(points, (len(cases), -1, 3))
+    return Cohort(tuple(cases), Parts(tuple(names), template[1]), shapes)
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
@@ -98,24 +90,14 @@ def _mesh_path(folder: Path, stem: str) -> Path:
     raise InputError(f"{folder}: wanted {stem}_mesh.ply or .obj, whose vertices have an order, found {others}")
 
 
-def _parts_of(names: Sequence[str], paths: Sequence[Path], meshes: Sequence[tuple[np.ndarray, np.ndarray]]) -> Parts:
-    """The template that the meshes of the first case show."""
-    for path, (_, faces) in zip(paths, meshes, strict=True):
-        if not is_closed(faces):
-            raise InputError(f"{path}: wanted a closed mesh, found edges that do not lie in exactly two faces")
-    counts = tuple(len(vertices) for vertices, _ in meshes)
-    return Parts(tuple(names), counts, tuple(faces for _, faces in meshes))
-
-
-def _check_corresponds(
-    path: Path, mesh: tuple[np.ndarray, np.ndarray], parts: Parts, structure: int, first: str
-) -> None:
-    """Raise InputError where a mesh has not the vertices and faces of the first case's."""
-    vertices, faces = mesh
-    count = parts.counts[structure]
-    if len(vertices) != count:
-        raise InputError(f"{path}: wanted {count} vertices, as in the mesh of {first}, found {len(vertices)}")
+def _corresponding(path: Path, template: tuple[np.ndarray, np.ndarray], first: str) -> np.ndarray:
+    """The vertices (V, 3) of a mesh. Raises InputError where it has not the number and the faces of the template."""
+    vertices, faces = read_mesh(path)
     if not is_closed(faces):
         raise InputError(f"{path}: wanted a closed mesh, found edges that do not lie in exactly two faces")
-    if not np.array_equal(faces, parts.faces[structure]):
-        raise InputError(f"{path}: wanted the same faces as in the mesh of {first}, found a mesh of another template")
+    count = len(template[0])
+    if len(vertices) != count:
+        raise InputError(f"{path}: wanted {count} vertices, as in {first}, found {len(vertices)}")
+    if not np.array_equal(faces, template[1]):
+        raise InputError(f"{path}: wanted the faces of {first}, found those of another template")
+    return vertices

@@ -112,18 +112,20 @@ def principal_modes(aligned: np.ndarray) -> Modes:
 def write_model(path: Path | str, model: ShapeModel) -> None:
     """Write a model as one .npz, whole or not at all: arrays of numbers and names, which numpy alone reads.
 
+    `structures` (S,) and `cases` (N,) are names, `faces` (F, 3) those of every structure, `mean_mm` (S, V, 3), `modes`
+    (M, S, V, 3) of norm 1 each, `variances_mm2` (M,) along them, and `scores_sd` (N, M) where the cases lie: a case is
+    mean_mm + the sum over the modes of scores_sd * sqrt(variances_mm2) * modes, moved and turned.
+
     Raises InputError where the file cannot be written.
     """
-    faces = np.concatenate(model.parts.faces)
+    split = model.parts.split
     with atomic_path(path) as temporary:
         np.savez_compressed(
             temporary,
             structures=np.array(model.parts.names),
-            vertex_counts=np.array(model.parts.counts),
-            face_counts=np.array([len(each) for each in model.parts.faces]),
-            faces=faces.astype(np.int32),
-            mean_mm=model.modes.mean,
-            modes=model.modes.directions.astype(np.float32),
+            faces=model.parts.faces.astype(np.int32),
+            mean_mm=split(model.modes.mean),
+            modes=split(model.modes.directions).astype(np.float32),
             variances_mm2=model.modes.variances,
             cases=np.array(model.cases),
             scores_sd=model.scores,
@@ -134,11 +136,10 @@ def read_modes(path: Path | str) -> tuple[Parts, Modes]:
     """The parts and modes of a model's .npz. Raises InputError where the file is missing or no such model."""
     try:
         with np.load(path) as file:
-            ends = np.cumsum(file["face_counts"])[:-1]
-            faces = tuple(np.split(file["faces"].astype(np.int64), ends))
-            counts = tuple(file["vertex_counts"].tolist())
-            parts = Parts(tuple(file["structures"].tolist()), counts, faces)
-            modes = Modes(file["mean_mm"], file["modes"].astype(np.float64), file["variances_mm2"])
+            parts = Parts(tuple(file["structures"].tolist()), file["faces"].astype(np.int64))
+            mean = file["mean_mm"].reshape(-1, 3)
+            directions = file["modes"].astype(np.float64).reshape(-1, *mean.shape)
+            modes = Modes(mean, directions, file["variances_mm2"])
     except Exception as error:  # of a damaged archive numpy raises anything
         raise InputError(f"{path}: cannot be read as a shape model ({reason(error)})") from error
     return parts, modes

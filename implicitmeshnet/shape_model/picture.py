@@ -61,9 +61,9 @@ def enclosing(parts: Parts, points: np.ndarray) -> list[bool]:
     """Of each structure whether it holds another one; points (P, 3)."""
     split = parts.split(points)
     holds = []
-    for outer, faces in enumerate(parts.faces):
+    for outer in range(len(split)):
         others = [vertices for inner, vertices in enumerate(split) if inner != outer]
-        shares = [_share_inside(vertices, split[outer], faces) for vertices in others]
+        shares = [_share_inside(vertices, split[outer], parts.faces) for vertices in others]
         holds.append(max(shares, default=0.0) > ENOUGH_INSIDE)
     return holds
 
@@ -78,6 +78,6 @@ def coloured(parts: Parts, points: np.ndarray, opacities: Sequence[float]) -> li
     """The meshes of points (P, 3) in their structures' colours."""
     palette = colours(parts.names)
     meshes: list[Mesh] = []
-    for name, vertices, faces, alpha in zip(parts.names, parts.split(points), parts.faces, opacities, strict=True):
-        meshes.append((vertices, faces, to_rgba(palette[name], alpha)))
+    for name, vertices, alpha in zip(parts.names, parts.split(points), opacities, strict=True):
+        meshes.append((vertices, parts.faces, to_rgba(palette[name], alpha)))
     return meshes
