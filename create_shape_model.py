@@ -7,8 +7,9 @@ and turned onto their mean, all structures together and without scaling, and the
 
 Writes in the folder --out: shape_model.npz, all of the model in one file; the mean of each structure as
 mean_<structure>_mesh.ply, and each mode's two sides as mode1_minus_2sd_<structure>_mesh.ply and mode1_plus_2sd_...;
-modes.png, a picture of them; modes.csv, what each mode holds and how good the model is with the modes so far; and
-scores.csv, where each case lies along each mode, in standard deviations.
+modes.png, a picture of them; modes.csv, what each mode holds and how good the model is with the modes so far;
+scores.csv, where each case lies along each mode, in standard deviations; and report.html, a page with a slider for each
+mode, which needs no network.
 
 Exit status 2 where the meshes do not correspond or are not sound.
 """
@@ -58,6 +59,7 @@ from implicitmeshnet.script import InputError, make_folder, run_script, write_ta
 from implicitmeshnet.shape_model.cohort import read_cohort
 from implicitmeshnet.shape_model.measures import Measures, measure_model
 from implicitmeshnet.shape_model.model import ShapeModel, build_model, write_model
+from implicitmeshnet.shape_model.page import write_model_page
 from implicitmeshnet.shape_model.picture import draw_modes, shapes_shown
 from implicitmeshnet.surfaces.files import write_mesh
 
@@ -81,6 +83,7 @@ def main() -> None:
     rows = rows_of_modes(model, measures)
     write_table(out / "modes.csv", rows)
     write_table(out / "scores.csv", rows_of_cases(model))
+    write_model_page(out / "report.html", model, rows)
     print_summary(model, rows, out)
 
 
