@@ -9,8 +9,8 @@ Peers are made of the labels' surfaces, marching cubes at 1 mm of each structure
 onto them by iterated closest points (Besl and McKay, IEEE PAMI 14, 1992), rigidly as a whole, and in the second peer
 each structure by an affine map of its own after that; then each vertex goes to the nearest point of its structure's
 surface. All have the same number of points. Generalisation and specificity are between corresponding points. "Surface"
-is what a user sees: the left-out case, as the model approximates it, against the label's surface, mean of both
-directions, which does not ask for correspondence. Crossing faces are those of the meshes that go into the model, and
+is what a user sees: the left-out case, itself and as the model approximates it, against the label's surface, mean of
+both directions, which does not ask for correspondence. Crossing faces are those of the meshes that go into the model, and
 of random shapes of it.
 
 Then what the modes know of the numbers that the phantoms were drawn from; and --families: phantoms that differ in one
@@ -51,8 +51,8 @@ ROUNDS = 30  # of iterated closest points
 SHOWN_MODES = (1, 5, 10)
 RANDOM_SHAPES = 10  # whose faces are tested for crossings
 PERMUTATIONS = 2000
-HEART = ("scale", "warp_sd_mm", "warp_smoothing_mm", "lv_radius", "lv_length", "wall_thickness", "rv_scale", "la_scale",
-         "ra_scale", "aorta_radius", "pa_radius", "vein_radius", "stub_length")  # fmt: skip
+HEART = ("scale", "rotation_deg", "warp_sd_mm", "warp_smoothing_mm", "lv_radius", "lv_length", "wall_thickness",
+         "rv_scale", "la_scale", "ra_scale", "aorta_radius", "pa_radius", "vein_radius", "stub_length")  # fmt: skip
 FAMILY_SPACING_MM = 1.5
 
 
@@ -181,7 +181,7 @@ def print_comparison(rows: dict[str, Cohort], surfaces: list[list[Surface]]):
     shown = " / ".join(map(str, SHOWN_MODES))
     print(f"{len(surfaces)} cases; with {shown} modes:")
     print(
-        f"{'':<38}{'vertex SD mm':>13}{'compactness':>21}{'generalisation mm':>21}{'surface mm':>21}"
+        f"{'':<38}{'vertex SD mm':>13}{'compactness':>21}{'generalisation mm':>21}{'surface mm, own / ':>28}"
         f"{'specificity mm':>21}{'crossing % / random':>21}"
     )
     for name, cohort in rows.items():
@@ -197,7 +197,7 @@ def print_comparison(rows: dict[str, Cohort], surfaces: list[list[Surface]]):
         )
         print(
             f"{name:<38}{total:>13.2f}{numbers(compactness(model.modes)[chosen], 3):>21}{numbers(general):>21}"
-            f"{numbers(visible):>21}{numbers(special):>21}{crossing:>21}",
+            f"{numbers(visible):>28}{numbers(special):>21}{crossing:>21}",
             flush=True,
         )
 
@@ -207,7 +207,8 @@ def numbers(values: Sequence[float], digits: int = 2) -> str:
 
 
 def surface_errors(cohort: Cohort, surfaces: list[list[Surface]]) -> np.ndarray:
-    """How far each case's label surfaces are from what SHOWN_MODES of the others make of its points, in mm."""
+    """How far each case's label surfaces are from its own meshes, and from what SHOWN_MODES of the others make of them:
+    (N, 1 + modes shown) in mm."""
     errors = []
     for number, case in enumerate(tqdm(surfaces, "surface", leave=False)):
         others = np.delete(cohort.points, number, axis=0)
@@ -217,7 +218,8 @@ def surface_errors(cohort: Cohort, surfaces: list[list[Surface]]) -> np.ndarray:
         mean = principal_modes(align(others)).mean
         back = rotation_onto(shape - shape.mean(axis=0), mean).T
         approximations = [shape - left[count] @ back for count in SHOWN_MODES]
-        errors.append([mean_surface_distance(cohort.parts, points, case) for points in approximations])
+        shapes = [shape, *approximations]
+        errors.append([mean_surface_distance(cohort.parts, points, case) for points in shapes])
     return np.array(errors)
 
 

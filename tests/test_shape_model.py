@@ -9,6 +9,7 @@ import matplotlib.image
 import meshes
 import numpy as np
 import pytest
+from browser import Browser
 from scipy.spatial.transform import Rotation
 from scripts import call, run
 
@@ -18,6 +19,7 @@ from implicitmeshnet.shape_model import picture
 from implicitmeshnet.shape_model.cohort import Cohort, Parts, read_cohort
 from implicitmeshnet.shape_model.measures import compactness, generalisation, measure_model, specificity
 from implicitmeshnet.shape_model.model import align, build_model, principal_modes, read_modes, write_model
+from implicitmeshnet.shape_model.page import write_model_page
 from implicitmeshnet.shape_model.picture import enclosing
 from implicitmeshnet.surfaces.files import read_mesh, write_mesh
 from implicitmeshnet.surfaces.soundness import winding_numbers
@@ -355,3 +357,37 @@ def test_bad_arguments_are_one_sentence_and_exit_status_2(results, tmp_path, mon
     assert run("create_shape_model.py", *(each.format(results) for each in arguments)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
+
+
+# ---- the page ----
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = Browser()
+    yield chromium
+    chromium.close()
+
+
+@pytest.mark.slow
+def test_the_pages_sliders_move_the_meshes_and_a_case_sets_them(browser, tmp_path):
+    model = build_model(cohort_of(ellipsoids([26, 28, 31, 35])))
+    measures = measure_model(model.modes, model.aligned)
+    write_model_page(tmp_path / "a.html", model, create_shape_model.rows_of_modes(model, measures))
+    browser.requests.clear()
+    browser.open(tmp_path / "a.html")
+    browser.wait_for("document.body && document.body.dataset.opened === 'model'")
+    picture_now = "document.querySelector('#meshes').toDataURL()"
+    mean = browser.value(picture_now)
+    browser.press("ArrowRight", "#mode-0")
+    browser.wait_for(f"{picture_now} !== '{mean}'")
+    assert browser.value("document.getElementById('place-0').textContent") == "0.1"
+    browser.value(
+        "(() => { const s = document.getElementById('case'); s.value = '0'; s.dispatchEvent(new Event('change')); })()"
+    )
+    browser.wait_for(f"document.getElementById('place-0').textContent === '{model.scores[0, 0]:.1f}'")
+    browser.click("#mean")
+    browser.wait_for(f"{picture_now} === '{mean}'")
+    assert "1.000" in browser.value("document.getElementById('table').textContent")
+    assert browser.errors == []
+    assert browser.requests == [(tmp_path / "a.html").as_uri()]

@@ -66,8 +66,8 @@ function drawTable() {
 
 async function open() {
   faces = new Uint32Array(await inflated("faces"));
-  mean = new Float32Array(await inflated("mean"));
-  modes = new Float32Array(await inflated("modes"));
+  mean = new Float32Array(await inflated("mean-shape"));
+  modes = new Float32Array(await inflated("mode-shapes"));
   const radius = 1.15 * centre(mean); // room for what is larger
   opened = { world: mean, normals: normalsOf(mean), radius };
   drawShape();

@@ -25,8 +25,8 @@ def write_model_page(path: Path, model: ShapeModel, rows: Sequence[dict]) -> Non
     moves = model.modes.directions[:count] * deviations[:, None, None]  # mm at one standard deviation
     blobs = [
         blob("faces", packed(model.parts.faces.astype("<u4").tobytes())),
-        blob("mean", packed(model.modes.mean.astype("<f4").tobytes())),
-        blob("modes", packed(moves.astype("<f4").tobytes())),
+        blob("mean-shape", packed(model.modes.mean.astype("<f4").tobytes())),
+        blob("mode-shapes", packed(moves.astype("<f4").tobytes())),
     ]
     write_page(path, __package__, page_tree(model, rows, count), blobs)
 
