@@ -10,8 +10,8 @@ onto them by iterated closest points (Besl and McKay, IEEE PAMI 14, 1992), rigid
 each structure by an affine map of its own after that; then each vertex goes to the nearest point of its structure's
 surface. All have the same number of points. Generalisation and specificity are between corresponding points. "Surface"
 is what a user sees: the left-out case, itself and as the model approximates it, against the label's surface, mean of
-both directions, which does not ask for correspondence. Crossing faces are those of the meshes that go into the model, and
-of random shapes of it.
+both directions, which does not ask for correspondence. Crossing faces are those of the meshes that go into the model,
+and of random shapes of it.
 
 Then what the modes know of the numbers that the phantoms were drawn from; and --families: phantoms that differ in one
 of these numbers alone, predicted by the same network: does mode 1 find it?
