@@ -1,9 +1,10 @@
 """A statistical shape model of the meshes that implicitmeshnet_eval.py wrote: mean, modes, and how good they are.
 
-    python create_shape_model.py --input_dir=test_out --out=hearts [--modes=3] [--space=RAS]
+    python create_shape_model.py --input_dir=test_out --out=hearts [--slide] [--modes=3] [--space=RAS]
 
 Every mesh of a structure has the same vertices in the same order, so those of all cases correspond. The cases are moved
-and turned onto their mean, all structures together and without scaling, and their principal modes are taken.
+and turned onto their mean, all structures together and without scaling, and their principal modes are taken. --slide
+first turns each mesh's template sphere, so that its vertices slide over the surface to where the mean's are.
 
 Writes in the folder --out: shape_model.npz, all of the model in one file; the mean of each structure as
 mean_<structure>_mesh.ply, and each mode's two sides as mode1_minus_2sd_<structure>_mesh.ply and mode1_plus_2sd_...;
@@ -16,6 +17,7 @@ Exit status 2 where the meshes do not correspond or are not sound.
 
 import argparse
 
+from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.script import exit_at_interrupt
 
 MESH_FORMATS = ("ply", "stl", "obj", "vtp")
@@ -28,6 +30,11 @@ def parse_arguments() -> argparse.Namespace:
         "--input_dir", required=True, metavar="FOLDER", help="that implicitmeshnet_eval.py wrote, as .ply or .obj"
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the model, made where missing")
+    parser.add_argument(
+        "--slide",
+        action="store_true",
+        help="let vertices slide over their surfaces to where they correspond best; seconds a case",
+    )
     parser.add_argument(
         "--modes",
         type=int,
@@ -56,14 +63,16 @@ from pathlib import Path
 import numpy as np
 
 from implicitmeshnet.script import InputError, make_folder, run_script, write_table
-from implicitmeshnet.shape_model.cohort import read_cohort
+from implicitmeshnet.shape_model.cohort import Parts, read_cohort
 from implicitmeshnet.shape_model.measures import Measures, measure_model
 from implicitmeshnet.shape_model.model import ShapeModel, build_model, write_model
 from implicitmeshnet.shape_model.page import write_model_page
 from implicitmeshnet.shape_model.picture import draw_modes, shapes_shown
+from implicitmeshnet.shape_model.sliding import Sphere, slide
 from implicitmeshnet.surfaces.files import write_mesh
 
 MOST_DRAWN = 10
+FINEST_TEMPLATE = 6  # subdivisions, 40 962 vertices
 
 
 def main() -> None:
@@ -71,7 +80,10 @@ def main() -> None:
     source = Path(arguments.input_dir)
     out = Path(arguments.out)
     check_arguments(arguments)
-    model = build_model(read_cohort(source))
+    cohort = read_cohort(source)
+    if arguments.slide:
+        cohort = slide(cohort, template_of(cohort.parts))
+    model = build_model(cohort)
     count = min(arguments.modes, len(model.modes.variances))
     measures = measure_model(model.modes, model.aligned)
 
@@ -96,6 +108,17 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise InputError(f"--input_dir: wanted a folder that implicitmeshnet_eval.py wrote, found {source}")
     if source.resolve() == Path(arguments.out).resolve():
         raise InputError(f"--out: wanted another folder than --input_dir, found {source} for both")
+
+
+def template_of(parts: Parts) -> Sphere:
+    """The template sphere whose faces the meshes have. Raises InputError where they have others."""
+    for subdivisions in range(FINEST_TEMPLATE + 1):
+        vertices, faces = icosphere(subdivisions)
+        if np.array_equal(faces.numpy(), parts.faces):
+            return Sphere(vertices.numpy().astype(np.float64), faces.numpy())
+    raise InputError(
+        f"--slide: wanted meshes of a template sphere, not subdivided, found {len(parts.faces)} other faces"
+    )
 
 
 def write_meshes(out: Path, model: ShapeModel, count: int, mesh_format: str, space: str) -> set[str]:

@@ -35,6 +35,7 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import find_cases
 from implicitmeshnet.data.formats import read_labels
 from implicitmeshnet.data.volume import Grid, Volume, resample_nearest
+from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.phantom.case import draw_grid, render
 from implicitmeshnet.phantom.patient import Patient
 from implicitmeshnet.predict import Predictor
@@ -42,6 +43,7 @@ from implicitmeshnet.script import InputError, run_script
 from implicitmeshnet.shape_model.cohort import Cohort, Parts, read_cohort
 from implicitmeshnet.shape_model.measures import compactness, generalisation, residuals, specificity
 from implicitmeshnet.shape_model.model import ShapeModel, align, build_model, principal_modes, rotation_onto
+from implicitmeshnet.shape_model.sliding import Sphere, slide
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.soundness import self_intersecting_faces
 
@@ -88,14 +90,19 @@ def main():
     mean = build_model(cohort).modes.mean
     rigid = [register(mean, cohort.parts, case, affine=False) for case in tqdm(surfaces, "rigid", leave=False)]
     affine = [register(mean, cohort.parts, case, affine=True) for case in tqdm(surfaces, "affine", leave=False)]
+    vertices, faces = icosphere(load_config(arguments.config).network.template_subdivisions)
+    slid = slide(cohort, Sphere(vertices.numpy().astype(np.float64), faces.numpy()))
     rows = {
         "network's correspondence": cohort,
+        "the same, slid (--slide)": slid,
         "marching cubes, nearest after rigid": replace(cohort, points=np.stack(rigid)),
         "marching cubes, nearest after affine": replace(cohort, points=np.stack(affine)),
     }
     print_comparison(rows, surfaces)
     patients = [Patient.draw(np.random.default_rng([arguments.seed, number_of(case)])) for case in cohort.cases]
-    print_numbers(build_model(cohort), patients)
+    for name in list(rows)[:2]:
+        print(f"\n{name}")
+        print_numbers(build_model(rows[name]), patients)
     if arguments.families:
         print_families(arguments)
 

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from scripts import call, run
 
 import create_shape_model
+from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.script import InputError
 from implicitmeshnet.shape_model import picture
 from implicitmeshnet.shape_model.cohort import Cohort, Parts, read_cohort
@@ -21,6 +22,7 @@ from implicitmeshnet.shape_model.measures import compactness, generalisation, me
 from implicitmeshnet.shape_model.model import align, build_model, principal_modes, read_modes, write_model
 from implicitmeshnet.shape_model.page import write_model_page
 from implicitmeshnet.shape_model.picture import enclosing
+from implicitmeshnet.shape_model.sliding import Sphere, slide
 from implicitmeshnet.surfaces.files import read_mesh, write_mesh
 from implicitmeshnet.surfaces.soundness import winding_numbers
 
@@ -45,7 +47,7 @@ def cohort_of(shapes: np.ndarray) -> Cohort:
     return Cohort(cases, Parts(("LV",), FACES), shapes)
 
 
-def evaluated(folder: Path, shapes: np.ndarray, structures=("LV", "LA"), mesh_format="ply") -> Path:
+def evaluated(folder: Path, shapes: np.ndarray, structures=("LV", "LA"), mesh_format="ply", faces=FACES) -> Path:
     """A folder as an evaluation leaves it: of each case the shape, and beside it one half as large, in its own pose."""
     folder.mkdir(exist_ok=True)
     beside = shapes / 2 + [70.0, 0, 0]
@@ -55,7 +57,7 @@ def evaluated(folder: Path, shapes: np.ndarray, structures=("LV", "LA"), mesh_fo
         case = f"c{number}"
         for place, name in enumerate(structures):
             stem = case if len(structures) == 1 else f"{case}_{name}"
-            write_mesh(folder / f"{stem}_mesh.{mesh_format}", np.split(points, 2)[place], FACES)
+            write_mesh(folder / f"{stem}_mesh.{mesh_format}", np.split(points, 2)[place], faces)
         cases.append({"case": case, "structures": {name: {} for name in structures}})
     (folder / "statistics.json").write_text(json.dumps({"cases": cases, "failed": {}}))
     return folder
@@ -188,6 +190,37 @@ def test_the_structure_around_another_encloses_it():
     assert enclosing(parts, points) == [True, False, False]
 
 
+# ---- sliding ----
+
+
+def slid_apart(count: int = 6) -> tuple[Cohort, Sphere]:
+    """One bumpy surface in all cases, whose vertices lie elsewhere on it in each, by rotations of the sphere."""
+    sphere = Sphere(UNIT, FACES)
+    turns = Rotation.from_rotvec(np.random.default_rng(7).normal(scale=0.1, size=(count, 3))).as_matrix()
+    shapes = []
+    for turn in turns:
+        directions = UNIT @ turn
+        bumps = 1 + 0.2 * np.sin(3 * directions[:, [0]]) + 0.2 * directions[:, [1]] ** 2
+        shapes.append(directions * bumps * AXES)
+    return cohort_of(np.stack(shapes)), sphere
+
+
+def test_turning_the_sphere_by_nothing_changes_nothing_and_by_a_turn_gives_the_points_there():
+    sphere = Sphere(UNIT, FACES)
+    np.testing.assert_allclose(sphere.turned(UNIT * AXES, np.eye(3)), UNIT * AXES, atol=1e-9)
+    turn = Rotation.from_rotvec([0.1, -0.2, 0.3]).as_matrix()
+    found = sphere.turned(UNIT * AXES, turn)
+    np.testing.assert_allclose(found, UNIT @ turn * AXES, atol=0.04 * AXES.max())  # a face lies inside the sphere
+    assert (np.linalg.norm(found / AXES, axis=1) <= 1 + 1e-9).all()
+
+
+def test_vertices_that_lie_elsewhere_on_one_surface_slide_together():
+    cohort, sphere = slid_apart()
+    before = build_model(cohort).modes.variances.sum()
+    after = build_model(slide(cohort, sphere)).modes.variances.sum()
+    assert after < 0.05 * before
+
+
 # ---- the script ----
 
 
@@ -231,6 +264,18 @@ def test_the_meshes_written_are_the_mean_and_two_deviations_of_the_file(results,
         for name, points in zip(parts.names, wanted, strict=True):
             vertices, _ = read_mesh(tmp_path / f"out/{title}_{name}_mesh.ply")
             np.testing.assert_allclose(vertices, points, atol=1e-3)
+
+
+def test_sliding_wants_the_template_and_changes_no_number_of_vertices(tmp_path, capsys):
+    vertices, faces = (each.numpy() for each in icosphere(1))
+    shapes = np.stack([vertices * [length, 20, 15] for length in (25, 28, 31)])
+    source = evaluated(tmp_path / "in", shapes, ("LV",), faces=faces)
+    call(create_shape_model, f"--input_dir={source}", f"--out={tmp_path / 'out'}", "--slide")
+    assert read_mesh(tmp_path / "out/mean_LV_mesh.ply")[0].shape == (42, 3)
+    other = evaluated(tmp_path / "other", shapes, ("LV",), faces=faces[::-1])
+    with pytest.raises(InputError, match="--slide: wanted meshes of a template sphere, not subdivided, found 80 other"):
+        call(create_shape_model, f"--input_dir={other}", f"--out={tmp_path / 'none'}", "--slide")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_second_run_leaves_no_mesh_of_the_first(results, tmp_path):
