@@ -116,9 +116,8 @@ def template_of(parts: Parts) -> Sphere:
         vertices, faces = icosphere(subdivisions)
         if np.array_equal(faces.numpy(), parts.faces):
             return Sphere(vertices.numpy().astype(np.float64), faces.numpy())
-    raise InputError(
-        f"--slide: wanted meshes of a template sphere, not subdivided, found {len(parts.faces)} other faces"
-    )
+    found = f"{len(parts.faces)} other faces"
+    raise InputError(f"--slide: wanted meshes of a template sphere, not subdivided, found {found}")
 
 
 def write_meshes(out: Path, model: ShapeModel, count: int, mesh_format: str, space: str) -> set[str]:

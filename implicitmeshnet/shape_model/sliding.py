@@ -21,7 +21,7 @@ ROUNDS = 5
 STEPS = 2
 """Of Gauss and Newton for each sphere and round."""
 PROBE = 0.05
-"""Radians that a sphere is turned by, to see how its vertices move; about a third of an edge of the paper's template."""
+"""Radians that a sphere is turned by, to see how its vertices move; an edge of the paper's template is 0.07."""
 LARGEST_STEP = 0.3
 """Radians; beyond it the surface is not nearly linear."""
 TRIED_FACES = 8
@@ -35,9 +35,7 @@ class Sphere:
         self.directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
         self.faces = faces
         corners = self.directions[faces]  # (F, 3 corners, 3)
-        self.weights_of = np.linalg.inv(
-            corners.transpose(0, 2, 1)
-        )  # (F, 3, 3): a direction to its share of each corner
+        self.weights_of = np.linalg.inv(corners.transpose(0, 2, 1))  # (F, 3, 3): a direction to its share of corners
         self.middles = cKDTree(corners.mean(axis=1))
 
     def turned(self, vertices: np.ndarray, rotation: np.ndarray) -> np.ndarray:
@@ -57,7 +55,7 @@ class Sphere:
             moves = [self._move(vertices, rotation, axis) for axis in np.eye(3)]
             missing = target - self.turned(vertices, rotation)
             step, *_ = np.linalg.lstsq(np.stack(moves, axis=-1).reshape(-1, 3), missing.ravel(), rcond=None)
-            step *= min(1, LARGEST_STEP / max(np.linalg.norm(step), LARGEST_STEP))
+            step *= LARGEST_STEP / max(float(np.linalg.norm(step)), LARGEST_STEP)
             rotation = _about(step) @ rotation
         return rotation
 
