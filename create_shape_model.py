@@ -17,7 +17,6 @@ Exit status 2 where the meshes do not correspond or are not sound.
 
 import argparse
 
-from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.script import exit_at_interrupt
 
 MESH_FORMATS = ("ply", "stl", "obj", "vtp")
@@ -62,6 +61,7 @@ from pathlib import Path
 
 import numpy as np
 
+from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.script import InputError, make_folder, run_script, write_table
 from implicitmeshnet.shape_model.cohort import Parts, read_cohort
 from implicitmeshnet.shape_model.measures import Measures, measure_model
