@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 from skimage.measure import marching_cubes
 from timing import at_least
 from tqdm import tqdm
@@ -102,6 +103,7 @@ def main():
     patients = [Patient.draw(np.random.default_rng([arguments.seed, number_of(case)])) for case in cohort.cases]
     for name in list(rows)[:2]:
         print(f"\n{name}")
+        print_turns(rows[name], patients)
         print_numbers(build_model(rows[name]), patients)
     if arguments.families:
         print_families(arguments)
@@ -283,6 +285,19 @@ def drawn_numbers(patients: Sequence[Patient]) -> dict[str, np.ndarray]:
             for place, column in enumerate(columns.T):
                 found[each.name if values.ndim == 1 else f"{each.name}[{place}]"] = column
     return found
+
+
+def print_turns(cohort: Cohort, patients: Sequence[Patient]):
+    """How the alignment's turns, about the body's axes, follow those that the phantoms were drawn with."""
+    mean = build_model(cohort).modes.mean
+    centred = cohort.points - cohort.points.mean(axis=1, keepdims=True)
+    turns = [Rotation.from_matrix(rotation_onto(shape, mean)).as_rotvec(degrees=True) for shape in centred]
+    found = np.array(turns)
+    drawn_deg = np.array([patient.rotation_deg for patient in patients])
+    of_each = np.diag(correlate(found, drawn_deg))
+    print(
+        f"turns found: SD {numbers(found.std(axis=0))} of {numbers(drawn_deg.std(axis=0))} degrees, r {numbers(of_each)}"
+    )
 
 
 def print_numbers(model: ShapeModel, patients: Sequence[Patient]):
