@@ -295,9 +295,8 @@ def print_turns(cohort: Cohort, patients: Sequence[Patient]):
     found = np.array(turns)
     drawn_deg = np.array([patient.rotation_deg for patient in patients])
     of_each = np.diag(correlate(found, drawn_deg))
-    print(
-        f"turns found: SD {numbers(found.std(axis=0))} of {numbers(drawn_deg.std(axis=0))} degrees, r {numbers(of_each)}"
-    )
+    deviations = f"SD {numbers(found.std(axis=0))} of {numbers(drawn_deg.std(axis=0))} degrees"
+    print(f"turns found: {deviations}, r {numbers(of_each)}")
 
 
 def print_numbers(model: ShapeModel, patients: Sequence[Patient]):
