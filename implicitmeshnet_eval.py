@@ -10,9 +10,10 @@ and --test_dir_out are the same options' older names.
 Several networks, --implicitmeshnet_config A.json B.json, are averaged: vertices, and probabilities of voxels.
 
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
-<case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply and <case>_seg.dcm; and over all
-cases statistics.csv and statistics.json, what each structure measures, metrics.csv, the comparison with the label where
-one lies beside the image, and report.html, a page to look through all of it.
+<case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply, <case>_seg.dcm and
+<case>_figure.png, .svg and .pdf; and over all cases statistics.csv and statistics.json, what each structure measures,
+metrics.csv, the comparison with the label where one lies beside the image, and report.html, a page to look through all
+of it.
 
 Exit status 2 where the input of a case, or of all, is at fault, 1 with a traceback where this program is; what other
 cases gave is written either way.
@@ -26,6 +27,7 @@ MESH_FORMATS = ("ply", "stl", "obj", "vtp")
 COMBINED_FORMATS = ("ply", "vtp", "vtm")
 LABELMAP_FORMATS = ("nii.gz", "nrrd", "seg.nrrd")
 FINEST_SUBDIVISION = 3
+FIGURE_THEMES = ("light", "dark")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -89,6 +91,11 @@ def parse_arguments() -> argparse.Namespace:
         help="report.html over all cases, with tables, meshes and slices; default yes",
     )
     parser.add_argument(
+        "--figure",
+        choices=FIGURE_THEMES,
+        help="also a figure of each case for print, as PNG, SVG and PDF, on a light or a dark ground",
+    )
+    parser.add_argument(
         "--split",
         choices=("Tr", "Ts"),
         help="of a data set's root: imagesTr or imagesTs, by default the latter where there is one",
@@ -125,6 +132,8 @@ from implicitmeshnet.data.inputs import input_cases
 from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.predict import Predictor, Surfaces, preview
 from implicitmeshnet.progress import progress
+from implicitmeshnet.report.figure import ENDINGS as FIGURE_ENDINGS
+from implicitmeshnet.report.figure import write_figure
 from implicitmeshnet.report.page import ReportedCase, reported_case, worst_first, write_report
 from implicitmeshnet.script import InputError, check_path, make_folder, run_script, write_json, write_table
 from implicitmeshnet.surfaces import dicom_seg
@@ -313,6 +322,9 @@ def write_files(out: Path, result: Result, arguments: argparse.Namespace) -> Non
         written.add(f"{name}_seg.dcm")
         write_seg(out / f"{name}_seg.dcm", result, palette)
     preview(out / f"{name}_preview.png", surfaces, result.labels)
+    if arguments.figure:
+        written |= {f"{name}_figure.{ending}" for ending in FIGURE_ENDINGS}
+        write_figure(out / f"{name}_figure", name, surfaces, result.labels, arguments.figure)
     remove_stale_files(out, name, written)
 
 
@@ -404,7 +416,8 @@ def remove_stale_files(out: Path, case: str, written: set[str]) -> None:
     """Remove a case's files but for those just written: of other structures or formats, left by an earlier run."""
     label_maps = [f"{case}{kind}.{ending}" for kind in (LABELMAP, SEGMENTATION) for ending in LABELMAP_FORMATS]
     together = [f"{case}_combined.{ending}" for ending in COMBINED_FORMATS]
-    for name in {*label_maps, *together, f"{case}_seg.dcm"} - written:
+    pictures = [f"{case}_figure.{ending}" for ending in FIGURE_ENDINGS]
+    for name in {*label_maps, *together, *pictures, f"{case}_seg.dcm"} - written:
         (out / name).unlink(missing_ok=True)
     others = {path.name.rpartition(LABELMAP)[0] for path in out.glob(f"*{LABELMAP}.*")}
     longer = tuple(f"{name}_" for name in others if name.startswith(f"{case}_"))  # whose names begin like this one's

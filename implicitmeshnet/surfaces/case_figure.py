@@ -43,9 +43,11 @@ TITLE_LETTERS = 76
 NAME_LETTERS = 18
 TEXT_POINTS = 7.0
 SMALLEST_POINTS = 4.0
+LETTER_WIDTH = 0.57  # of a letter's height, on average
 LINE_POINTS = 1.0
+ENCLOSING_ALPHA = 0.2  # of meshes that hold others: less than in previews, so that print keeps the inner one's colour
 BAR_STEPS = (1, 2, 5)  # a scale bar's length, times a power of ten
-BAR_SHARE = 0.35  # of a panel's side, at most
+BAR_SHARE = 0.42  # of a panel's side, at most
 SIDES = {"anterior": (0.0, 1.0, 0.0), "left": (-1.0, 0.0, 0.0)}
 """From where the meshes are seen, RAS."""
 
@@ -212,7 +214,8 @@ def _draw_slices(
         end = letters(scene.directions[:, normal])
         start = letters(-scene.directions[:, normal])
         apart_mm = abs(places[0] - places[1])
-        _draw_caption(captions[row], f"{name}, every {apart_mm:.3g} mm, {end} to {start}", scene.theme)
+        caption = captions[row] if len(rows) > 1 else captions[ROWS // 2]
+        _draw_caption(caption, f"{name}, {end} to {start}, every {apart_mm:.3g} mm", scene.theme)
 
 
 def _draw_slice(panel: Axes, scene: Scene, normal: int, place_mm: float, lettered: bool) -> None:
@@ -236,7 +239,14 @@ def _draw_slice(panel: Axes, scene: Scene, normal: int, place_mm: float, lettere
 
 
 def _draw_caption(panel: Axes, text: str, theme: Theme) -> None:
-    panel.text(0.4, 0.5, text, color=theme.text, fontsize=TEXT_POINTS - 0.5, rotation=90, ha="center", va="center")
+    """Beside a row of slices, from its lower end up, as small as it must be to fit."""
+    size = min(TEXT_POINTS - 0.5, _points(panel) / len(text) / LETTER_WIDTH)
+    panel.text(0.4, 0.5, text, color=theme.text, fontsize=size, rotation=90, ha="center", va="center")
+
+
+def _points(panel: Axes) -> float:
+    """A panel's height on paper."""
+    return panel.get_position().height * panel.figure.get_size_inches()[1] * 72
 
 
 def _draw_bar(panel: Axes, side_mm: float, colour: str) -> None:
@@ -255,12 +265,12 @@ def _draw_bar(panel: Axes, side_mm: float, colour: str) -> None:
         gid="scale-bar",
     )
     panel.text(
-        0.95 - share / 2,
+        0.95,
         0.085,
         f"{length_mm:g} mm",
         color=colour,
         fontsize=TEXT_POINTS,
-        ha="center",
+        ha="right",
         va="bottom",
         transform=panel.transAxes,
         path_effects=effects,
@@ -277,10 +287,11 @@ def bar_mm(side_mm: float) -> float:
 def _draw_side(panel: Axes, side: str, scene: Scene) -> None:
     """The meshes from one side, at the slices' scale, lettered as these are."""
     view_from = SIDES[side]
-    meshes = coloured_meshes(scene.views, scene.palette)
+    meshes = coloured_meshes(scene.views, scene.palette, ENCLOSING_ALPHA)
     if not meshes:
         return
-    panel.imshow(render(meshes, figures.RENDER_PIXELS, view_from, scene.side_mm), extent=(0, 1, 0, 1))
+    pixels = min(round(_points(panel) * DPI / 72), figures.RENDER_PIXELS)
+    panel.imshow(render(meshes, pixels, view_from, scene.side_mm), extent=(0, 1, 0, 1))
     right, up, _ = camera_from(view_from).T
     draw_letters(panel, right, up, TEXT_POINTS, scene.theme.faint)
     panel.text(0.04, 0.06, f"from {side}", color=scene.theme.text, fontsize=TEXT_POINTS - 0.5, va="center")
@@ -289,7 +300,7 @@ def _draw_side(panel: Axes, side: str, scene: Scene) -> None:
 
 def _draw_volumes(panel: Axes, scene: Scene, volumes_ml: Sequence[float]) -> None:
     """A line for each structure: its colour, name and volume; and what filling means where there are references."""
-    points = panel.get_position().height * panel.figure.get_size_inches()[1] * 72
+    points = _points(panel)
     panel.set_xlim(0, points)
     panel.set_ylim(points, 0)
     referenced = any(view.reference is not None for view in scene.views)

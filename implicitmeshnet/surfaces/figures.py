@@ -86,10 +86,9 @@ def case_preview(
 
     image (X, Y, Z) has axes nearest to R, A, S, as a canonical volume has, and affine (4, 4) takes its voxels to mm
     RAS. window is (low, high) of the grey values, by default their 1st and 99th percentile. Slices run along the
-    image's own axes and are named by where these lie in the body, oblique ones as oblique, short-axis ones
-    as such. The display is radiological:
-    the patient's right on the viewer's left, anterior on the left of the sagittal slice. Masks are smoothed by 0.7
-    voxels before their contours are drawn. Raises InputError where the file cannot be written.
+    image's own axes and are named by where these lie in the body, oblique ones as oblique, short-axis ones as such. The
+    display is radiological: the patient's right on the viewer's left, anterior on the left of the sagittal slice. Masks
+    are smoothed by 0.7 voxels before their contours are drawn. Raises InputError where the file cannot be written.
     """
     palette = colours([view.name for view in views])
     low, high = np.percentile(image, (1, 99)) if window is None else window
@@ -119,12 +118,14 @@ def _draw_meshes(panel: Axes, views: Sequence[StructureView], palette: dict[str,
     panel.set_title("meshes", color="white", fontsize=11)
 
 
-def coloured_meshes(views: Sequence[StructureView], palette: dict[str, str]) -> list[Mesh]:
+def coloured_meshes(
+    views: Sequence[StructureView], palette: dict[str, str], enclosing_alpha: float = ENCLOSING_ALPHA
+) -> list[Mesh]:
     """The structures' meshes for `render`; what encloses others is translucent."""
     meshes: list[Mesh] = []
     for view in views:
         if view.vertices_mm is not None and view.faces is not None:
-            alpha = ENCLOSING_ALPHA if view.encloses else 1
+            alpha = enclosing_alpha if view.encloses else 1
             colour = to_rgba(palette[view.name], alpha)
             meshes.append((view.vertices_mm, view.faces, colour))
     return meshes
