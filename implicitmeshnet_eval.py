@@ -15,11 +15,16 @@ Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structu
 metrics.csv, the comparison with the label where one lies beside the image, and report.html, a page to look through all
 of it.
 
+Cases that are finished, with the same networks, options and input files, are left as they are; so the same command goes
+on after any interruption. --jobs=4 shares the cases out among four processes, --shard=2/8 takes the second of eight
+parts, as of a job array; the tables then hold what all have finished.
+
 Exit status 2 where the input of a case, or of all, is at fault, 1 with a traceback where this program is; what other
 cases gave is written either way.
 """
 
 import argparse
+import re
 
 from implicitmeshnet.script import exit_at_interrupt
 
@@ -105,7 +110,43 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="only the cases of --input that a training with the config, or with each of several, holds out",
     )
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes, each with its share of the cores and its own network; default %(default)s",
+    )
+    parser.add_argument(
+        "--shard",
+        type=part,
+        default=(1, 1),
+        metavar="I/N",
+        help="only the I-th of N parts of the cases, I from 1 on; the tables have what all parts have finished",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="do cases again that are finished")
+    parser.add_argument("--quiet", action="store_true", help="print only what fails")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # a process of --jobs
     return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, of an argument."""
+    if not re.fullmatch(r"0*[1-9]\d{0,5}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"wanted a whole number from 1 on, found {text!r}")
+    return int(text)
+
+
+def part(text: str) -> tuple[int, int]:
+    """Which part of how many, of an argument I/N."""
+    number, _, parts = text.partition("/")
+    try:
+        chosen = (positive(number), positive(parts))
+    except argparse.ArgumentTypeError:
+        chosen = (1, 0)
+    if chosen[0] > chosen[1]:
+        raise argparse.ArgumentTypeError(f"wanted I/N with I from 1 to N, such as 2/8, found {text!r}")
+    return chosen
 
 
 if __name__ == "__main__":
@@ -115,11 +156,11 @@ if __name__ == "__main__":
 import math
 import platform
 import sys
-import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,12 +171,32 @@ from implicitmeshnet.data.dataset import Case, configured_split, find_cases, rea
 from implicitmeshnet.data.dicom import source_files
 from implicitmeshnet.data.inputs import input_cases
 from implicitmeshnet.data.volume import Volume
-from implicitmeshnet.predict import Predictor, Surfaces, preview
+from implicitmeshnet.jobs import Outcome, ahead, in_processes, serve
+from implicitmeshnet.models.weights import snapshot_path
+from implicitmeshnet.phases import Stopwatch
+from implicitmeshnet.predict import Predictor, Surfaces, View, preview
 from implicitmeshnet.progress import progress
+from implicitmeshnet.records import FOLDER, Record, Records, digest
 from implicitmeshnet.report.figure import ENDINGS as FIGURE_ENDINGS
 from implicitmeshnet.report.figure import write_figure
-from implicitmeshnet.report.page import ReportedCase, reported_case, worst_first, write_report
-from implicitmeshnet.script import InputError, check_path, make_folder, run_script, write_json, write_table
+from implicitmeshnet.report.page import (
+    ReportedCase,
+    page_image,
+    read_case_of_page,
+    reported_case,
+    worst_first,
+    write_case_of_page,
+    write_report,
+)
+from implicitmeshnet.script import (
+    InputError,
+    check_path,
+    make_folder,
+    remove_partials,
+    run_script,
+    write_json,
+    write_table,
+)
 from implicitmeshnet.surfaces import dicom_seg
 from implicitmeshnet.surfaces.combined import write_combined, write_multiblock
 from implicitmeshnet.surfaces.figures import colours
@@ -152,6 +213,17 @@ REPORT = "report.html"
 MEASURED = ("volume_ml", "mesh_volume_ml", "surface_mm2")
 CHECKED = ("agreement", "self_intersecting_faces", "self_intersecting_faces_before_repair", "faces")
 COMPARED = ("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml")
+OPTIONS = ("mesh_format", "space", "structures", "combined", "subdivide", "labelmap", "dicom_seg", "report", "figure")
+"""Of the command line, that shape a case's files."""
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """One case as it was read."""
+
+    view: View
+    labels: Volume | None
+    shown: np.ndarray | None  # as the report's page has it
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,12 +231,13 @@ class Result:
     """What the evaluation of one case gives."""
 
     case: Case
-    image: Volume
     labels: Volume | None  # None where there is none, or none of the structures in it
     surfaces: Surfaces
     meshes: list[Mesh]  # as they are written: subdivided on request
     warnings: list[str]
     seconds: float  # for reading and predicting
+    clock: Stopwatch
+    shown: np.ndarray | None  # the image as the report's page has it, None without a report
 
 
 def main():
@@ -172,47 +245,114 @@ def main():
     predictor = Predictor.from_config(
         *arguments.implicitmeshnet_config, device=arguments.device, structures=arguments.structures
     )
-    structures = predictor.wanted
-    cases = chosen_cases(arguments, predictor.data.channels)
     out = Path(arguments.output)
+    records = Records(out, settings_of(arguments))
+    if arguments.serve:
+        serve(partial(evaluate, predictor, arguments, records))
+    cases = chosen_cases(arguments, predictor.data.channels)
     check_options(arguments, cases)
-    check_output(out, Path(arguments.input), cases, structures.names)
+    check_output(out, Path(arguments.input), cases, predictor.wanted.names)
+    make_folder(out / FOLDER, "--output")
 
-    rows: list[dict] = []
-    reported: list[ReportedCase] = []
+    number, parts = arguments.shard
+    own = cases[number - 1 :: parts]
+    waiting = [case for case in own if arguments.overwrite or not records.is_finished(case)]
+    if len(own) > len(waiting) and not arguments.quiet:
+        print(f"{len(own) - len(waiting)} of {len(own)} cases are finished, --overwrite does them again")
     failed: dict[str, str] = {}
     faults: list[str] = []
-    for case in progress(cases, "cases"):
-        try:
-            result = evaluate_case(predictor, case, arguments)
-            write_files(out, result, arguments)
-            of_case = rows_of(result)
-            if arguments.report:
-                new = reported_case(result.image, result.labels, result.surfaces, of_case)
-                reported = worst_first([*reported, new])
-            rows += of_case
-        except InputError as error:
-            failed[case.name] = str(error)
-        except MemoryError:
-            failed[case.name] = f"{case.source}: wanted memory enough for this volume, found too little"
-        except Exception:  # of our own: the other cases go on
-            faults.append(f"{case.source}: {traceback.format_exc()}")
-    write_tables(out, rows, failed)
-    if reported:
-        write_report(out / REPORT, reported, settings_of(arguments, predictor), failed)
+    for outcome in outcomes_of(predictor, arguments, records, waiting):
+        if outcome.failed:
+            failed[outcome.case.name] = outcome.failed
+        if outcome.fault:
+            faults.append(outcome.fault)
+        if not arguments.quiet:
+            tell(outcome)
+    rows = write_tables_of(records, cases, failed, arguments, predictor)
+    if rows and not arguments.quiet:
+        print_summary(rows, predictor.wanted.names)
+    finish(out, len(own), list(failed.values()), faults, arguments.quiet)
+
+
+def settings_of(arguments: argparse.Namespace) -> object:
+    """All that the files of every case depend on, beside the case and the program."""
+    networks = []
+    for path in arguments.implicitmeshnet_config:
+        config = load_config(path)
+        networks.append((repr(config.data), repr(config.network), digest(snapshot_path(config, path))))
+    return networks, [(name, getattr(arguments, name)) for name in OPTIONS], digest(__file__)
+
+
+def outcomes_of(
+    predictor: Predictor, arguments: argparse.Namespace, records: Records, cases: list[Case]
+) -> Iterator[Outcome]:
+    """Evaluate cases, here or in --jobs processes, and say how each ended."""
+    if min(arguments.jobs, len(cases)) > 1:
+        command = [sys.executable, __file__, *sys.argv[1:], "--serve"]
+        outcomes = in_processes(command, cases, arguments.jobs)
     else:
-        (out / REPORT).unlink(missing_ok=True)  # of an earlier run
-    if rows:
-        print_summary(rows, structures.names)
-    failures = list(failed.values())
-    print(f"{len(cases) - len(failures) - len(faults)} of {len(cases)} cases written to {out}")
+        outcomes = evaluate(predictor, arguments, records, cases)
+    try:
+        yield from outcomes if arguments.quiet else progress(outcomes, "cases", len(cases))
+    finally:
+        remove_partials(records.out)  # of processes that were killed
+
+
+def evaluate(
+    predictor: Predictor, arguments: argparse.Namespace, records: Records, cases: Iterable[Case]
+) -> Iterator[Outcome]:
+    """Evaluate cases and write their files and records; the next case is read meanwhile."""
+    for case, take in ahead(cases, partial(read_input, predictor, arguments.report)):
+        yield evaluate_and_write(predictor, arguments, records, case, take)
+
+
+def evaluate_and_write(
+    predictor: Predictor, arguments: argparse.Namespace, records: Records, case: Case, take: Callable[[], Input]
+) -> Outcome:
+    """Evaluate one case, which `take` gives, and write its files and its record; whatever goes wrong is its outcome."""
+    try:
+        result = evaluate_case(predictor, case, take, arguments)
+        files = write_files(records.out, result, arguments)
+        rows = rows_of(result)
+        result.clock.lap("measure")
+        if result.shown is not None:
+            files.add(page_of(case))
+            of_page = reported_case(result.shown, result.labels, result.surfaces, rows)
+            write_case_of_page(records.out / page_of(case), of_page)
+            result.clock.lap("report")
+        records.add(case, files, rows, result.clock.seconds)
+        return Outcome(case, sum(result.clock.seconds.values()), tuple(result.warnings))
+    except InputError as error:
+        failed = str(error)
+    except MemoryError:
+        failed = f"{case.source}: wanted memory enough for this volume, found too little"
+    except Exception:  # of our own: the other cases go on
+        return Outcome(case, fault=f"{case.source}: {traceback.format_exc()}")
+    records.add_failed(case, failed)
+    return Outcome(case, failed=failed)
+
+
+def tell(outcome: Outcome) -> None:
+    """A line on how a case ended, its warnings before it."""
+    for warning in outcome.warnings:
+        tqdm.write(f"warning: {warning}", file=sys.stderr)
+    end = f"{outcome.seconds:.1f} s, {len(outcome.warnings)} warnings"
+    if outcome.failed or outcome.fault:
+        end = "failed"
+    tqdm.write(f"{outcome.case.name}: {end}")
+
+
+def finish(out: Path, count: int, failures: list[str], faults: list[str], quiet: bool) -> None:
+    """Say how many of the cases are written and what failed, and end with the exit status for it."""
+    if not quiet:
+        print(f"{count - len(failures) - len(faults)} of {count} cases written to {out}")
     for message in failures[1:] + faults:
         print(message, file=sys.stderr)
     if faults:
         sys.exit(1)
     if failures:
         others = f"; {len(failures) - 1} others are named above" if failures[1:] else ""
-        raise InputError(f"{len(failures)} of {len(cases)} cases failed: {failures[0]}{others}")
+        raise InputError(f"{len(failures)} of {count} cases failed: {failures[0]}{others}")
 
 
 def chosen_cases(arguments: argparse.Namespace, channels: int) -> list[Case]:
@@ -283,26 +423,36 @@ def mesh_stems(case: str, structures: Sequence[str]) -> list[str]:
     return [case] if len(structures) == 1 else [f"{case}_{name}" for name in structures]
 
 
-def evaluate_case(predictor: Predictor, case: Case, arguments: argparse.Namespace) -> Result:
-    """Read one case and predict its surfaces; says what is doubtful about them. Nothing is written."""
-    start = time.perf_counter()
+def read_input(predictor: Predictor, report: bool, case: Case) -> Input:
+    """Read one case, of its image what the network and the report are to see: its own voxels are kept no longer."""
+    clock = Stopwatch()
     image, labels = read_case(case)
-    surfaces = predictor(image)
-    seconds = time.perf_counter() - start
+    clock.lap("read")
+    view = predictor.look(image)
+    clock = Stopwatch(clock.seconds | view.seconds)
+    shown = page_image(image, view.sample.grid) if report else None
+    clock.lap("report")
+    return Input(view._replace(seconds=clock.seconds), labels, shown)
+
+
+def evaluate_case(predictor: Predictor, case: Case, take: Callable[[], Input], arguments: argparse.Namespace) -> Result:
+    """Predict the surfaces of one case, which `take` gives; says what is doubtful about them. Nothing is written."""
+    given = take()
+    surfaces = predictor.surfaces_of(given.view)
     warnings = list(surfaces.warnings)
+    labels = given.labels
     if labels is not None:
         warnings += labels.warnings
         if not surfaces.structures.any_in(labels.data):
             warnings.append(f"{case.label}: has none of the label values of data.structures, so there are no metrics")
             labels = None
-    for warning in warnings:
-        tqdm.write(f"warning: {warning}", file=sys.stderr)
     meshes = [subdivide(*mesh, arguments.subdivide) for mesh in surfaces.meshes]
-    return Result(case, image, labels, surfaces, meshes, warnings, seconds)
+    seconds = surfaces.seconds
+    return Result(case, labels, surfaces, meshes, warnings, sum(seconds.values()), Stopwatch(seconds), given.shown)
 
 
-def write_files(out: Path, result: Result, arguments: argparse.Namespace) -> None:
-    """Write one case's files, and remove others of it that an earlier run left."""
+def write_files(out: Path, result: Result, arguments: argparse.Namespace) -> set[str]:
+    """Write one case's files, and remove others of it that an earlier run left; gives the names of those written."""
     name = result.case.name
     surfaces = result.surfaces
     structures = surfaces.structures
@@ -312,20 +462,23 @@ def write_files(out: Path, result: Result, arguments: argparse.Namespace) -> Non
     # The longest name first: where it is too long for the file system, nothing of the case is left.
     for kind, labels in ((SEGMENTATION, surfaces.segmentation), (LABELMAP, surfaces.labelmap)):
         written.add(f"{name}{kind}.{arguments.labelmap}")
-        write_labelmap(out / f"{name}{kind}.{arguments.labelmap}", labels, result.image.grid, structures, palette)
+        write_labelmap(out / f"{name}{kind}.{arguments.labelmap}", labels, surfaces.grid, structures, palette)
     for stem, (vertices, faces) in zip(stems, result.meshes, strict=True):
         write_mesh(out / f"{stem}_mesh.{arguments.mesh_format}", vertices, faces, arguments.space)
     if arguments.combined:
         written.add(f"{name}_combined.{arguments.combined}")
         write_together(out / f"{name}_combined.{arguments.combined}", result, stems, palette, arguments.space)
-    if arguments.dicom_seg and result.case.series:
+    if arguments.dicom_seg and result.case.series and write_seg(out / f"{name}_seg.dcm", result, palette):
         written.add(f"{name}_seg.dcm")
-        write_seg(out / f"{name}_seg.dcm", result, palette)
+    result.clock.lap("write")
     preview(out / f"{name}_preview.png", surfaces, result.labels)
+    written.add(f"{name}_preview.png")
     if arguments.figure:
         written |= {f"{name}_figure.{ending}" for ending in FIGURE_ENDINGS}
         write_figure(out / f"{name}_figure", name, surfaces, result.labels, arguments.figure)
+    result.clock.lap("preview")
     remove_stale_files(out, name, written)
+    return written
 
 
 def write_together(path: Path, result: Result, stems: Sequence[str], palette: Sequence[str], space: str) -> None:
@@ -337,8 +490,11 @@ def write_together(path: Path, result: Result, stems: Sequence[str], palette: Se
         write_combined(path, result.meshes, structures.names, list(structures.written.values()), palette, space)
 
 
-def write_seg(path: Path, result: Result, palette: Sequence[str]) -> None:
-    """Write a case's label map as DICOM SEG; where its source images do not allow it, a warning says why."""
+def write_seg(path: Path, result: Result, palette: Sequence[str]) -> bool:
+    """Write a case's label map as DICOM SEG; where its source images do not allow it, a warning says why.
+
+    Gives whether it was written.
+    """
     assert result.case.series is not None
     surfaces = result.surfaces
     try:
@@ -347,14 +503,15 @@ def write_seg(path: Path, result: Result, palette: Sequence[str]) -> None:
     except InputError as error:
         path.unlink(missing_ok=True)  # of an earlier run
         result.warnings.append(str(error))
-        tqdm.write(f"warning: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def rows_of(result: Result) -> list[dict]:
     """All that is known of one case, a row per structure."""
     surfaces = result.surfaces
     names = surfaces.names
-    overlaps = overlaps_ml(surfaces.meshes, surfaces.structures, result.image.grid)
+    overlaps = overlaps_ml(surfaces.meshes, surfaces.structures, surfaces.grid)
     rows = []
     for structure, name in enumerate(names):
         row = {"case": result.case.name, "structure": name}
@@ -365,23 +522,65 @@ def rows_of(result: Result) -> list[dict]:
     return rows
 
 
-def write_tables(out: Path, rows: list[dict], failed: dict[str, str]) -> None:
-    """Write metrics.csv, statistics.csv and statistics.json; without any case none of them stays."""
+def write_tables_of(
+    records: Records, cases: list[Case], failed: dict[str, str], arguments: argparse.Namespace, predictor: Predictor
+) -> list[dict]:
+    """Write the tables and the report of all cases that are finished, by whichever process, and give their rows.
+
+    `failed` are those of this process, whose records may be missing.
+    """
+    while True:
+        state = records.state(cases)
+        found = {case.name: records.of(case) for case in cases}
+        counting = {name: record for name, record in found.items() if record is not None}
+        finished = {name: record for name, record in counting.items() if record.failed is None and name not in failed}
+        others = {name: record.failed for name, record in counting.items() if record.failed is not None}
+        rows = write_tables(records.out, finished, others | failed)
+        if arguments.report and rows:
+            pages = [records.out / page_of(case) for case in cases if case.name in finished]
+            write_page(records.out / REPORT, pages, predictor, made_with(arguments, predictor), others | failed)
+        else:
+            (records.out / REPORT).unlink(missing_ok=True)  # of an earlier run
+        if records.state(cases) == state:  # else another process has finished one, and may have written tables before
+            return rows
+
+
+def write_tables(out: Path, finished: dict[str, Record], failed: dict[str, str]) -> list[dict]:
+    """Write metrics.csv, statistics.csv and statistics.json, and give the rows; without any none of the files stays."""
     names = ("metrics.csv", "statistics.csv", "statistics.json")
+    rows = [row for record in finished.values() for row in record.rows]
     if not rows:
         for name in names:
             (out / name).unlink(missing_ok=True)
-        return
+        return rows
     overlaps = [key for key in rows[0] if key.startswith("overlap_")]
     columns = ("case", "structure", *MEASURED, *overlaps, *CHECKED, *COMPARED, "seconds", "warnings")
     statistics = [{key: row[key] for key in columns} for row in rows]
     metrics = [{key: value for key, value in row.items() if key != "surface_mm2"} for row in rows]
     for name, table in zip(names, (metrics, statistics), strict=False):
         write_table(out / name, table)
-    write_json(out / "statistics.json", {"cases": as_tree(statistics), "failed": failed})
+    phases = {name: record.phases for name, record in finished.items()}
+    write_json(out / "statistics.json", {"cases": as_tree(statistics, phases), "failed": failed})
+    return rows
 
 
-def settings_of(arguments: argparse.Namespace, predictor: Predictor) -> dict[str, str]:
+def page_of(case: Case) -> str:
+    """Where, within the output folder, lies what the report's page has of a case."""
+    return f"{FOLDER}/{case.name}.page"
+
+
+def write_page(
+    path: Path, pages: Sequence[Path], predictor: Predictor, settings: dict[str, str], failed: dict[str, str]
+) -> None:
+    """Write the report of at least one case from what its processes left of each."""
+    kept: list[ReportedCase] = []
+    for page in pages:
+        kept = worst_first([*kept, read_case_of_page(page)])  # so that memory is bounded
+    faces = predictor.network.decoder.faces.cpu().numpy()
+    write_report(path, predictor.wanted, faces, kept, settings, failed)
+
+
+def made_with(arguments: argparse.Namespace, predictor: Predictor) -> dict[str, str]:
     """What the results were made with, for the report: a text by its name."""
     settings = {
         "made at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -396,14 +595,16 @@ def settings_of(arguments: argparse.Namespace, predictor: Predictor) -> dict[str
     return {name: text for name, text in settings.items() if text}
 
 
-def as_tree(rows: list[dict]) -> list[dict]:
+def as_tree(rows: list[dict], phases: dict[str, dict[str, float]]) -> list[dict]:
     """Rows as one object per case, its structures by name; numbers that JSON lacks are null."""
     cases: dict[str, dict] = {}
     for row in rows:
         of_structure = {key: value for key, value in row.items() if key not in ("case", "structure")}
         shared = {key: of_structure.pop(key) for key in ("seconds", "warnings")}
-        case = cases.setdefault(row["case"], {"case": row["case"], **shared, "structures": {}})
-        case["structures"][row["structure"]] = {key: finite(value) for key, value in of_structure.items()}
+        case = cases.setdefault(row["case"], {"case": row["case"], **shared, "phases": phases[row["case"]]})
+        case.setdefault("structures", {})[row["structure"]] = {
+            key: finite(value) for key, value in of_structure.items()
+        }
     return list(cases.values())
 
 
@@ -419,13 +620,14 @@ def remove_stale_files(out: Path, case: str, written: set[str]) -> None:
     pictures = [f"{case}_figure.{ending}" for ending in FIGURE_ENDINGS]
     for name in {*label_maps, *together, *pictures, f"{case}_seg.dcm"} - written:
         (out / name).unlink(missing_ok=True)
+    there = list(out.iterdir())  # first: of another case that a process is writing now, label maps come before meshes
     others = {path.name.rpartition(LABELMAP)[0] for path in out.glob(f"*{LABELMAP}.*")}
     longer = tuple(f"{name}_" for name in others if name.startswith(f"{case}_"))  # whose names begin like this one's
-    for path in out.iterdir():
+    for path in there:
         stem, _, suffix = path.name.rpartition("_mesh.")
         its_own = f"{stem}_".startswith(f"{case}_") and not f"{stem}_".startswith(longer)
         if its_own and suffix in MESH_FORMATS and path.name not in written:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def compare(surfaces: Surfaces, labels: Volume | None, structure: int) -> dict:

@@ -13,6 +13,7 @@ An image of several channels is a list of files, in the order of data.intensity'
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from implicitmeshnet.models.ensemble import Ensemble
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import load_network, pick_device, snapshot_path
 from implicitmeshnet.ops import sample_trilinear
+from implicitmeshnet.phases import Stopwatch
 from implicitmeshnet.script import InputError, shorten
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import Figure, StructureView, case_preview
@@ -59,6 +61,7 @@ class Surfaces:
     agreement: dict[str, float]  # Dice of mesh and voxel segmentation, by structure
     crossing: list[int]  # (S,) faces that another face of the same mesh crosses, after the repair
     warnings: list[str]  # a sentence on each thing that may make this result wrong
+    seconds: dict[str, float]  # by phase, from the image on
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,6 +72,16 @@ class Surfaces:
     def meshes(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Vertices (V, 3) and faces (F, 3) of each structure."""
         return [(vertices, self.faces) for vertices in self.vertices]
+
+
+class View(NamedTuple):
+    """What the network is to see of an image; the image's own voxels are needed no more."""
+
+    sample: Sample
+    grid: Grid  # the image's own
+    name: str  # what messages call the image
+    warnings: list[str]
+    seconds: dict[str, float]  # by phase
 
 
 class Predictor:
@@ -115,16 +128,34 @@ class Predictor:
             image = [image]
         if not isinstance(image, Volume):
             image = read_channels(image)
+        return self.surfaces_of(self.look(image))
+
+    def look(self, image: Volume) -> View:
+        """What `surfaces_of` takes, for callers who let go of the image before that. Raises InputError as a call."""
+        clock = Stopwatch()
         seen = standardise(image, self.data)
-        grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, self._centre_mm(seen))
+        clock.lap("normalise")
+        grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, self._centre_mm(seen, clock))
         sample = on_network_grid(seen, None, grid, self.structures)
+        within = sample.image.numpy()[(..., *box_inside(grid, seen.grid))]
+        doubts = [f"{image.name}: {doubt}" for doubt in intensity_warnings(within, self.data)]
+        clock.lap("resample")
+        return View(sample, image.grid, image.name, [*image.warnings, *doubts], clock.seconds)
+
+    def surfaces_of(self, view: View) -> Surfaces:
+        """Surfaces of an image that was looked at, as a call gives them of the image."""
+        clock = Stopwatch(view.seconds)
+        sample = view.sample
+        grid = sample.grid
         vertices, logits = self._run(sample.image)
+        clock.lap("network")
         faces = self.network.decoder.faces.cpu().numpy()
         raw = transform(grid.world_from_normalised, vertices)  # (S, V, 3) mm
         repaired = np.stack([untangle(mesh, faces) for mesh in raw])
+        clock.lap("repair")
         meshes = [(mesh, faces) for mesh in repaired]
-        labelmap = meshes_to_labelmap(meshes, self.structures, image.grid)
-        segmentation = segmentation_on_grid(logits, grid, self.structures, image.grid)
+        labelmap = meshes_to_labelmap(meshes, self.structures, view.grid)
+        segmentation = segmentation_on_grid(logits, grid, self.structures, view.grid)
         wanted = self.wanted
         if wanted != self.structures:  # after the label map, as contested voxels may be another structure's
             kept = [self.structures.names.index(name) for name in wanted.names]
@@ -132,14 +163,11 @@ class Predictor:
             repaired = repaired[kept]
             labelmap = wanted.written_alone(labelmap)
             segmentation = wanted.written_alone(segmentation)
+        clock.lap("label maps")
         agreement = agreements(labelmap, segmentation, wanted.written)
         crossing = [int(self_intersecting_faces(mesh, faces).sum()) for mesh in repaired]
-        within = sample.image.numpy()[(..., *box_inside(grid, seen.grid))]
-        doubts = (
-            *intensity_warnings(within, self.data),
-            agreement_warning(agreement),
-            _crossing_warning(wanted.names, crossing),
-        )
+        doubts = (agreement_warning(agreement), _crossing_warning(wanted.names, crossing))
+        clock.lap("checks")
         return Surfaces(
             structures=wanted,
             vertices=repaired,
@@ -147,23 +175,26 @@ class Predictor:
             faces=faces,
             labelmap=labelmap,
             segmentation=segmentation,
-            grid=image.grid,
+            grid=view.grid,
             sample=sample,
             agreement=agreement,
             crossing=crossing,
-            warnings=[*image.warnings, *(f"{image.name}: {doubt}" for doubt in doubts if doubt)],
+            warnings=[*view.warnings, *(f"{view.name}: {doubt}" for doubt in doubts if doubt)],
+            seconds=clock.seconds,
         )
 
-    def _centre_mm(self, seen: Volume) -> np.ndarray | None:
+    def _centre_mm(self, seen: Volume, clock: Stopwatch) -> np.ndarray | None:
         """Where the coarse pass finds the structures, world mm (3,); None where the box lies in the volume's centre."""
         data = self.data
         if data.region == "centre":
             return None
         overview = overview_of(seen, None, data)
+        clock.lap("overview")
         room = np.multiply(data.shape, data.spacing_mm) / data.overview_spacing_mm
         assert self.network.localiser is not None, "networks of data.region 'found' have one"
         found = self.network.localiser.find(overview.image, room)
         centre = mask_centre_mm(found, overview.grid, data)
+        clock.lap("localise")
         if centre is None:
             names = ", ".join(self.structures.names)
             raise NothingFound(
@@ -223,19 +254,24 @@ def segmentation_on_grid(logits: torch.Tensor, source: Grid, structures: Structu
     cells = _agreed_classes(probabilities)  # (X + 3, Y + 3, Z + 3)
     matrix = np.linalg.inv(source.affine) @ grid.affine
     axes = np.abs(matrix[:3, :3]).argmax(0)  # of the network's grid, by axis of `grid`
-    positions = []  # by axis of `grid`, of each of its voxels along the network's axis, in padded voxels
+    positions = []  # by axis of `grid`, of its voxels in the outermost cells' reach, along the network's axis, padded
     index = []
+    box = []
     for own, (axis, count) in enumerate(zip(axes, grid.shape, strict=True)):
         line = matrix[axis, own] * np.arange(count) + matrix[axis, 3] + around
-        positions.append(line)
-        index.append(np.clip(np.floor(line), 0, cells.shape[axis] - 1).astype(int))
+        near = np.flatnonzero((line >= 1) & (line < cells.shape[axis] - 1))  # the outermost cells are background
+        box.append(slice(near[0], near[-1] + 1) if len(near) else slice(0, 0))
+        positions.append(line[near])
+        index.append(np.floor(line[near]).astype(int))
     classes = cells.transpose(axes)[np.ix_(*index)]
     mixed = np.nonzero(classes < 0)
     points = torch.empty(1, len(mixed[0]), 3)
     for axis, line, voxels in zip(axes, positions, mixed, strict=True):
         points[0, :, axis] = torch.from_numpy(2 * line[voxels] / cells.shape[axis] - 1)
     classes[mixed] = sample_trilinear([probabilities], points)[0].argmax(-1).numpy()
-    return structures.label_map(classes)
+    labels = np.zeros(grid.shape, np.int16, order="F")  # as files hold it; memory is taken where something is written
+    labels[tuple(box)] = structures.label_map(classes)
+    return labels
 
 
 def _agreed_classes(probabilities: torch.Tensor) -> np.ndarray:

@@ -96,7 +96,8 @@ def test_a_module_needs_few_libraries(module, libraries):
     [
         ("nibabel", {"nifti.py", "volume.py"}),  # files; orientations
         ("matplotlib", {"figures.py", "curves.py", "picture.py"}),
-        ("SimpleITK", {"itk.py"}),  # optional, as are the next two
+        ("isal", {"gzipped.py"}),  # optional, as are the next three
+        ("SimpleITK", {"itk.py"}),
         ("highdicom", {"dicom_seg.py"}),
         ("pydicom", {"dicom_seg.py"}),
     ],

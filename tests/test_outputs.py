@@ -283,7 +283,7 @@ def test_a_dicom_series_gives_everything_asked_for_and_a_second_run_clears_it(pr
     case = "p_4_two_blobs"
     wanted = {f"{case}_{ending}" for ending in ("mesh_labelmap.seg.nrrd", "unet_segmentation.seg.nrrd", "preview.png")}
     wanted |= {f"{case}_{ending}" for ending in ("LV_mesh.stl", "LA_mesh.stl", "combined.vtp", "seg.dcm")}
-    tables = {"metrics.csv", "statistics.csv", "statistics.json", "report.html"}
+    tables = {".records", "metrics.csv", "statistics.csv", "statistics.json", "report.html"}
     assert {path.name for path in out.iterdir()} == wanted | tables
     labels, affine = read_labels_independently(out / f"{case}_mesh_labelmap.seg.nrrd")
     numbers, of_seg, names = read_seg_independently(out / f"{case}_seg.dcm")

@@ -21,27 +21,28 @@ from implicitmeshnet.surfaces.labelmap import mesh_to_mask
 STRUCTURES = Structures(("Myo", "LV"), ((205,), (500,)), ((1,), ()))
 OBLIQUE = np.array([[-1.9, 0.3, 0.2, 50], [0.3, 1.8, -0.4, -60], [-0.2, 0.4, 2.4, 10], [0, 0, 0, 1.0]])
 SHAPE = (40, 36, 30)
+FACES = meshes.sphere((0, 0, 0), 1.0, 2)[1]
 
 
 def evaluated(name: str, dice: float | None = 0.9, agreement: float = 0.95, warnings: str = "") -> page.ReportedCase:
     """A case of two spheres, one in the other, in an image that is bright inside the inner one."""
     grid = Grid(SHAPE, OBLIQUE)
     middle = OBLIQUE[:3, :3] @ np.array([22.0, 17, 14]) + OBLIQUE[:3, 3]
-    outer, faces = meshes.sphere(middle, 22.0, 2)
+    outer, _ = meshes.sphere(middle, 22.0, 2)
     inner, _ = meshes.sphere(middle, 12.0, 2)
-    inside = mesh_to_mask(inner, faces, grid)
+    inside = mesh_to_mask(inner, FACES, grid)
     image = np.where(inside, 300, 0).astype(np.int16)
     labels = Volume(inside * np.int16(500), grid) if dice is not None else None
     sample = SimpleNamespace(grid=network_grid(grid, (32, 32, 32), 2.0, middle))
     surfaces = SimpleNamespace(
-        structures=STRUCTURES, names=STRUCTURES.names, vertices=np.stack([outer, inner]), faces=faces, sample=sample
+        structures=STRUCTURES, names=STRUCTURES.names, vertices=np.stack([outer, inner]), faces=FACES, sample=sample
     )
     rows = []
     for number, structure in enumerate(STRUCTURES.names):
         row = {"case": name, "structure": structure, "seconds": 1.5, "warnings": warnings}
         row |= dict.fromkeys(page.SHOWN, 7.0)
         rows.append(row | {"dice": dice and dice - number / 10, "hd95_mm": float("nan"), "agreement": agreement})
-    return page.reported_case(Volume(image, grid), labels, surfaces, rows)
+    return page.reported_case(page.page_image(Volume(image, grid), sample.grid), labels, surfaces, rows)
 
 
 def tree_of(path) -> dict:
@@ -54,7 +55,7 @@ def blobs_of(path) -> dict[str, bytes]:
 
 
 def test_vertices_image_and_label_lie_together_on_the_pages_grid(tmp_path):
-    page.write_report(tmp_path / "a.html", [evaluated("a")], {}, {})
+    page.write_report(tmp_path / "a.html", STRUCTURES, FACES, [evaluated("a")], {}, {})
     view = tree_of(tmp_path / "a.html")["cases"][0]["view"]
     blobs = blobs_of(tmp_path / "a.html")
     count = 2 * 162 * 3
@@ -82,7 +83,7 @@ def test_slices_are_named_and_lettered_by_where_they_lie(tmp_path):
 
 def test_the_worst_case_comes_first_by_dice_and_without_a_label_by_agreement(tmp_path):
     cases = [evaluated("good"), evaluated("bad", 0.4), evaluated("unlabelled", None, 0.2), evaluated("fair", None, 0.8)]
-    page.write_report(tmp_path / "a.html", cases, {}, {})
+    page.write_report(tmp_path / "a.html", STRUCTURES, FACES, cases, {}, {})
     tree = tree_of(tmp_path / "a.html")
     assert [(case["rank"], case["name"]) for case in tree["cases"]] == [
         (1, "unlabelled"), (2, "bad"), (3, "fair"), (4, "good")
@@ -95,7 +96,9 @@ def test_the_worst_case_comes_first_by_dice_and_without_a_label_by_agreement(tmp
 
 def test_names_and_settings_cannot_end_an_element_or_fill_another_place(tmp_path):
     name = "</script><script>alert(1)</script>@script@"
-    page.write_report(tmp_path / "a.html", [evaluated(name)], {"command": "@blobs@<b>"}, {"c": "<!--"})
+    page.write_report(
+        tmp_path / "a.html", STRUCTURES, FACES, [evaluated(name)], {"command": "@blobs@<b>"}, {"c": "<!--"}
+    )
     tree = tree_of(tmp_path / "a.html")
     assert tree["cases"][0]["name"] == name
     assert tree["settings"] == {"command": "@blobs@<b>"}
@@ -106,7 +109,7 @@ def test_names_and_settings_cannot_end_an_element_or_fill_another_place(tmp_path
 def test_of_cases_beyond_the_room_the_figures_alone_stand(tmp_path, monkeypatch):
     cases = [evaluated("good"), evaluated("bad", 0.4)]
     monkeypatch.setattr(page, "MOST_BYTES", int(1.4 * len(cases[0].packed)))
-    page.write_report(tmp_path / "a.html", cases, {}, {})
+    page.write_report(tmp_path / "a.html", STRUCTURES, FACES, cases, {}, {})
     assert [case["view"] is not None for case in tree_of(tmp_path / "a.html")["cases"]] == [True, False]
     assert set(blobs_of(tmp_path / "a.html")) == {"faces", "case-0"}
 
@@ -141,7 +144,7 @@ def test_cutting_to_the_box_changes_no_voxel_of_the_page():
 def test_a_page_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        page.write_report(tmp_path / "taken/report.html", [evaluated("a")], {}, {})
+        page.write_report(tmp_path / "taken/report.html", STRUCTURES, FACES, [evaluated("a")], {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
@@ -156,7 +159,14 @@ def browser():
 def opened(browser, tmp_path):
     """The page of three cases, opened from a file, its worst case shown."""
     cases = [evaluated("good"), evaluated("bad", 0.4, warnings="bad: may be wrong"), evaluated("plain", None, 0.97)]
-    page.write_report(tmp_path / "report.html", cases, {"made by": "a test", "config": "{\n}"}, {"d": "d: unreadable"})
+    page.write_report(
+        tmp_path / "report.html",
+        STRUCTURES,
+        FACES,
+        cases,
+        {"made by": "a test", "config": "{\n}"},
+        {"d": "d: unreadable"},
+    )
     browser.requests.clear()
     browser.open(tmp_path / "report.html")
     browser.wait_for("document.body && document.body.dataset.opened === '0'")
@@ -261,7 +271,7 @@ def test_every_control_has_a_name_and_the_distribution_is_told_in_words(opened):
 @pytest.mark.slow
 def test_a_case_without_a_view_shows_its_figures(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "MOST_BYTES", 0)
-    page.write_report(tmp_path / "a.html", [replace(evaluated("a"), name="b")], {}, {})
+    page.write_report(tmp_path / "a.html", STRUCTURES, FACES, [replace(evaluated("a"), name="b")], {}, {})
     browser.open(tmp_path / "a.html")
     browser.wait_for("document.getElementById('case-note')?.textContent.startsWith('Of this case')")
     assert browser.value("document.getElementById('views').hidden")

@@ -418,13 +418,13 @@ def test_a_split_that_is_not_there_is_one_sentence(evaluated, tmp_path, options,
 
 
 def test_a_fault_of_our_own_ends_after_the_table_is_written(evaluated, tmp_path, monkeypatch, capsys):
-    def faulty(self, image):
-        if "1002" in image.name:
+    def faulty(self, view):
+        if "1002" in view.name:
             raise ZeroDivisionError("of our own")
-        return original(self, image)
+        return original(self, view)
 
-    original = Predictor.__call__
-    monkeypatch.setattr(Predictor, "__call__", faulty)
+    original = Predictor.surfaces_of
+    monkeypatch.setattr(Predictor, "surfaces_of", faulty)
     with pytest.raises(SystemExit) as ended:
         call(
             implicitmeshnet_eval,

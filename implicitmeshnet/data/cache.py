@@ -50,7 +50,7 @@ def entry_path(folder: Path | str, name: str, files: Sequence[Path], config: Dat
     except UnicodeEncodeError as error:
         raise InputError(f"data.cache_dir: wanted a folder whose name is UTF-8, found {str(folder)!a}") from error
     settings = {key: value for key, value in asdict(config).items() if key not in NOT_OF_A_CASE}
-    states = [_state_of(path) for path in files]
+    states = [state_of(path) for path in files]
     text = repr((kind, states, json.dumps(settings), QUANTILES, _code()))
     key = hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
     shown = re.sub(r"[^\w.-]", "_", name[:LONGEST_NAME])
@@ -88,8 +88,11 @@ def _key_of(path: Path) -> str:
     return path.stem[-KEY_DIGITS:]
 
 
-def _state_of(path: Path) -> tuple[str, int, int] | None:
-    """By what a changed file is recognised; None where it cannot be looked at, which its reader will explain."""
+def state_of(path: Path) -> tuple[str, int, int] | None:
+    """By what a changed file is recognised: path, size and time of change in ns.
+
+    None where it cannot be looked at, which its reader will explain.
+    """
     try:
         found = path.stat()
     except OSError:

@@ -21,6 +21,8 @@ SEGMENTATION_ENDING = ".seg.nrrd"
 """Of 3D Slicer's segmentations, which are no images."""
 ALONE = (".nrrd", ".mha")
 """Endings of files that hold their voxels themselves."""
+DETACHED = (".nhdr", ".mhd")
+"""Endings of headers whose voxels are in a file beside them."""
 
 
 def read_image(path: Path | str) -> Volume:

@@ -12,7 +12,6 @@ They count in this order (ITK 5.4, NiftiImageIO::SetImageIOOrientationFromNIfTI)
 Where ITK reads no file at all, an oblique sform without a qform, the sform counts.
 """
 
-import gzip
 import math
 import os
 import stat
@@ -28,6 +27,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.volumeutils import array_from_file
 
+from implicitmeshnet.data import gzipped
 from implicitmeshnet.data.volume import Grid, Volume, voxels_apart
 from implicitmeshnet.script import InputError, atomic_path
 
@@ -114,6 +114,8 @@ def finite_float32(path: Path | str, values: np.ndarray) -> np.ndarray:
     Raises InputError, naming the file, where none is finite.
     """
     data = values.astype(np.float32)  # what is too large for it is infinite
+    if values.dtype.kind in "iu":
+        return data
     finite = np.isfinite(data)
     if not finite.any():
         raise InputError(f"{path}: wanted finite voxel values, found none")
@@ -191,7 +193,11 @@ def write_volume(path: Path | str, data: np.ndarray, affine: np.ndarray, header:
         for field in GEOMETRY:
             image.header[field] = header[field]
     with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+        if temporary.suffix == ".gz":
+            with gzipped.writer(temporary) as stream:
+                image.to_stream(stream)
+        else:
+            nib.save(image, temporary)
 
 
 def _place(image: nib.Nifti1Image, affine: np.ndarray) -> None:
@@ -222,7 +228,7 @@ def _open(path: Path | str) -> Iterator[tuple[BufferedIOBase, NiftiHeader]]:
             raise InputError(f"{path}: wanted a file, found a pipe or a device")
         with open(path, "rb") as file:
             zipped = file.peek(2)[:2] == b"\x1f\x8b"  # the name may say otherwise
-            stream = gzip.GzipFile(fileobj=file) if zipped else file
+            stream = gzipped.reader(file) if zipped else file
             header = _header(path, stream)
             _check_header(path, header)
             size = os.fstat(file.fileno()).st_size
@@ -233,11 +239,12 @@ def _open(path: Path | str) -> Iterator[tuple[BufferedIOBase, NiftiHeader]]:
     except (
         OSError,
         EOFError,
+        zlib.error,
+        gzipped.DamagedByIsal,
         ValueError,
         TypeError,
         ArithmeticError,
         MemoryError,
-        zlib.error,
         HeaderDataError,
         HeaderTypeError,
     ) as error:

@@ -252,8 +252,11 @@ def normalise_intensity(data: np.ndarray, config: DataConfig, channel: int = 0) 
         return np.full(data.shape, -1, np.float32)
     scale = 2 / (high - low)
     with np.errstate(over="ignore"):
-        mapped = (data.astype(np.float32) - low) * scale - 1
-    return np.clip(mapped, -1, 1)
+        mapped = data.astype(np.float32)
+        mapped -= low  # in place, as volumes may take much of the memory
+        mapped *= scale
+        mapped -= 1
+    return np.clip(mapped, -1, 1, out=mapped)
 
 
 def _intensity_range(data: np.ndarray, config: DataConfig, channel: int) -> tuple[float, float]:
@@ -344,6 +347,16 @@ def _apply(weights: Sequence[np.ndarray], data: np.ndarray) -> np.ndarray:
         return target / source
 
     for axis in sorted(range(3), key=shrinkage):
-        product = np.tensordot(weights[axis], data, (1, axis))
-        data = np.moveaxis(product, 0, axis)
+        data = _multiply(weights[axis], data, axis)
     return data
+
+
+def _multiply(matrix: np.ndarray, data: np.ndarray, axis: int) -> np.ndarray:
+    """A matrix (T, N) times one axis of a volume, plane by plane: so only planes are copied, never the whole."""
+    others = [other for other in range(data.ndim) if other != axis]
+    across = max(others, key=lambda other: abs(data.strides[other]))
+    planes = np.moveaxis(data, (across, axis), (0, 1))
+    products = np.empty((len(planes), len(matrix), planes.shape[2]), np.float32)
+    for plane, product in zip(planes, products, strict=True):
+        np.dot(matrix, plane, out=product)
+    return np.moveaxis(products, (0, 1), (across, axis))

@@ -12,7 +12,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.volume import Grid, Volume, box_inside, canonical, resample_image, resample_nearest_onto
 from implicitmeshnet.predict import Surfaces
-from implicitmeshnet.script import atomic_path
+from implicitmeshnet.script import atomic_path, read_json, write_json
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import colours, letters, plane_name
 from implicitmeshnet.surfaces.metrics import LEAST_AGREEMENT
@@ -45,17 +45,14 @@ SHOWN = (
 
 @dataclass(frozen=True, eq=False)
 class ReportedCase:
-    """What the page has of one case; small, as that of every case is kept until the end."""
+    """What the page has of one case; a file holds it until the page is written."""
 
     name: str
     seconds: float
     warnings: str
     figures: dict[str, dict[str, float | None]]  # of each structure by name, those of SHOWN
-    structures: Structures
-    faces: np.ndarray  # (F, 3), the same for all cases
-    vertices: int  # of each structure's mesh
     view: dict[str, Any]  # where the page's grid lies, as JSON
-    packed: bytes | None  # vertices, image and label, deflated; None where the figures alone are kept
+    packed: str | None  # vertices, image and label, as `packed` makes it; None where the figures alone are kept
 
     @property
     def badness(self) -> float:
@@ -67,14 +64,22 @@ class ReportedCase:
         return 1 - min(agreed, default=0.0)
 
 
-def reported_case(image: Volume, labels: Volume | None, surfaces: Surfaces, rows: Sequence[dict]) -> ReportedCase:
-    """What the page shows of a case; `rows` are those of its structures in statistics.csv, in the structures' order."""
+def page_image(image: Volume, grid: Grid) -> np.ndarray:
+    """What the page shows of an image, of which the network sees the box of `grid`: uint8 (X, Y, Z) on `page_grid`."""
+    return grey_image(image, page_grid(grid))
+
+
+def reported_case(seen: np.ndarray, labels: Volume | None, surfaces: Surfaces, rows: Sequence[dict]) -> ReportedCase:
+    """What the page shows of a case: `seen`, which `page_image` made, and what was found in it.
+
+    `rows` are those of its structures in statistics.csv, in the structures' order.
+    """
     grid = page_grid(surfaces.sample.grid)
     vertices = transform(np.linalg.inv(grid.affine), surfaces.vertices)  # (S, V, 3) voxels
     low = vertices.min((0, 1))
     step = np.maximum(np.ptp(vertices, axis=(0, 1)), 1e-6) / FINEST_STEP
     coordinates = ((vertices - low) / step).round().astype("<u2")
-    parts = [coordinates.tobytes(), grey_image(image, grid).tobytes()]
+    parts = [coordinates.tobytes(), seen.tobytes()]
     if labels is not None:
         classes = surfaces.structures.class_map(resample_nearest_onto(labels, grid).data)
         parts.append(np.where(surfaces.structures.ignored(classes), np.uint8(0), classes).tobytes())
@@ -86,11 +91,8 @@ def reported_case(image: Volume, labels: Volume | None, surfaces: Surfaces, rows
         seconds=rows[0]["seconds"],
         warnings=rows[0]["warnings"],
         figures={row["structure"]: {key: finite(row[key]) for key in SHOWN} for row in rows},
-        structures=surfaces.structures,
-        faces=surfaces.faces,
-        vertices=surfaces.vertices.shape[1],
         view=view | {"labelled": labels is not None},
-        packed=zlib.compress(b"".join(parts)),
+        packed=packed(b"".join(parts)),
     )
 
 
@@ -157,30 +159,44 @@ def worst_first(cases: Sequence[ReportedCase]) -> list[ReportedCase]:
     room = MOST_BYTES
     kept = []
     for case in sorted(cases, key=lambda case: -case.badness):
-        if case.packed is not None:
-            size = math.ceil(len(case.packed) / 3) * 4  # in base64
-            if size > room:
-                case = replace(case, packed=None)
-            else:
-                room -= size
+        size = len(case.packed or "")
+        if size > room:
+            case = replace(case, packed=None)
+        else:
+            room -= size
         kept.append(case)
     return kept
 
 
+def write_case_of_page(path: Path, case: ReportedCase) -> None:
+    """Write what the page has of a case, whole or not at all. Raises InputError where the file cannot be written."""
+    write_json(path, asdict(case))
+
+
+def read_case_of_page(path: Path) -> ReportedCase:
+    """What `write_case_of_page` wrote. Raises InputError where the file cannot be read."""
+    return ReportedCase(**read_json(path, "a case of the report"))
+
+
 def write_report(
-    path: Path, cases: Sequence[ReportedCase], settings: Mapping[str, str], failed: Mapping[str, str]
+    path: Path,
+    structures: Structures,
+    faces: np.ndarray,
+    cases: Sequence[ReportedCase],
+    settings: Mapping[str, str],
+    failed: Mapping[str, str],
 ) -> None:
     """Write the page of at least one case, whole or not at all.
 
-    `settings` says what the results were made with, a text by its name; `failed` has the sentence of each case that
-    failed. Raises InputError where the file cannot be written.
+    Every mesh of every case has the `faces` (F, 3). `settings` says what the results were made with, a text by its
+    name; `failed` has the sentence of each case that failed. Raises InputError where the file cannot be written.
     """
     ordered = worst_first(cases)
-    blobs = [blob("faces", zlib.compress(ordered[0].faces.astype("<u4").tobytes()))]
+    blobs = [blob("faces", packed(faces.astype("<u4").tobytes()))]
     for number, case in enumerate(ordered):
         if case.packed is not None:
             blobs.append(blob(f"case-{number}", case.packed))
-    tree = report_tree(ordered, settings, failed)
+    tree = report_tree(ordered, structures, settings, failed) | {"vertices": int(faces.max()) + 1}
     parts = {
         "style": source("page.css"),
         "report": json.dumps(tree, allow_nan=False).replace("<", "\\u003c"),  # or a name could end the element
@@ -192,10 +208,9 @@ def write_report(
 
 
 def report_tree(
-    cases: Sequence[ReportedCase], settings: Mapping[str, str], failed: Mapping[str, str]
+    cases: Sequence[ReportedCase], structures: Structures, settings: Mapping[str, str], failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """All of the page that is not packed."""
-    structures = cases[0].structures
+    """All of the page that is not packed, but for the number of a mesh's vertices."""
     palette = colours(structures.names)
     described = []
     for name, inner in zip(structures.names, structures.encloses, strict=True):
@@ -214,7 +229,6 @@ def report_tree(
         )
     return {
         "structures": described,
-        "vertices": cases[0].vertices,
         "labelled": any(case.view["labelled"] for case in cases),
         "least_agreement": LEAST_AGREEMENT,
         "cases": listed,
@@ -223,9 +237,14 @@ def report_tree(
     }
 
 
-def blob(name: str, packed: bytes) -> str:
-    """Bytes as an element of the page that no browser runs or shows."""
-    return f'<script type="text/plain" id="{name}">{base64.b64encode(packed).decode()}</script>'
+def packed(data: bytes) -> str:
+    """Bytes as the page holds them: deflated and in base64."""
+    return base64.b64encode(zlib.compress(data)).decode()
+
+
+def blob(name: str, text: str) -> str:
+    """A text as an element of the page that no browser runs or shows."""
+    return f'<script type="text/plain" id="{name}">{text}</script>'
 
 
 def source(name: str) -> str:

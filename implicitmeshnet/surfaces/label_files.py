@@ -3,13 +3,13 @@
 The keys of a `.seg.nrrd` are those of Slicer's developer guide, Segmentations, "Segmentation labelmap file format".
 """
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import find_objects
 
+from implicitmeshnet.data import gzipped
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.data.volume import Grid
 from implicitmeshnet.script import InputError, atomic_path
@@ -18,7 +18,6 @@ from implicitmeshnet.surfaces.files import SIGNS
 from implicitmeshnet.surfaces.terms import ANATOMY, term_of
 
 ENDINGS = ("nii.gz", "nrrd", "seg.nrrd")
-GZIP_LEVEL = 6
 EMPTY_EXTENT = "0 -1 0 -1 0 -1"
 
 
@@ -40,7 +39,7 @@ def write_labelmap(
     header = "\n".join([*_nrrd_header(grid), *segments]) + "\n\n"
     voxels = labels.astype("<i2", copy=False).tobytes(order="F")
     with atomic_path(path) as temporary:
-        temporary.write_bytes(header.encode("utf-8", "replace") + gzip.compress(voxels, GZIP_LEVEL, mtime=0))
+        temporary.write_bytes(header.encode("utf-8", "replace") + gzipped.compress(voxels))
 
 
 def _nrrd_header(grid: Grid) -> list[str]:

@@ -80,8 +80,13 @@ def _deepest_wins(parts: Sequence[Part], structures: Structures, grid: Grid, dep
     `depths_mm` takes the voxels (N, 3) that several masks claim, and which claim them (S, N), to how deep they lie in
     these: (S, N), whatever elsewhere.
     """
-    classes = np.zeros(grid.shape, dtype=np.uint8)
-    claims = np.zeros(grid.shape, dtype=np.int16)  # how many masks hold each voxel
+    labels = np.zeros(grid.shape, np.int16, order="F")  # as files hold it; memory is taken where something is written
+    around = _box_around(parts)
+    first = np.array(_starts(around))
+    in_grid = parts
+    parts = [(_box(_starts(box) - first, _starts(box) - first + inside.shape), inside) for box, inside in in_grid]
+    classes = np.zeros(labels[around].shape, dtype=np.uint8)
+    claims = np.zeros(classes.shape, dtype=np.int16)  # how many masks hold each voxel
     enclosing_first = sorted(range(len(parts)), key=lambda structure: -len(structures.encloses[structure]))
     for structure in enclosing_first:  # so that what is enclosed is painted over what encloses it
         box, inside = parts[structure]
@@ -94,9 +99,19 @@ def _deepest_wins(parts: Sequence[Part], structures: Structures, grid: Grid, dep
     contested = np.argwhere(claims > 1)
     if len(contested):
         claimed = _claims(parts, contested)  # (S, N)
-        depths = np.where(claimed, depths_mm(contested, claimed), -np.inf)
+        depths = np.where(claimed, depths_mm(contested + first, claimed), -np.inf)
         classes[tuple(contested.T)] = structures.class_of(_winners(depths, claimed, structures))
-    return structures.label_map(classes)
+    labels[around] = structures.label_map(classes)
+    return labels
+
+
+def _box_around(parts: Sequence[Part]) -> Box:
+    """The smallest box that holds those of all masks which are not empty."""
+    starts = [_starts(box) for box, inside in parts if inside.size]
+    stops = [np.add(_starts(box), inside.shape) for box, inside in parts if inside.size]
+    if not starts:
+        return _box(np.zeros(3, int), np.zeros(3, int))
+    return _box(np.min(starts, 0), np.max(stops, 0))
 
 
 def _winners(depths: np.ndarray, claimed: np.ndarray, structures: Structures) -> np.ndarray:

@@ -64,7 +64,20 @@ def agreements(labelmap: np.ndarray, segmentation: np.ndarray, values: dict[str,
 
     `values` holds the structures' label values by name. A structure that is in neither label map gets NaN.
     """
-    return {name: dice(labelmap == value, segmentation == value) for name, value in values.items()}
+    box = _box_of_either(labelmap, segmentation)
+    mesh = labelmap[box]
+    voxels = segmentation[box]
+    return {name: dice(mesh == value, voxels == value) for name, value in values.items()}
+
+
+def _box_of_either(first: np.ndarray, second: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box outside of which two label maps of one shape (X, Y, Z) are both 0."""
+    box = [slice(None)] * first.ndim
+    for axis in reversed(range(first.ndim)):  # of the last one the planes lie together in memory
+        others = tuple({*range(first.ndim)} - {axis})
+        planes = np.flatnonzero(first[tuple(box)].any(others) | second[tuple(box)].any(others))
+        box[axis] = slice(planes[0], planes[-1] + 1) if len(planes) else slice(0, 0)
+    return tuple(box)
 
 
 def agreement_warning(agreement: dict[str, float]) -> str | None:
