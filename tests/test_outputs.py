@@ -31,6 +31,7 @@ from implicitmeshnet.predict import Predictor
 from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces import combined, dicom_seg, figures, label_files, subdivide
+from implicitmeshnet.surfaces.case_figure import volume_text
 from implicitmeshnet.surfaces.combined import write_combined
 from implicitmeshnet.surfaces.files import read_mesh, write_mesh
 from implicitmeshnet.surfaces.label_files import write_labelmap
@@ -329,6 +330,16 @@ def test_the_colours_are_those_of_the_previews(project, tmp_path):
     mesh = trimesh.load_mesh(tmp_path / "out/a_combined.ply", process=False)
     wanted = bytes.fromhex(figures.colours(["LV", "LA"])["LV"][1:])
     assert bytes(mesh.visual.vertex_colors[0, :3].tolist()) == wanted
+
+
+def test_a_figure_is_written_on_request_and_none_stays_of_an_earlier_run(project, tmp_path):
+    evaluate(project, tmp_path / "out", "--figure=light")
+    rows = list(csv.DictReader((tmp_path / "out/statistics.csv").open()))
+    text = (tmp_path / "out/a_figure.svg").read_text()
+    for row in rows:
+        assert f">{volume_text(float(row['volume_ml']))}<" in text
+    evaluate(project, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*figure*"))
 
 
 def test_the_report_has_every_case_and_what_made_it_and_none_stays_of_an_earlier_run(project, tmp_path):

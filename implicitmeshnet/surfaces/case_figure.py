@@ -246,7 +246,7 @@ def _draw_caption(panel: Axes, text: str, theme: Theme) -> None:
 
 def _points(panel: Axes) -> float:
     """A panel's height on paper."""
-    return panel.get_position().height * panel.figure.get_size_inches()[1] * 72
+    return panel.bbox.height * 72 / DPI
 
 
 def _draw_bar(panel: Axes, side_mm: float, colour: str) -> None:

@@ -6,6 +6,7 @@ Nothing global of matplotlib is touched (no pyplot).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -48,7 +49,7 @@ ELONGATED = 1.15
 VENTRICLE = ("LV", "Myo")  # whose long axis it is, the first that is there
 
 VECTORS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # endings, and what is left out of the file
-VECTOR_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "ImplicitMeshNet", "pdf.fonttype": 42}
+VECTOR_SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "ImplicitMeshNet", "pdf.fonttype": 42}
 
 
 @dataclass
