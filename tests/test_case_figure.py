@@ -20,7 +20,7 @@ from implicitmeshnet.report.figure import ENDINGS, write_figure
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces import case_figure as module
 from implicitmeshnet.surfaces.case_figure import THEMES, bar_mm, case_figure, volume_text
-from implicitmeshnet.surfaces.figures import COLOURS, StructureView, save_figure, slice_name
+from implicitmeshnet.surfaces.figures import COLOURS, OTHERS, StructureView, save_figure, slice_name
 from implicitmeshnet.surfaces.sections import section
 
 SHAPE = (40, 44, 36)
@@ -85,8 +85,9 @@ def seen(rgb, matrix):
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
-def test_the_whole_hearts_colours_are_told_apart_by_every_sight(sight):
-    lab = seen(np.array([to_rgb(colour) for colour in COLOURS.values()]), SIGHTS[sight])
+@pytest.mark.parametrize("palette", [tuple(COLOURS.values()), OTHERS], ids=["whole heart", "others"])
+def test_colours_are_told_apart_by_every_sight(sight, palette):
+    lab = seen(np.array([to_rgb(colour) for colour in palette]), SIGHTS[sight])
     assert min(deltaE_ciede2000(*pair) for pair in combinations(lab, 2)) > 15
 
 
@@ -218,7 +219,7 @@ def test_a_stack_across_the_ventricle_is_called_short_axis_and_shown_alone(turn)
     along = view("LV", ellipsoid(directions[:, 0], middle))
     figure = figure_of([across], affine)
     (caption,) = [word for word in words(figure) if "every" in word]
-    assert caption.startswith("short axis, ")
+    assert re.match(r"short axis[,\n]", caption)
     assert len(slices_of(figure)) == 6  # of 40 mm
     (caption,) = [word for word in words(figure_of([along], affine)) if "every" in word]
     assert "short axis" not in caption
@@ -291,7 +292,7 @@ def test_volumes_have_about_three_figures(volume, text):
     assert volume_text(volume) == text
 
 
-def test_many_structures_with_long_names_stay_within_the_figure():
+def test_many_structures_with_long_names_stay_within_the_figure_and_off_their_volumes():
     views = [view(f"a structure with a long name {number}", sphere(MIDDLE, 3 + number / 4, 1)) for number in range(24)]
     figure = figure_of(views)
     figure.draw_without_rendering()
@@ -300,6 +301,30 @@ def test_many_structures_with_long_names_stay_within_the_figure():
         assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
         assert extent.y0 >= -1 and extent.y1 <= figure.bbox.height
     assert words(figure).count("12.3 ml") == 24
+    names = [text for text in legend_of(figure) if text.get_text().startswith("a str")]
+    volumes = [text for text in legend_of(figure) if text.get_text().endswith(" ml")]
+    assert len(names) == 24
+    for name, volume in zip(names, volumes, strict=True):
+        assert name.get_window_extent().x1 < volume.get_window_extent().x0
+
+
+def legend_of(figure):
+    """The texts of the panel with the volumes."""
+    return next(panel.texts for panel in figure.axes if "volume" in [text.get_text() for text in panel.texts])
+
+
+def test_captions_of_oblique_planes_have_two_lines_within_their_strip():
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xy", [25, 30], degrees=True).as_matrix()
+    figure = figure_of(nested(affine), affine)
+    figure.draw_without_rendering()
+    captions = [text for panel in figure.axes for text in panel.texts if "every" in text.get_text()]
+    assert captions[0].get_text().split("\n")[0].startswith("oblique, ")
+    for caption in captions:
+        extent, strip = caption.get_window_extent(), caption.axes.get_window_extent()
+        assert caption.get_fontsize() >= 4.5
+        assert extent.height <= strip.height + 1
+        assert extent.x1 <= strip.x1 + 1 and extent.x0 >= 0
 
 
 def test_without_structures_the_image_alone_is_shown(tmp_path):

@@ -34,16 +34,16 @@ WIDTH_INCHES = 7.1  # 180 mm, two columns of most journals
 EDGE_INCHES = 0.06
 GAP_INCHES = 0.03
 TITLE_INCHES = 0.26
-CAPTION_INCHES = 0.17  # left of the slices
+CAPTION_INCHES = 0.19  # left of the slices
 ROWS = 3
 COLUMNS = 4
 """Of slices, at most; a stack of fewer thick slices has fewer columns."""
 FILLED = 0.78  # of a panel's side, by the structures' longest one
 TITLE_LETTERS = 76
-NAME_LETTERS = 18
+CAPTION_LETTERS = 34
 TEXT_POINTS = 7.0
 SMALLEST_POINTS = 4.0
-LETTER_WIDTH = 0.57  # of a letter's height, on average
+LETTER_WIDTH = 0.6  # of a letter's height, on average
 LINE_POINTS = 1.0
 ENCLOSING_ALPHA = 0.2  # of meshes that hold others: less than in previews, so that print keeps the inner one's colour
 BAR_STEPS = (1, 2, 5)  # a scale bar's length, times a power of ten
@@ -215,7 +215,7 @@ def _draw_slices(
         start = letters(-scene.directions[:, normal])
         apart_mm = abs(places[0] - places[1])
         caption = captions[row] if len(rows) > 1 else captions[ROWS // 2]
-        _draw_caption(caption, f"{name}, {end} to {start}, every {apart_mm:.3g} mm", scene.theme)
+        _draw_caption(caption, (name, f"{end} to {start}, every {apart_mm:.3g} mm"), scene.theme)
 
 
 def _draw_slice(panel: Axes, scene: Scene, normal: int, place_mm: float, lettered: bool) -> None:
@@ -238,10 +238,16 @@ def _draw_slice(panel: Axes, scene: Scene, normal: int, place_mm: float, lettere
         draw_letters(panel, -scene.directions[:, across], scene.directions[:, up], TEXT_POINTS)
 
 
-def _draw_caption(panel: Axes, text: str, theme: Theme) -> None:
-    """Beside a row of slices, from its lower end up, as small as it must be to fit."""
-    size = min(TEXT_POINTS - 0.5, _points(panel) / len(text) / LETTER_WIDTH)
-    panel.text(0.4, 0.5, text, color=theme.text, fontsize=size, rotation=90, ha="center", va="center")
+def _draw_caption(panel: Axes, lines: Sequence[str], theme: Theme) -> None:
+    """Beside a row of slices, from its lower end up: on one line, or on two where that is too long."""
+    text = ", ".join(lines)
+    if len(text) > CAPTION_LETTERS:
+        text = "\n".join(lines)
+    longest = max(map(len, text.split("\n")))
+    size = min(TEXT_POINTS - 0.5, _points(panel) / longest / LETTER_WIDTH)
+    if "\n" in text:
+        size = min(size, TEXT_POINTS - 1.5)
+    panel.text(0.4, 0.5, text, color=theme.text, fontsize=size, rotation=90, ha="center", va="center", ma="center")
 
 
 def _points(panel: Axes) -> float:
@@ -312,11 +318,12 @@ def _draw_volumes(panel: Axes, scene: Scene, volumes_ml: Sequence[float]) -> Non
     for view, volume in zip(scene.views, volumes_ml, strict=True):
         y += step
         _draw_swatch(panel, y, size, scene, view)
-        name = _shortened(view.name, NAME_LETTERS)
-        panel.text(0.17 * points, y, name, color=scene.theme.text, fontsize=size, va="center", parse_math=False)
-        panel.text(
-            0.97 * points, y, volume_text(volume), color=scene.theme.text, fontsize=size, va="center", ha="right"
-        )
+        text = volume_text(volume)
+        room = 0.77 * points - len(text) * LETTER_WIDTH * size
+        smaller = max(min(size, room / len(view.name) / LETTER_WIDTH), 0.75 * size)
+        name = _shortened(view.name, int(room / smaller / LETTER_WIDTH))
+        panel.text(0.17 * points, y, name, color=scene.theme.text, fontsize=smaller, va="center", parse_math=False)
+        panel.text(0.97 * points, y, text, color=scene.theme.text, fontsize=size, va="center", ha="right")
     if referenced:
         key = "line: mesh\nfilled: reference"
         panel.text(0.06 * points, y + step, key, color=scene.theme.faint, fontsize=size, va="top", linespacing=1.3)

@@ -27,9 +27,9 @@ COLOURS = {
     "LV": "#ce3e2d", "Myo": "#f28405", "LA": "#fbb3be", "RV": "#0097fc",
     "RA": "#00deff", "AO": "#f3f43f", "PA": "#1a866c",
 }  # fmt: skip
-"""At least 15 apart (CIEDE2000) to normal sight, deuteranopia, protanopia and tritanopia, as far as seven colours of
-these families can be."""
-OTHERS = ("#ff6f4e", "#3ddc97", "#6cb4ff", "#f7c948", "#d48cff", "#a3d55d", "#ff9ecb", "#4dd0e1")
+OTHERS = ("#9cf460", "#a3628d", "#5a8300", "#e694b1", "#d6deff", "#fe5071", "#2173e7", "#00b1ff")
+"""For other structures. Those of either list are at least 15 apart (CIEDE2000) from each other to normal sight, with
+deuteranopia, protanopia and tritanopia, which is about as far as so many colours can be."""
 BACKGROUND = "#0d1117"
 REFERENCE_ALPHA = 0.35  # of fillings, so that the image shows through
 ENCLOSING_ALPHA = 0.4  # of meshes that hold others
