@@ -295,7 +295,8 @@ def outcomes_of(
     try:
         yield from outcomes if arguments.quiet else progress(outcomes, "cases", len(cases))
     finally:
-        remove_partials(records.out)  # of processes that were killed
+        for folder in (records.out, records.out / FOLDER):
+            remove_partials(folder)  # of processes that were killed
 
 
 def evaluate(
