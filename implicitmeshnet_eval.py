@@ -10,9 +10,10 @@ and --test_dir_out are the same options' older names.
 Several networks, --implicitmeshnet_config A.json B.json, are averaged: vertices, and probabilities of voxels.
 
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
-<case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply and <case>_seg.dcm; and over all
-cases statistics.csv and statistics.json, what each structure measures, metrics.csv, the comparison with the label where
-one lies beside the image, and report.html, a page to look through all of it.
+<case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply, <case>_seg.dcm and
+<case>_figure.png, .svg and .pdf; and over all cases statistics.csv and statistics.json, what each structure measures,
+metrics.csv, the comparison with the label where one lies beside the image, and report.html, a page to look through all
+of it.
 
 Cases that are finished, with the same networks, options and input files, are left as they are; so the same command goes
 on after any interruption. --jobs=4 shares the cases out among four processes, --shard=2/8 takes the second of eight
@@ -31,6 +32,7 @@ MESH_FORMATS = ("ply", "stl", "obj", "vtp")
 COMBINED_FORMATS = ("ply", "vtp", "vtm")
 LABELMAP_FORMATS = ("nii.gz", "nrrd", "seg.nrrd")
 FINEST_SUBDIVISION = 3
+FIGURE_THEMES = ("light", "dark")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,6 +94,11 @@ def parse_arguments() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="report.html over all cases, with tables, meshes and slices; default yes",
+    )
+    parser.add_argument(
+        "--figure",
+        choices=FIGURE_THEMES,
+        help="also a figure of each case for print, as PNG, SVG and PDF, on a light or a dark ground",
     )
     parser.add_argument(
         "--split",
@@ -170,6 +177,8 @@ from implicitmeshnet.phases import Stopwatch
 from implicitmeshnet.predict import Predictor, Surfaces, View, preview
 from implicitmeshnet.progress import progress
 from implicitmeshnet.records import FOLDER, Record, Records, digest
+from implicitmeshnet.report.figure import ENDINGS as FIGURE_ENDINGS
+from implicitmeshnet.report.figure import write_figure
 from implicitmeshnet.report.page import (
     ReportedCase,
     page_image,
@@ -205,7 +214,7 @@ REPORT = "report.html"
 MEASURED = ("volume_ml", "mesh_volume_ml", "surface_mm2")
 CHECKED = ("agreement", "self_intersecting_faces", "self_intersecting_faces_before_repair", "faces")
 COMPARED = ("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml")
-OPTIONS = ("mesh_format", "space", "structures", "combined", "subdivide", "labelmap", "dicom_seg", "report")
+OPTIONS = ("mesh_format", "space", "structures", "combined", "subdivide", "labelmap", "dicom_seg", "report", "figure")
 """Of the command line, that shape a case's files."""
 
 
@@ -466,6 +475,9 @@ def write_files(out: Path, result: Result, arguments: argparse.Namespace) -> set
     result.clock.lap("write")
     preview(out / f"{name}_preview.png", surfaces, result.labels)
     written.add(f"{name}_preview.png")
+    if arguments.figure:
+        written |= {f"{name}_figure.{ending}" for ending in FIGURE_ENDINGS}
+        write_figure(out / f"{name}_figure", name, surfaces, result.labels, arguments.figure)
     result.clock.lap("preview")
     remove_stale_files(out, name, written)
     return written
@@ -607,7 +619,8 @@ def remove_stale_files(out: Path, case: str, written: set[str]) -> None:
     """Remove a case's files but for those just written: of other structures or formats, left by an earlier run."""
     label_maps = [f"{case}{kind}.{ending}" for kind in (LABELMAP, SEGMENTATION) for ending in LABELMAP_FORMATS]
     together = [f"{case}_combined.{ending}" for ending in COMBINED_FORMATS]
-    for name in {*label_maps, *together, f"{case}_seg.dcm"} - written:
+    pictures = [f"{case}_figure.{ending}" for ending in FIGURE_ENDINGS]
+    for name in {*label_maps, *together, *pictures, f"{case}_seg.dcm"} - written:
         (out / name).unlink(missing_ok=True)
     there = list(out.iterdir())  # first: of another case that a process is writing now, label maps come before meshes
     others = {path.name.rpartition(LABELMAP)[0] for path in out.glob(f"*{LABELMAP}.*")}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from implicitmeshnet.shape_model.cohort import Parts
 from implicitmeshnet.shape_model.model import ShapeModel
 from implicitmeshnet.surfaces.figures import BACKGROUND, ENCLOSING_ALPHA, colours, save_figure
-from implicitmeshnet.surfaces.render import Mesh, render
+from implicitmeshnet.surfaces.render import FILLED, VIEW_FROM, Mesh, camera_from, render
 from implicitmeshnet.surfaces.soundness import winding_numbers
 
 DEVIATIONS = (-2.0, 0.0, 2.0)
@@ -32,12 +32,12 @@ def draw_modes(path: Path | str | None, model: ShapeModel, count: int) -> Figure
     figure.subplots_adjust(left=0.03, right=1, bottom=0, top=top, wspace=0, hspace=0)
     shown = shapes_shown(model, count)
     opacities = [ENCLOSING_ALPHA if holds else 1.0 for holds in enclosing(model.parts, model.modes.mean)]
-    fitted = [points for row in shown for points in row]
+    sides_mm = [_side_mm(points) for row in shown for points in row]
     shares = model.modes.variances / model.modes.variances.sum()
     for mode, row in enumerate(shown):
         for column, points in enumerate(row):
             panel = panels[mode, column]
-            panel.imshow(render(coloured(model.parts, points, opacities), PANEL_PIXELS, fitted))
+            panel.imshow(render(coloured(model.parts, points, opacities), PANEL_PIXELS, side_mm=max(sides_mm)))
             panel.set_axis_off()
             if mode == 0:
                 panel.set_title(TITLES[column], color="white", fontsize=11)
@@ -55,6 +55,12 @@ def shapes_shown(model: ShapeModel, count: int) -> list[list[np.ndarray]]:
         only = np.eye(count)[mode]
         rows.append([model.modes.shape(deviation * only) for deviation in DEVIATIONS])
     return rows
+
+
+def _side_mm(points: np.ndarray) -> float:
+    """The side of a picture in which points (P, 3) just fit."""
+    on_screen = points @ camera_from(VIEW_FROM)[:, :2]
+    return float(np.ptp(on_screen, axis=0).max() / FILLED)
 
 
 def enclosing(parts: Parts, points: np.ndarray) -> list[bool]:
