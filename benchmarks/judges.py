@@ -72,8 +72,8 @@ def filled(meshes: np.ndarray, faces: np.ndarray) -> tuple[int, int, float, floa
     """Tetrahedra in which TetGen fills all meshes together, how many are inverted or flat, the smallest dihedral angle,
     and how many percent have one below SHARP_DEG.
 
-    0 tetrahedra where it refuses the surfaces. They stay as they are (-pqYA); where TetGen may divide their faces, four of
-    60 528 tetrahedra of one phantom had the wrong sign, each around points of its own.
+    0 tetrahedra where it refuses the surfaces. They stay as they are (-pqYA); where TetGen may divide their faces, four
+    of 60 528 tetrahedra of one phantom had the wrong sign, around points that TetGen had added.
     """
     import tetgen
 
