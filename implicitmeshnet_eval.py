@@ -10,9 +10,10 @@ and --test_dir_out are the same options' older names.
 Several networks, --implicitmeshnet_config A.json B.json, are averaged: vertices, and probabilities of voxels.
 
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
-<case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply and <case>_seg.dcm; and over all
-cases statistics.csv and statistics.json, what each structure measures, metrics.csv, the comparison with the label where
-one lies beside the image, and report.html, a page to look through all of it.
+<case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply, <case>_seg.dcm and
+<case>_figure.png, .svg and .pdf; and over all cases statistics.csv and statistics.json, what each structure measures,
+metrics.csv, the comparison with the label where one lies beside the image, and report.html, a page to look through all
+of it.
 
 Cases that are finished, with the same networks, options and input files, are left as they are; so the same command goes
 on after any interruption. --jobs=4 shares the cases out among four processes, --shard=2/8 takes the second of eight
@@ -32,6 +33,7 @@ COMBINED_FORMATS = ("ply", "vtp", "vtm")
 LABELMAP_FORMATS = ("nii.gz", "nrrd", "seg.nrrd")
 FINEST_SUBDIVISION = 3
 GAP_MM, WALL_MM = 0.1, 0.5  # those of surfaces.separation and surfaces.walls, which are imported later
+FIGURE_THEMES = ("light", "dark")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -107,6 +109,11 @@ def parse_arguments() -> argparse.Namespace:
         default=WALL_MM,
         metavar="MM",
         help="the same where the segmentation shows a wall around an enclosed structure; default %(default)s",
+    )
+    parser.add_argument(
+        "--figure",
+        choices=FIGURE_THEMES,
+        help="also a figure of each case for print, as PNG, SVG and PDF, on a light or a dark ground",
     )
     parser.add_argument(
         "--split",
@@ -185,6 +192,8 @@ from implicitmeshnet.phases import Stopwatch
 from implicitmeshnet.predict import Predictor, Surfaces, View, preview
 from implicitmeshnet.progress import progress
 from implicitmeshnet.records import FOLDER, Record, Records, digest
+from implicitmeshnet.report.figure import ENDINGS as FIGURE_ENDINGS
+from implicitmeshnet.report.figure import write_figure
 from implicitmeshnet.report.page import (
     ReportedCase,
     page_image,
@@ -210,6 +219,7 @@ from implicitmeshnet.surfaces.files import write_mesh
 from implicitmeshnet.surfaces.label_files import write_labelmap
 from implicitmeshnet.surfaces.labelmap import Mesh, overlaps_ml
 from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances, volume_ml
+from implicitmeshnet.surfaces.quality import QUALITY, triangle_quality
 from implicitmeshnet.surfaces.soundness import crossing_faces_of, mesh_area_mm2, mesh_volume_ml
 from implicitmeshnet.surfaces.subdivide import subdivide
 from implicitmeshnet.training.provenance import LIBRARIES, commit, versions
@@ -229,6 +239,7 @@ OPTIONS = (
     "labelmap",
     "dicom_seg",
     "report",
+    "figure",
     "gap_mm",
     "wall_mm",
 )
@@ -317,7 +328,8 @@ def outcomes_of(
     try:
         yield from outcomes if arguments.quiet else progress(outcomes, "cases", len(cases))
     finally:
-        remove_partials(records.out)  # of processes that were killed
+        for folder in (records.out, records.out / FOLDER):
+            remove_partials(folder)  # of processes that were killed
 
 
 def evaluate(
@@ -495,6 +507,9 @@ def write_files(out: Path, result: Result, arguments: argparse.Namespace) -> set
     result.clock.lap("write")
     preview(out / f"{name}_preview.png", surfaces, result.labels)
     written.add(f"{name}_preview.png")
+    if arguments.figure:
+        written |= {f"{name}_figure.{ending}" for ending in FIGURE_ENDINGS}
+        write_figure(out / f"{name}_figure", name, surfaces, result.labels, arguments.figure)
     result.clock.lap("preview")
     remove_stale_files(out, name, written)
     return written
@@ -574,9 +589,22 @@ def write_tables(out: Path, finished: dict[str, Record], failed: dict[str, str])
             (out / name).unlink(missing_ok=True)
         return rows
     overlaps = [key for key in rows[0] if key.startswith("overlap_")]
-    columns = ("case", "structure", *MEASURED, *overlaps, *CHECKED, *REPAIRED, *COMPARED, "seconds", "warnings")
+    columns = (
+        "case",
+        "structure",
+        *MEASURED,
+        *overlaps,
+        *CHECKED,
+        *REPAIRED,
+        *QUALITY,
+        *COMPARED,
+        "seconds",
+        "warnings",
+    )
     statistics = [{key: row[key] for key in columns} for row in rows]
-    metrics = [{key: value for key, value in row.items() if key not in ("surface_mm2", *REPAIRED)} for row in rows]
+    metrics = [
+        {key: value for key, value in row.items() if key not in ("surface_mm2", *REPAIRED, *QUALITY)} for row in rows
+    ]
     for name, table in zip(names, (metrics, statistics), strict=False):
         write_table(out / name, table)
     phases = {name: record.phases for name, record in finished.items()}
@@ -637,7 +665,8 @@ def remove_stale_files(out: Path, case: str, written: set[str]) -> None:
     """Remove a case's files but for those just written: of other structures or formats, left by an earlier run."""
     label_maps = [f"{case}{kind}.{ending}" for kind in (LABELMAP, SEGMENTATION) for ending in LABELMAP_FORMATS]
     together = [f"{case}_combined.{ending}" for ending in COMBINED_FORMATS]
-    for name in {*label_maps, *together, f"{case}_seg.dcm"} - written:
+    pictures = [f"{case}_figure.{ending}" for ending in FIGURE_ENDINGS]
+    for name in {*label_maps, *together, *pictures, f"{case}_seg.dcm"} - written:
         (out / name).unlink(missing_ok=True)
     there = list(out.iterdir())  # first: of another case that a process is writing now, label maps come before meshes
     others = {path.name.rpartition(LABELMAP)[0] for path in out.glob(f"*{LABELMAP}.*")}
@@ -685,6 +714,7 @@ def measure(surfaces: Surfaces, written: Mesh, structure: int, before: Sequence[
         "move_mean_mm": float(move_mm.mean()),
         "move_p95_mm": float(np.percentile(move_mm, 95)),
         "faces": len(surfaces.faces),
+        **triangle_quality(*written),
     }
 
 

@@ -16,6 +16,11 @@ def create_config() -> None:
     _run("create_config")
 
 
+def create_shape_model() -> None:
+    """implicitmeshnet-shape-model: mean and modes of the meshes of an evaluation."""
+    _run("create_shape_model")
+
+
 def train() -> None:
     """implicitmeshnet-train: train from images and voxel labels."""
     _run("implicitmeshnet_train")

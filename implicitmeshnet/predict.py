@@ -39,6 +39,8 @@ from implicitmeshnet.surfaces.separation import GAP_MM, separate
 from implicitmeshnet.surfaces.soundness import crossing_faces_of
 from implicitmeshnet.surfaces.walls import WALL_MM, walls_mm
 
+POINTS_AT_ONCE = 2**18
+"""Of which probabilities are interpolated: few enough to stay in the cache."""
 TRAINING_ALONE = ("dir", "validation_cases", "fold", "folds", "training_cases", "cache_dir", "intensity_statistics")
 """Keys of data in which averaged networks may differ: of a prediction only a warning hangs on one of them."""
 
@@ -310,14 +312,23 @@ def segmentation_on_grid(logits: torch.Tensor, source: Grid, structures: Structu
         box.append(slice(near[0], near[-1] + 1) if len(near) else slice(0, 0))
         positions.append(line[near])
         index.append(np.floor(line[near]).astype(int))
-    classes = cells.transpose(axes)[np.ix_(*index)]
-    mixed = np.nonzero(classes < 0)
-    points = torch.empty(1, len(mixed[0]), 3)
-    for axis, line, voxels in zip(axes, positions, mixed, strict=True):
-        points[0, :, axis] = torch.from_numpy(2 * line[voxels] / cells.shape[axis] - 1)
-    classes[mixed] = sample_trilinear([probabilities], points)[0].argmax(-1).numpy()
-    labels = np.zeros(grid.shape, np.int16, order="F")  # as files hold it; memory is taken where something is written
-    labels[tuple(box)] = structures.label_map(classes)
+    # From here on in the order in which files hold voxels, the first axis innermost: the result is a plain copy.
+    values = structures.label_map(cells.clip(0)).transpose(axes).T
+    mixed = (cells < 0).transpose(axes).T
+    for axis, of_axis in zip((2, 1, 0), index, strict=True):  # the outermost last, as that copies whole planes
+        values = values.take(of_axis, axis)
+        mixed = mixed.take(of_axis, axis)
+    undecided = np.flatnonzero(mixed)
+    for start in range(0, len(undecided), POINTS_AT_ONCE):
+        chosen = undecided[start : start + POINTS_AT_ONCE]
+        voxels = np.unravel_index(chosen, values.shape)[::-1]
+        points = torch.empty(1, len(chosen), 3)
+        for axis, line, voxel in zip(axes, positions, voxels, strict=True):
+            points[0, :, axis] = torch.from_numpy(2 * line[voxel] / cells.shape[axis] - 1)
+        likeliest = sample_trilinear([probabilities], points)[0].argmax(-1).numpy()
+        values.reshape(-1)[chosen] = structures.label_map(likeliest)
+    labels = np.zeros(grid.shape, np.int16, order="F")  # memory is taken where something is written
+    labels[tuple(box)] = values.T
     return labels
 
 

@@ -21,7 +21,7 @@ from implicitmeshnet.data.formats import DETACHED
 from implicitmeshnet.script import InputError, atomic_path, read_json
 
 FOLDER = ".records"
-OTHER_ROOMS = ("training", "planning", "phantom")
+OTHER_ROOMS = ("training", "planning", "phantom", "shape_model")
 """Of the package, whose source text changes nothing about an evaluation."""
 
 

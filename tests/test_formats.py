@@ -209,6 +209,48 @@ def test_a_series_that_is_no_volume_is_refused_by_name(tmp_path, spoil, sentence
         read_case(case)
 
 
+def write_enhanced(folder, frames, of_class):
+    """An enhanced image as scanners write it: the place of each frame in sequences, none in the header itself."""
+    import pydicom
+    from pydicom.dataset import Dataset
+
+    def group(**values):
+        item = Dataset()
+        for key, value in values.items():
+            setattr(item, key, value)
+        return [item]
+
+    first, *others = write_series(folder, phantom(SIDE), AFFINES["oblique"])
+    slices = [pydicom.dcmread(path) for path in (first, *others)][:frames]
+    for path in others:
+        path.unlink()
+    image = slices[0]
+    measures = group(PixelSpacing=image.PixelSpacing, SliceThickness=2.5)
+    orientation = group(ImageOrientationPatient=image.ImageOrientationPatient)
+    shared = {"PixelMeasuresSequence": measures, "PlaneOrientationSequence": orientation}
+    places = []
+    for each in slices:
+        place = group(ImagePositionPatient=each.ImagePositionPatient)
+        places += group(PlanePositionSequence=place)
+    image.SharedFunctionalGroupsSequence = group(**shared)
+    image.PerFrameFunctionalGroupsSequence = places
+    image.PixelData = b"".join(each.PixelData for each in slices)
+    image.NumberOfFrames = frames
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = of_class
+    for key in ("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"):
+        delattr(image, key)
+    image.save_as(first, enforce_file_format=True)
+
+
+@pytest.mark.parametrize(("number", "name"), [("2.1", "Enhanced CT"), ("4.1", "Enhanced MR"), ("130", "Enhanced PET")])
+@pytest.mark.parametrize(("frames", "found"), [(3, "3 frames"), (1, "one frame")])
+def test_an_enhanced_image_is_refused_by_its_class(tmp_path, number, name, frames, found):
+    write_enhanced(tmp_path / "bad", frames, f"1.2.840.10008.5.1.4.1.1.{number}")
+    (case,) = input_cases(tmp_path / "bad")
+    with pytest.raises(InputError, match=rf"found {found} in .* \({name} Image Storage, enhanced multi-frame"):
+        read_case(case)
+
+
 def test_a_damaged_slice_is_named_beside_its_series(tmp_path):
     paths = write_series(tmp_path / "bad", phantom(SIDE), AFFINES["oblique"])
     cut_short(paths, None, None)

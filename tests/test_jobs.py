@@ -47,6 +47,12 @@ def arguments_of(project, out, *options) -> list[str]:
     return [f"--implicitmeshnet_config={project.config}", f"--input={source}", f"--output={out}", *options]
 
 
+def command_of(project, out, *options) -> list[str]:
+    """The script in a process of its own."""
+    script = str(ROOT / "implicitmeshnet_eval.py")
+    return [sys.executable, script, *arguments_of(project, out, "--device=cpu", *options)]
+
+
 def evaluate(project, out, *options) -> None:
     call(implicitmeshnet_eval, *arguments_of(project, out, "--device=cpu", *options))
 
@@ -167,6 +173,41 @@ def test_shards_together_give_the_tables_of_one_run(project, whole, tmp_path):
     assert set(times(out)) == set(times(whole))
 
 
+def test_shards_at_the_same_time_give_the_tables_of_one_run(project, whole, tmp_path):
+    out = tmp_path / "out"
+    commands = [command_of(project, out, f"--shard={number}/2") for number in (1, 2)]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert tables(out) == tables(whole)
+    assert set(times(out)) == set(times(whole))
+
+
+def test_an_interrupt_ends_all_processes_and_what_is_finished_stays(project, whole, tmp_path):
+    out = tmp_path / "out"
+    command = command_of(project, out, "--jobs=2")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    while not records_of(out):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    message = process.communicate()[1].decode()
+    assert process.returncode == 130
+    assert message.endswith("interrupted\n")
+    assert "Traceback" not in message
+    assert not running_with(out)
+    assert not list(out.rglob("*.partial-*"))
+    finished = records_of(out)
+    evaluate(project, out)
+    assert finished.items() <= records_of(out).items()
+    assert tables(out) == tables(whole)
+
+
+def running_with(out) -> list[str]:
+    """The processes that have a folder in their command line."""
+    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if f"--output={out}" in line]
+
+
 def test_two_jobs_give_the_tables_and_files_of_one(project, whole, tmp_path, capfd):
     out = tmp_path / "out"
     evaluate(project, out, "--jobs=2")
@@ -281,14 +322,21 @@ def test_a_record_of_another_program_or_none_at_all_counts_nothing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_killed_at_random_and_run_again_nothing_is_lost_and_nothing_done_twice(project, whole, tmp_path, jobs):
+def test_killed_at_random_and_run_again_nothing_is_lost_and_nothing_done_twice(project, tmp_path, jobs):
+    """Over 20 cases."""
+    many = SimpleNamespace(folder=tmp_path, config=project.config)
+    (tmp_path / "in").mkdir()
+    for number in range(20):
+        (tmp_path / f"in/{number}_image.nii.gz").symlink_to(project.folder / "in/b_image.nii.gz")
+    whole = tmp_path / "whole"
+    evaluate(many, whole)
     out = tmp_path / "out"
     seed = random.Random(jobs)
-    command = [sys.executable, str(ROOT / "implicitmeshnet_eval.py"), *arguments_of(project, out, f"--jobs={jobs}")]
+    command = command_of(many, out, f"--jobs={jobs}")
     finished: dict[str, int] = {}
     kills = 0
     for _ in range(60):
-        process = subprocess.Popen([*command, "--device=cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (kills < 8 and later(out, finished, seed)):
             time.sleep(0.02)
         if process.poll() is None:

@@ -26,17 +26,20 @@ from formats import (
 from scripts import call, run
 
 import implicitmeshnet_eval
+from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.volume import Grid
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.predict import Predictor
 from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces import combined, dicom_seg, figures, label_files, separation, subdivide, walls
+from implicitmeshnet.surfaces.case_figure import volume_text
 from implicitmeshnet.surfaces.combined import write_combined
 from implicitmeshnet.surfaces.crossing import crossing_faces
 from implicitmeshnet.surfaces.files import read_mesh, write_mesh
 from implicitmeshnet.surfaces.label_files import write_labelmap
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask
+from implicitmeshnet.surfaces.quality import QUALITY, triangle_quality
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_area_mm2, mesh_volume_ml
 
 SIDE = 20
@@ -70,6 +73,48 @@ def test_other_readers_find_each_mesh_where_it_is(tmp_path, grid, reader):
         write_mesh(tmp_path / f"a.{ending}", vertices, faces)
         found = read_mesh_independently(tmp_path / f"a.{ending}", reader) * TO_LPS
         assert farthest_mm(found, vertices) < 1e-4
+
+
+@pytest.mark.parametrize("grid", AFFINES)
+@pytest.mark.parametrize("space", ["LPS", "RAS"])
+@pytest.mark.parametrize("reader", ["meshio", "vtk"])
+def test_other_readers_find_each_mesh_right_side_out_in_either_space(tmp_path, grid, space, reader):
+    pytest.importorskip(reader, reason="not installed")
+    ((vertices, faces), *_) = two_balls(AFFINES[grid])
+    for ending in MESHES:
+        if ending == "vtp" and reader != "vtk":
+            continue
+        path = tmp_path / f"a.{ending}"
+        write_mesh(path, vertices, faces, space)
+        found = read_mesh_independently(path, reader) * (TO_LPS if space == "LPS" else 1)
+        assert farthest_mm(found, vertices) < 1e-4
+        assert volume_independently_ml(path, reader) == pytest.approx(mesh_volume_ml(vertices, faces), rel=1e-4)
+        assert f"SPACE={space}".encode() in path.read_bytes() or ending == "vtp"
+
+
+def volume_independently_ml(path, reader) -> float:
+    """What the faces of a mesh file enclose by another program, negative where they are inside out."""
+    if reader == "meshio":
+        import meshio
+
+        mesh = meshio.read(path)
+        corners = mesh.points[mesh.cells_dict["triangle"]].astype(float)
+    else:
+        from vtk.util.numpy_support import vtk_to_numpy
+
+        points, data = vtk_mesh(path)
+        corners = points[vtk_to_numpy(data.GetPolys().GetConnectivityArray()).reshape(-1, 3)]
+    return float(np.linalg.det(corners).sum()) / 6000
+
+
+def test_meshio_finds_the_colours_of_a_combined_ply(tmp_path):
+    meshio = pytest.importorskip("meshio", reason="meshio is not installed")
+    balls = two_balls(AFFINES["anisotropic"])
+    write_combined(tmp_path / "a.ply", balls, ("LV", "LA"), (500, 420), COLOURS)
+    mesh = meshio.read(tmp_path / "a.ply")
+    colours = np.stack([mesh.point_data[name] for name in ("red", "green", "blue")], 1)
+    colours = colours.astype(np.uint8)  # meshio takes a PLY's uchar for a signed byte
+    np.testing.assert_array_equal(colours[[0, -1]], [(0xE4, 0x43, 0x4B), (0xFF, 0x8F, 0xB1)])
 
 
 def test_a_combined_ply_has_each_structures_colour_at_its_vertices(tmp_path):
@@ -128,6 +173,47 @@ def test_simpleitk_finds_each_label_where_it_is(tmp_path, grid, ending):
     found, affine = read_labels_independently(tmp_path / f"a.{ending}")
     np.testing.assert_array_equal(found, labels)
     np.testing.assert_allclose(affine, where.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", AFFINES)
+@pytest.mark.parametrize("ending", ["nrrd", "seg.nrrd"])
+def test_vtk_reads_each_nrrds_voxels_spacing_and_origin(tmp_path, grid, ending):
+    """Its reader leaves the directions to others, and takes positions as they stand there, in LPS."""
+    vtk = pytest.importorskip("vtk", reason="VTK is not installed")
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    labels, where = labels_of(AFFINES[grid])
+    write_labelmap(tmp_path / f"a.{ending}", labels, where, STRUCTURES, COLOURS)
+    reader = vtk.vtkNrrdReader()
+    assert reader.CanReadFile(str(tmp_path / f"a.{ending}"))
+    reader.SetFileName(str(tmp_path / f"a.{ending}"))
+    reader.Update()
+    image = reader.GetOutput()
+    assert image.GetDimensions() == labels.shape
+    voxels = vtk_to_numpy(image.GetPointData().GetScalars())
+    np.testing.assert_array_equal(voxels.reshape(labels.shape, order="F"), labels)
+    np.testing.assert_allclose(image.GetSpacing(), where.spacing_mm, atol=1e-9)
+    np.testing.assert_allclose(image.GetOrigin(), TO_LPS * where.affine[:3, 3], atol=1e-9)
+
+
+@pytest.mark.parametrize("grid", AFFINES)
+@pytest.mark.parametrize("form", ["QForm", "SForm"])
+def test_vtk_finds_each_nifti_label_where_it_is(tmp_path, grid, form):
+    vtk = pytest.importorskip("vtk", reason="VTK is not installed")
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    labels, where = labels_of(AFFINES[grid])
+    write_labelmap(tmp_path / "a.nii.gz", labels, where, STRUCTURES, COLOURS)
+    reader = vtk.vtkNIFTIImageReader()
+    reader.SetFileName(str(tmp_path / "a.nii.gz"))
+    reader.Update()
+    voxels = vtk_to_numpy(reader.GetOutput().GetPointData().GetScalars()).reshape(labels.shape, order="F")
+    matrix = getattr(reader, f"Get{form}Matrix")()
+    affine = np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+    spacing = reader.GetOutput().GetSpacing()  # VTK's matrices take mm, and its slices may run the other way
+    for value in (500, 420):
+        found = transform(affine, np.argwhere(voxels == value) * spacing)
+        assert farthest_mm(found, transform(where.affine, np.argwhere(labels == value).astype(float))) < 1e-3
 
 
 def test_a_slicer_segmentation_has_names_colours_and_extents(tmp_path):
@@ -248,9 +334,11 @@ def test_statistics_are_of_every_case_and_beside_them_the_metrics_where_a_label_
     assert tree["failed"] == {}
     assert tree["cases"][1]["structures"]["LV"]["surface_mm2"] == pytest.approx(float(rows[2]["surface_mm2"]), rel=1e-4)
     metrics = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
-    assert set(metrics[0]) == set(rows[0]) - {"surface_mm2", *implicitmeshnet_eval.REPAIRED}
+    assert set(metrics[0]) == set(rows[0]) - {"surface_mm2", *implicitmeshnet_eval.REPAIRED, *QUALITY}
     assert [row["faces_crossing_others"] for row in rows] == ["0"] * 4
     assert float(rows[0]["move_p95_mm"]) >= float(rows[0]["move_mean_mm"]) >= 0
+    for key, value in triangle_quality(vertices, faces).items():
+        assert float(rows[2][key]) == pytest.approx(value, rel=1e-4)
 
 
 @pytest.mark.parametrize("ending", ["ply", "stl", "obj"])
@@ -352,6 +440,16 @@ def test_the_colours_are_those_of_the_previews(project, tmp_path):
     mesh = trimesh.load_mesh(tmp_path / "out/a_combined.ply", process=False)
     wanted = bytes.fromhex(figures.colours(["LV", "LA"])["LV"][1:])
     assert bytes(mesh.visual.vertex_colors[0, :3].tolist()) == wanted
+
+
+def test_a_figure_is_written_on_request_and_none_stays_of_an_earlier_run(project, tmp_path):
+    evaluate(project, tmp_path / "out", "--figure=light")
+    rows = list(csv.DictReader((tmp_path / "out/statistics.csv").open()))
+    text = (tmp_path / "out/a_figure.svg").read_text()
+    for row in rows:
+        assert f">{volume_text(float(row['volume_ml']))}<" in text
+    evaluate(project, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*figure*"))
 
 
 def test_the_report_has_every_case_and_what_made_it_and_none_stays_of_an_earlier_run(project, tmp_path):

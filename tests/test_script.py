@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
     "create_phantom_dataset": ["--output_dir=out"],
     "create_config": ["--data_dir=in", "--out=a.json"],
+    "create_shape_model": ["--input_dir=in", "--out=out"],
     "implicitmeshnet_eval": ["--implicitmeshnet_config=a.json", "--test_dir_in=in", "--test_dir_out=out"],
     "implicitmeshnet_train": ["--config=a.json"],
     "mmwhs_create_submission": ["out"],

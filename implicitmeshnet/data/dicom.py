@@ -51,6 +51,15 @@ NO_IMAGES = re.compile(
 )
 """Classes of DICOM objects that are no images, or none to look for structures in: reports, presentation states,
 waveforms, documents, registrations and segmentations, contours, plans."""
+ENHANCED = {
+    "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT",
+    "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT",
+    "1.2.840.10008.5.1.4.1.1.4.1": "Enhanced MR",
+    "1.2.840.10008.5.1.4.1.1.4.4": "Legacy Converted Enhanced MR",
+    "1.2.840.10008.5.1.4.1.1.128.1": "Legacy Converted Enhanced PET",
+    "1.2.840.10008.5.1.4.1.1.130": "Enhanced PET",
+}
+"""Classes of images whose frames each have their place, in sequences that are not read, by what they are called."""
 
 
 class Key(NamedTuple):
@@ -72,6 +81,7 @@ class Slice:
     channels: int
     frames: int
     affine: np.ndarray | None  # (4, 4) mm RAS; None where the header has no position, orientation or pixel spacing
+    uid_of_class: str = ""
 
     @property
     def position_mm(self) -> np.ndarray:  # (3,) of the first pixel
@@ -199,9 +209,12 @@ def _check_alike(series: Series) -> None:
     """Raise InputError where the slices of a series do not make a volume, or are none."""
     first = series.slices[0]
     for each in series.slices:
-        if each.frames > 1:
+        enhanced = ENHANCED.get(each.uid_of_class, "")
+        if each.frames > 1 or enhanced:
+            kind = f"{enhanced} Image Storage, " if enhanced else ""
+            frames = "one frame" if each.frames == 1 else f"{each.frames} frames"
             raise InputError(
-                f"{series}: wanted a file for each slice, found {each.frames} frames in {each.file} (enhanced"
+                f"{series}: wanted a file for each slice, found {frames} in {each.file} ({kind}enhanced"
                 " multi-frame DICOM; dcm2niix makes a NIfTI of it)"
             )
         if each.channels != 1:
@@ -310,7 +323,8 @@ def _slice(file: str, path: Path, name: Path) -> Slice:
     key = Key(uid, folder, tags.get("0020|0011", ""), tags.get("0008|103e", ""))
     shape = header.shape
     frames = shape[2] if len(shape) > 2 else 1
-    return Slice(file, key, shape, header.channels, frames, header.affine if _is_placed(header) else None)
+    affine = header.affine if _is_placed(header) else None
+    return Slice(file, key, shape, header.channels, frames, affine, tags.get("0008|0016", ""))
 
 
 def _is_placed(header: Header) -> bool:

@@ -16,6 +16,7 @@ from implicitmeshnet.script import InputError, shorten
 EXTRA = "pip install 'implicitmeshnet[formats]'"
 DICOM_READER = "GDCMImageIO"
 TAGS = (
+    "0008|0016",  # class
     "0008|103e",  # series description
     "0020|000e",  # series UID
     "0020|0011",  # series number

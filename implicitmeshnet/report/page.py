@@ -7,13 +7,9 @@ no label map of theirs is needed. The meshes are drawn by 80 lines of the page's
 and want WebGL, which remote desktops often lack.
 """
 
-import base64
-import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +18,12 @@ import numpy as np
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.volume import Grid, Volume, box_inside, canonical, resample_image, resample_nearest_onto
 from implicitmeshnet.predict import Surfaces
-from implicitmeshnet.script import atomic_path, read_json, write_json
+from implicitmeshnet.report.parts import blob, packed, write_page
+from implicitmeshnet.script import read_json, write_json
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import colours, letters, plane_name
 from implicitmeshnet.surfaces.metrics import LEAST_AGREEMENT
+from implicitmeshnet.surfaces.quality import QUALITY
 
 MOST_VOXELS = 96
 """Of the page's image along each axis."""
@@ -40,6 +38,7 @@ FINEST_STEP = 2**16 - 1
 SHOWN = (
     "dice", "hd95_mm", "assd_mm", "volume_ml", "mesh_volume_ml", "surface_mm2", "agreement", "self_intersecting_faces",
     "faces_crossing_others", "move_mean_mm", "move_p95_mm",
+    *QUALITY,
 )  # fmt: skip
 """Of the rows of `statistics.csv` what the page shows for each structure."""
 
@@ -198,14 +197,7 @@ def write_report(
         if case.packed is not None:
             blobs.append(blob(f"case-{number}", case.packed))
     tree = report_tree(ordered, structures, settings, failed) | {"vertices": int(faces.max()) + 1}
-    parts = {
-        "style": source("page.css"),
-        "report": json.dumps(tree, allow_nan=False).replace("<", "\\u003c"),  # or a name could end the element
-        "blobs": "\n".join(blobs),
-        "script": source("page.js"),
-    }
-    with atomic_path(path) as temporary:
-        temporary.write_text(filled(source("page.html"), parts), encoding="utf-8")
+    write_page(path, __package__, tree, blobs)
 
 
 def report_tree(
@@ -236,31 +228,6 @@ def report_tree(
         "failed": dict(failed),
         "settings": dict(settings),
     }
-
-
-def packed(data: bytes) -> str:
-    """Bytes as the page holds them: deflated and in base64."""
-    return base64.b64encode(zlib.compress(data)).decode()
-
-
-def blob(name: str, text: str) -> str:
-    """A text as an element of the page that no browser runs or shows."""
-    return f'<script type="text/plain" id="{name}">{text}</script>'
-
-
-def source(name: str) -> str:
-    """A file beside this module."""
-    return (files(__package__) / name).read_text(encoding="utf-8")
-
-
-def filled(template: str, parts: Mapping[str, str]) -> str:
-    """A template with @name@ replaced by each part, whatever stands in the parts."""
-    text = template
-    pieces = []
-    for name, part in parts.items():  # in the template's order
-        before, _, text = text.partition(f"@{name}@")
-        pieces += [before, part]
-    return "".join([*pieces, text])
 
 
 def finite(value: float | None) -> float | None:

@@ -22,17 +22,21 @@ class Fragments(NamedTuple):
     normal: np.ndarray  # (N, 3) unit normals on the screen
 
 
-def render(meshes: Sequence[Mesh], pixels: int) -> np.ndarray:
+def render(
+    meshes: Sequence[Mesh], pixels: int, view_from: Sequence[float] = VIEW_FROM, side_mm: float | None = None
+) -> np.ndarray:
     """Shaded view of meshes (vertices_mm (V, 3) RAS, faces (F, 3), RGBA (4,)): float RGBA (pixels, pixels, 4).
 
-    Parallel projection along VIEW_FROM with superior up; normals are interpolated (Phong shading). Of each mesh the
-    nearest front face shows, over whatever lies behind it where its colour is translucent.
+    Parallel projection from the direction `view_from` (3,), not along the body's long axis, with superior up; the
+    picture's side is `side_mm`, by default as long as the meshes just fit in. Normals are interpolated (Phong shading).
+    Of each mesh the nearest front face shows, over whatever lies behind it where its colour is translucent.
     """
     size = pixels * SAMPLES
     pixel = []
     depth = []
     colour = []
-    for screen, (_, faces, rgba) in zip(_on_screen(meshes, size), meshes, strict=True):
+    on_screen = _on_screen(meshes, size, view_from, side_mm)
+    for screen, (_, faces, rgba) in zip(on_screen, meshes, strict=True):
         nearest = _nearest(_fragments(screen, np.asarray(faces), size))
         pixel.append(nearest.pixel)
         depth.append(nearest.depth)
@@ -44,21 +48,23 @@ def render(meshes: Sequence[Mesh], pixels: int) -> np.ndarray:
     return picture[::-1].clip(0, 1)
 
 
-def _on_screen(meshes: Sequence[Mesh], size: int) -> list[np.ndarray]:
+def _on_screen(
+    meshes: Sequence[Mesh], size: int, view_from: Sequence[float], side_mm: float | None
+) -> list[np.ndarray]:
     """Each mesh's vertices (V, 3) as right, up and towards the viewer in pixels, all meshes centred on the screen."""
-    camera = _camera()
+    camera = camera_from(view_from)
     views = [np.asarray(vertices, dtype=np.float64) @ camera for vertices, _, _ in meshes]
     low = np.min([view.min(axis=0) for view in views], axis=0)
     high = np.max([view.max(axis=0) for view in views], axis=0)
     middle = (low + high) / 2
     longest = max((high - low)[:2].max(), 1e-9)
-    scale = FILLED * size / longest
+    scale = size / (longest / FILLED if side_mm is None else side_mm)
     return [(view - middle) * scale + [size / 2, size / 2, 0] for view in views]
 
 
-def _camera() -> np.ndarray:
+def camera_from(view_from: Sequence[float]) -> np.ndarray:
     """The matrix (3, 3) that takes a row in world RAS to right, up and towards the viewer."""
-    toward = np.divide(VIEW_FROM, np.linalg.norm(VIEW_FROM))
+    toward = np.divide(view_from, np.linalg.norm(view_from))
     right = np.cross((0.0, 0.0, 1.0), toward) / np.hypot(*toward[:2])
     up = np.cross(toward, right)
     return np.stack([right, up, toward], axis=1)

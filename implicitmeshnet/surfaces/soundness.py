@@ -46,6 +46,19 @@ def is_closed(faces: np.ndarray) -> bool:
     return bool(opposed and once)
 
 
+def winding_numbers(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """How often a closed mesh, (V, 3) and (F, 3), winds around each of points (N, 3): 1 inside, 0 outside.
+
+    The sum of the faces' solid angles (van Oosterom and Strackee, IEEE Transactions on Biomedical Engineering 30,
+    1983); on the surface itself it is between the two. Takes memory for N x F x 9 numbers.
+    """
+    a, b, c = (corner - np.asarray(points, dtype=np.float64)[:, None] for corner in _corners(vertices, faces))
+    la, lb, lc = (np.linalg.norm(each, axis=2) for each in (a, b, c))
+    volume = _dot(a, np.cross(b, c))
+    spread = la * lb * lc + _dot(a, b) * lc + _dot(b, c) * la + _dot(c, a) * lb
+    return np.arctan2(volume, spread).sum(axis=1) / (2 * np.pi)
+
+
 def self_intersecting_faces(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """The faces, bool (F,), that cross or touch another with which they share no vertex there; (V, 3) and (F, 3).
 
