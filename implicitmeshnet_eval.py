@@ -602,8 +602,9 @@ def write_tables(out: Path, finished: dict[str, Record], failed: dict[str, str])
         "warnings",
     )
     statistics = [{key: row[key] for key in columns} for row in rows]
-    left_out = ("surface_mm2", *REPAIRED, *QUALITY)
-    metrics = [{key: value for key, value in row.items() if key not in left_out} for row in rows]
+    metrics = [
+        {key: value for key, value in row.items() if key not in ("surface_mm2", *REPAIRED, *QUALITY)} for row in rows
+    ]
     for name, table in zip(names, (metrics, statistics), strict=False):
         write_table(out / name, table)
     phases = {name: record.phases for name, record in finished.items()}

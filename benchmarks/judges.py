@@ -72,7 +72,8 @@ def filled(meshes: np.ndarray, faces: np.ndarray) -> tuple[int, int, float, floa
     """Tetrahedra in which TetGen fills all meshes together, how many are inverted or flat, the smallest dihedral angle,
     and how many percent have one below SHARP_DEG.
 
-    0 tetrahedra where it refuses the surfaces.
+    0 tetrahedra where it refuses the surfaces. They stay as they are (-pqYA); where TetGen may divide their faces, four
+    of 60 528 tetrahedra of one phantom had the wrong sign, around points that TetGen had added.
     """
     import tetgen
 
@@ -80,7 +81,7 @@ def filled(meshes: np.ndarray, faces: np.ndarray) -> tuple[int, int, float, floa
     numbered = np.concatenate([faces + size * number for number in range(count)])
     mesher = tetgen.TetGen(meshes.reshape(-1, 3).astype(np.float64), numbered.astype(np.int32))
     try:
-        nodes, elements, *_ = mesher.tetrahedralize(plc=True, quality=True, regionattrib=True)
+        nodes, elements, *_ = mesher.tetrahedralize(plc=True, quality=True, nobisect=True, regionattrib=True)
     except RuntimeError:
         return 0, 0, 0.0, 0.0
     corners = nodes[elements[:, :4]]  # (T, 4, 3)
