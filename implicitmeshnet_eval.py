@@ -10,8 +10,8 @@ and --test_dir_out are the same options' older names.
 Several networks, --implicitmeshnet_config A.json B.json, are averaged: vertices, and probabilities of voxels.
 
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
-<case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply, <case>_seg.dcm and
-<case>_figure.png, .svg and .pdf; and over all cases statistics.csv and statistics.json, what each structure measures,
+<case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply, <case>_conforming.vtp,
+<case>_seg.dcm and <case>_figure.png, .svg and .pdf; and over all cases statistics.csv and statistics.json, what each structure measures,
 metrics.csv, the comparison with the label where one lies beside the image, and report.html, a page to look through all
 of it.
 
@@ -73,6 +73,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--combined", choices=COMBINED_FORMATS, help="also all structures in one coloured file; vtm lists vtp meshes"
+    )
+    parser.add_argument(
+        "--conforming", action="store_true", help="also one surface in which structures that touch share their wall"
     )
     parser.add_argument(
         "--subdivide",
@@ -213,7 +216,8 @@ from implicitmeshnet.script import (
     write_table,
 )
 from implicitmeshnet.surfaces import dicom_seg
-from implicitmeshnet.surfaces.combined import write_combined, write_multiblock
+from implicitmeshnet.surfaces.combined import write_combined, write_multiblock, write_shared_walls
+from implicitmeshnet.surfaces.conforming import conforming_surface
 from implicitmeshnet.surfaces.figures import colours
 from implicitmeshnet.surfaces.files import write_mesh
 from implicitmeshnet.surfaces.label_files import write_labelmap
@@ -235,6 +239,7 @@ OPTIONS = (
     "space",
     "structures",
     "combined",
+    "conforming",
     "subdivide",
     "labelmap",
     "dicom_seg",
@@ -502,6 +507,10 @@ def write_files(out: Path, result: Result, arguments: argparse.Namespace) -> set
     if arguments.combined:
         written.add(f"{name}_combined.{arguments.combined}")
         write_together(out / f"{name}_combined.{arguments.combined}", result, stems, palette, arguments.space)
+    if arguments.conforming:
+        written.add(f"{name}_conforming.vtp")
+        kept_wall_mm = (arguments.gap_mm + arguments.wall_mm) / 2
+        write_conforming(out / f"{name}_conforming.vtp", result, kept_wall_mm, arguments.space)
     if arguments.dicom_seg and result.case.series and write_seg(out / f"{name}_seg.dcm", result, palette):
         written.add(f"{name}_seg.dcm")
     result.clock.lap("write")
@@ -522,6 +531,20 @@ def write_together(path: Path, result: Result, stems: Sequence[str], palette: Se
         write_multiblock(path, [f"{stem}_mesh.vtp" for stem in stems], structures.names)
     else:
         write_combined(path, result.meshes, structures.names, list(structures.written.values()), palette, space)
+
+
+def write_conforming(path: Path, result: Result, kept_wall_mm: float, space: str) -> None:
+    """Write the surface of a case's structures with shared walls; warnings say what is not as it should be."""
+    structures = result.surfaces.structures
+    surface = conforming_surface(result.surfaces.meshes, structures, kept_wall_mm)
+    values = list(structures.written.values())
+    write_shared_walls(path, (surface.vertices, surface.faces), surface.regions, structures.names, values, space)
+    for structure in surface.missing:
+        spacing = f"{surface.field.spacing_mm:.2g} mm"
+        result.warnings.append(f"{path.name}: lacks {structures.names[structure]}, too small for a grid of {spacing}")
+    if surface.field.critical:
+        places = surface.field.critical
+        result.warnings.append(f"{path.name}: at {places} places the surface around a region touches itself")
 
 
 def write_seg(path: Path, result: Result, palette: Sequence[str]) -> bool:
@@ -666,7 +689,7 @@ def remove_stale_files(out: Path, case: str, written: set[str]) -> None:
     label_maps = [f"{case}{kind}.{ending}" for kind in (LABELMAP, SEGMENTATION) for ending in LABELMAP_FORMATS]
     together = [f"{case}_combined.{ending}" for ending in COMBINED_FORMATS]
     pictures = [f"{case}_figure.{ending}" for ending in FIGURE_ENDINGS]
-    for name in {*label_maps, *together, *pictures, f"{case}_seg.dcm"} - written:
+    for name in {*label_maps, *together, *pictures, f"{case}_conforming.vtp", f"{case}_seg.dcm"} - written:
         (out / name).unlink(missing_ok=True)
     there = list(out.iterdir())  # first: of another case that a process is writing now, label maps come before meshes
     others = {path.name.rpartition(LABELMAP)[0] for path in out.glob(f"*{LABELMAP}.*")}

@@ -12,6 +12,8 @@ from itertools import permutations
 
 import numpy as np
 
+from implicitmeshnet.surfaces.conforming import Conforming
+
 SHARP_DEG = 5.0
 
 
@@ -75,22 +77,58 @@ def filled(meshes: np.ndarray, faces: np.ndarray) -> tuple[int, int, float, floa
     0 tetrahedra where it refuses the surfaces. They stay as they are (-pqYA); where TetGen may divide their faces, four
     of 60 528 tetrahedra of one phantom had the wrong sign, around points that TetGen had added.
     """
-    import tetgen
-
     count, size, _ = meshes.shape
     numbered = np.concatenate([faces + size * number for number in range(count)])
-    mesher = tetgen.TetGen(meshes.reshape(-1, 3).astype(np.float64), numbered.astype(np.int32))
+    found = _tetrahedra(meshes.reshape(-1, 3), numbered)
+    return (0, 0, 0.0, 0.0) if found is None else _quality(found[0])
+
+
+def filled_regions(surface: Conforming) -> tuple[tuple[int, int, float, float], np.ndarray]:
+    """What `filled` says of a surface with shared walls, and how many mm^3 of tetrahedra each of its regions has.
+
+    The latter are (S + 1,); the first, of what is outside, are those of hollows between the structures. What TetGen
+    fills between walls is of the region in which most of it lies.
+    """
+    field = surface.field
+    volumes = np.zeros(len(field.depths))
+    found = _tetrahedra(surface.vertices, surface.faces)
+    if found is None:
+        return (0, 0, 0.0, 0.0), volumes
+    corners, chambers = found
+    own = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / 6
+    voxels = np.rint((corners.mean(1) - field.origin_mm) / field.spacing_mm).astype(int)
+    claims = np.zeros((chambers.max() + 1, len(volumes)))
+    np.add.at(claims, (chambers, field.labels[tuple(voxels.T)]), own)
+    np.add.at(volumes, claims.argmax(1), claims.sum(1))
+    return _quality(corners), volumes
+
+
+def _tetrahedra(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """TetGen's tetrahedra (T, 4 corners, 3), and which of the chambers between the faces each fills, (T,) from 0 on.
+
+    None where it refuses the faces.
+    """
+    import tetgen
+
+    mesher = tetgen.TetGen(points.astype(np.float64), faces.astype(np.int32))
     try:
-        nodes, elements, *_ = mesher.tetrahedralize(plc=True, quality=True, nobisect=True, regionattrib=True)
+        nodes, elements, attributes, *_ = mesher.tetrahedralize(
+            plc=True, quality=True, nobisect=True, regionattrib=True
+        )
     except RuntimeError:
-        return 0, 0, 0.0, 0.0
-    corners = nodes[elements[:, :4]]  # (T, 4, 3)
+        return None
+    _, chambers = np.unique(attributes, return_inverse=True)
+    return nodes[elements[:, :4]], chambers.ravel()
+
+
+def _quality(corners: np.ndarray) -> tuple[int, int, float, float]:
+    """What `filled` says of tetrahedra (T, 4, 3)."""
     edges = corners[:, 1:] - corners[:, :1]
     volumes = np.linalg.det(edges)
     wanted = np.sign(np.median(volumes))  # TetGen's own order of corners
     smallest = dihedral_angles_deg(corners).min(1)
     sharp = 100 * float((smallest < SHARP_DEG).mean())
-    return len(elements), int((volumes * wanted <= 0).sum()), float(smallest.min()), sharp
+    return len(corners), int((volumes * wanted <= 0).sum()), float(smallest.min()), sharp
 
 
 def dihedral_angles_deg(corners: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""All structures of a case in one coloured file: PLY, VTP, or a VTM that lists the structures' own VTP files."""
+"""All structures of a case in one file: coloured PLY or VTP, a VTM that lists their own VTP files, or shared walls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +55,35 @@ def write_combined(
         temporary.write_bytes(content)
 
 
+def write_shared_walls(
+    path: Path | str,
+    mesh: Mesh,
+    regions: np.ndarray,
+    names: Sequence[str],
+    values: Sequence[int],
+    space: str = "LPS",
+) -> None:
+    """Write a surface between regions, vertices in world mm RAS, as VTP in LPS or RAS.
+
+    `regions` (F, 2) says which two structures each face lies between, s + 1 for structure s of these names and label
+    values and 0 for outside, counter-clockwise seen from the second. The label values become the cell arrays
+    `region_inside` and `region_outside`, names and values field data as of `write_combined`. Raises InputError where
+    the file cannot be written.
+    """
+    vertices, faces = mesh
+    of_faces = np.array([0, *values], "<i4")[regions]
+    cells = vtp_array("Int32", "region_inside", of_faces[:, 0]) + vtp_array("Int32", "region_outside", of_faces[:, 1])
+    content = vtp_document(
+        (vertices * SIGNS[space]).astype("<f4"),
+        faces,
+        space,
+        _named_values(names, values),
+        f'<CellData Scalars="region_inside">\n{cells}</CellData>\n',
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_multiblock(path: Path | str, files: Sequence[str], names: Sequence[str]) -> None:
     """Write a .vtm: a VTK multi-block data set whose blocks, of these names, are VTP files of the same folder.
 
@@ -77,6 +106,11 @@ def _bytes(colours: Sequence[str]) -> np.ndarray:
     return np.array([list(bytes.fromhex(colour.removeprefix("#"))) for colour in colours], np.uint8)
 
 
+def _named_values(names: Sequence[str], values: Sequence[int]) -> str:
+    """Field data of a VTP that say which structures have which label values."""
+    return field_strings("structure_names", names) + field_array("structure_values", np.asarray(values, "<i4"))
+
+
 def _ply(scene: Together) -> bytes:
     records = np.empty(len(scene.vertices), dtype=[("position", "<f4", 3), ("colour", "u1", 3)])
     records["position"] = scene.vertices
@@ -96,7 +130,7 @@ def _ply(scene: Together) -> bytes:
 def _vtp(scene: Together) -> bytes:
     structure = np.asarray(scene.values, "<i4")
     of_faces = scene.owner[scene.faces[:, 0]]
-    fields = field_strings("structure_names", scene.names) + field_array("structure_values", structure)
+    fields = _named_values(scene.names, scene.values)
     points = vtp_array("Int32", "structure", structure[scene.owner])
     cells = vtp_array("Int32", "structure", structure[of_faces])
     cells += vtp_array("UInt8", "colour", scene.colours[of_faces], ' NumberOfComponents="3"')

@@ -9,7 +9,7 @@ nothing, so that an end exists.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -21,9 +21,6 @@ from implicitmeshnet.surfaces.labelmap import Mesh
 from implicitmeshnet.surfaces.quality import smallest_angles
 from implicitmeshnet.surfaces.regions import CORNERS, RegionField, region_field
 
-KEPT_WALL_MM = 0.3
-"""Walls around enclosed structures that are thicker stay: between the default gap and the default wall of separated
-meshes."""
 INSET = 0.1
 """Of a cell's side, that vertices keep from its faces."""
 RELAXATIONS = 10
@@ -41,10 +38,18 @@ class Conforming:
 
     vertices: np.ndarray  # (V, 3) float64 in world mm, such that float32 holds the very numbers
     faces: np.ndarray  # (F, 3)
-    regions: np.ndarray  # (F, 2) which the face lies between; counter-clockwise seen from the second, which is larger or 0
+    regions: (
+        np.ndarray
+    )  # (F, 2) which the face lies between; counter-clockwise seen from the second, which is larger or 0
     field: RegionField  # that the surface was made of
     retreated: int
     """Vertices that were moved for no faces to cross."""
+
+    @property
+    def missing(self) -> list[int]:
+        """The structures that the grid is too coarse for, none of which is in the surface."""
+        regions = np.arange(1, len(self.field.depths))
+        return (regions[~np.isin(regions, self.regions)] - 1).tolist()
 
     def around(self, region: int) -> Mesh:
         """The closed surface around one region, faces counter-clockwise from outside it; vertices are those of all."""
@@ -53,12 +58,10 @@ class Conforming:
         return self.vertices, np.concatenate([outward, inward[:, ::-1]])
 
 
-def conforming_surface(
-    meshes: Sequence[Mesh], structures: Structures, kept_wall_mm: float = KEPT_WALL_MM
-) -> Conforming:
-    """The surface of structures' closed meshes, vertices in world mm; see `regions.region_field` for what changes.
+def conforming_surface(meshes: Sequence[Mesh], structures: Structures, kept_wall_mm: float) -> Conforming:
+    """The surface of structures' closed meshes, vertices in world mm.
 
-    The same input gives the same surface. Raises InputError for coordinates that are not finite.
+    See `regions.region_field` for what the grid changes, and for `kept_wall_mm`. The same input gives the same surface. Raises InputError for coordinates that are not finite.
     """
     field = region_field(meshes, structures, kept_wall_mm)
     dual = _dual(field.labels)

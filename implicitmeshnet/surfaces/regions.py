@@ -100,9 +100,7 @@ def _distance(mesh: Mesh, origin_mm: np.ndarray, spacing_mm: float, shape: np.nd
     return distance
 
 
-def _thicken_walls(
-    distances: np.ndarray, structures: Structures, kept_wall_mm: float, resolved_mm: float
-) -> None:
+def _thicken_walls(distances: np.ndarray, structures: Structures, kept_wall_mm: float, resolved_mm: float) -> None:
     """Move enclosed structures inward, as their distances (S, X, Y, Z) say, where a wall is too thin for the grid."""
     for outer, inside in enumerate(structures.encloses):
         for inner in inside:
@@ -227,4 +225,6 @@ def _critical(labels: np.ndarray) -> np.ndarray:
 
 def _corner(labels: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """One voxel of every cell of labels (..., X, Y, Z)."""
-    return labels[(..., *(slice(start, size - 1 + start) for start, size in zip(offset, labels.shape[-3:], strict=True)))]
+    return labels[
+        (..., *(slice(start, size - 1 + start) for start, size in zip(offset, labels.shape[-3:], strict=True)))
+    ]
