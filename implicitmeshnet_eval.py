@@ -11,9 +11,9 @@ Several networks, --implicitmeshnet_config A.json B.json, are averaged: vertices
 
 Writes per case <case>_mesh.ply (<case>_<structure>_mesh.ply for several structures), <case>_mesh_labelmap.nii.gz,
 <case>_unet_segmentation.nii.gz and <case>_preview.png, on request <case>_combined.ply, <case>_conforming.vtp,
-<case>_seg.dcm and <case>_figure.png, .svg and .pdf; and over all cases statistics.csv and statistics.json, what each structure measures,
-metrics.csv, the comparison with the label where one lies beside the image, and report.html, a page to look through all
-of it.
+<case>_seg.dcm and <case>_figure.png, .svg and .pdf; and over all cases statistics.csv and statistics.json, what each
+structure measures, metrics.csv, the comparison with the label where one lies beside the image, and report.html, a page
+to look through all of it.
 
 Cases that are finished, with the same networks, options and input files, are left as they are; so the same command goes
 on after any interruption. --jobs=4 shares the cases out among four processes, --shard=2/8 takes the second of eight

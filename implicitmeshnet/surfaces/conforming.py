@@ -1,11 +1,11 @@
 """One surface of several structures, in which those that touch share their wall, for mesh generators and solvers.
 
 The meshes become a field of labels (`regions`), and that a surface by the dual of its grid: a vertex in each cell of
-eight voxels that has several labels, a face between any two neighbouring voxels of different ones (SurfaceNets, Gibson,
-MICCAI 1998; of several labels Frisken, Journal of Computer Graphics Techniques 11, 2022). Vertices lie where the signed
-distances of the regions are equal, and are spread evenly over the surface; they stay in their cells. Where faces cross
-nevertheless their vertices go towards the middles of their cells, in which the surface is that of the voxels and crosses
-nothing, so that an end exists.
+eight voxels that has several labels, a face between any two neighbouring voxels of different ones (SurfaceNets: Gibson,
+MICCAI 1998; of several labels: Frisken, Journal of Computer Graphics Techniques 11, 2022). Vertices lie where the
+signed distances of the regions are equal, spread evenly over the surface, and stay in their cells. Where faces cross
+nevertheless, their vertices go towards the middles of their cells: there the surface is that of the voxels, which
+crosses nothing, so that an end exists.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,8 @@ class Conforming:
 def conforming_surface(meshes: Sequence[Mesh], structures: Structures, kept_wall_mm: float) -> Conforming:
     """The surface of structures' closed meshes, vertices in world mm.
 
-    See `regions.region_field` for what the grid changes, and for `kept_wall_mm`. The same input gives the same surface. Raises InputError for coordinates that are not finite.
+    See `regions.region_field` for what the grid changes, and for `kept_wall_mm`. The same input gives the same surface.
+    Raises InputError for coordinates that are not finite.
     """
     field = region_field(meshes, structures, kept_wall_mm)
     dual = _dual(field.labels)
@@ -116,17 +117,17 @@ def _is_first(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _around_edges(voxels: np.ndarray, axis: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The four cells around the edges from voxels (Q, 3) along an axis, counter-clockwise from above: numbers (Q, 4)."""
+    """The four cells around edges along an axis from voxels (Q, 3), counter-clockwise from above, as numbers (Q, 4)."""
     second = np.eye(3, dtype=int)[(axis + 1) % 3]
     third = np.eye(3, dtype=int)[(axis + 2) % 3]
     around = [voxels - second - third, voxels - third, voxels, voxels - second]
     return np.stack([np.ravel_multi_index(tuple(cell.T), shape) for cell in around], 1)
 
 
-def _corner_depths(dual: Dual, field: RegionField, regions: np.ndarray) -> np.ndarray:
-    """The depths of one region for each cell, (V,), at the cell's voxels: (V, 8) in spacings."""
-    voxels = np.moveaxis(dual.cells[:, None] + CORNERS, -1, 0)
-    return field.depths[(regions[:, None], *voxels)].astype(np.float64) / field.spacing_mm
+def _depths_at(dual: Dual, field: RegionField, corner: int, regions: np.ndarray) -> np.ndarray:
+    """The signed distances of regions (V,), one for each cell, at one of the cell's voxels: (V,) in spacings."""
+    voxels = dual.cells + CORNERS[corner]
+    return field.depths[(regions, *voxels.T)].astype(np.float64) / field.spacing_mm
 
 
 def _crossings(dual: Dual, field: RegionField) -> np.ndarray:
@@ -136,10 +137,9 @@ def _crossings(dual: Dual, field: RegionField) -> np.ndarray:
     for one, other in EDGES:
         first = dual.labels[:, one].astype(int)
         second = dual.labels[:, other].astype(int)
-        of_first = _corner_depths(dual, field, first)
-        of_second = _corner_depths(dual, field, second)
-        start = (of_second - of_first)[:, one]  # how much deeper the voxel lies in its own region
-        end = (of_first - of_second)[:, other]
+        # How much deeper each voxel lies in its own region.
+        start = _depths_at(dual, field, one, second) - _depths_at(dual, field, one, first)
+        end = _depths_at(dual, field, other, first) - _depths_at(dual, field, other, second)
         known = (start > 0) & (end > 0)
         share = np.where(known, start / np.where(known, start + end, 1), 0.5)
         crossed = first != second
@@ -186,7 +186,10 @@ def _difference(dual: Dual, field: RegionField) -> np.ndarray:
     """
     low = dual.labels.min(1).astype(int)
     high = dual.labels.max(1).astype(int)
-    difference = _corner_depths(dual, field, high) - _corner_depths(dual, field, low)
+    differences = []
+    for corner in range(len(CORNERS)):
+        differences.append(_depths_at(dual, field, corner, high) - _depths_at(dual, field, corner, low))
+    difference = np.stack(differences, 1)
     in_high = dual.labels == high[:, None]
     return np.where(in_high, np.minimum(difference, -INSET), np.maximum(difference, INSET))
 
@@ -229,8 +232,8 @@ def _without_crossings(dual: Dual, places: np.ndarray, field: RegionField) -> Co
 def _triangles(dual: Dual, vertices: np.ndarray) -> np.ndarray:
     """Each quad cut into two triangles (2 Q, 3) along the diagonal that leaves the larger smallest angle.
 
-    No triangle may look backward along the quad's axis; as the vertices lie in four quadrants around it, there is always
-    a diagonal for that.
+    No triangle may look backward along the quad's axis: the vertices lie in four quadrants around that, so there is
+    always such a diagonal.
     """
     cuts = []
     worth = []
@@ -246,7 +249,7 @@ def _triangles(dual: Dual, vertices: np.ndarray) -> np.ndarray:
 
 
 def _along_axis(vertices: np.ndarray, cut: np.ndarray, dual: Dual) -> np.ndarray:
-    """How far the normals of each quad's two triangles (Q, 2, 3) go the way that the quad looks along its axis: (Q, 2)."""
+    """How far the normals of each quad's triangles (Q, 2, 3) go the way that the quad looks along its axis: (Q, 2)."""
     a, b, c = (vertices[cut[..., corner]] for corner in range(3))
     normals = np.cross(b - a, c - a)
     along = np.take_along_axis(normals, dual.axes[:, None, None], 2)[..., 0]

@@ -32,7 +32,7 @@ RESOLVED = 3**0.5
 SMALL = 27
 """Voxels; smaller pieces of a region go to their surroundings."""
 ROUNDS = 8
-"""In which voxels change to make the regions manifold."""
+"""In which voxels change for the regions to become manifold, and whole."""
 CORNERS = np.array(list(product((0, 1), repeat=3)))
 """The eight voxels of a cell (8, 3); those that lie across from each other add up to 7."""
 SQUARES = [np.flatnonzero(CORNERS[:, axis] == side) for axis in range(3) for side in (0, 1)]
@@ -64,8 +64,11 @@ def region_field(meshes: Sequence[Mesh], structures: Structures, kept_wall_mm: f
     depths = _depths(distances, structures)
     _close_gaps(depths, resolved_mm)
     labels = depths.argmin(0).astype(np.uint8)
-    _remove_small_pieces(labels, depths)
-    _make_manifold(labels, depths)
+    for _ in range(ROUNDS):
+        pieces = _remove_small_pieces(labels, depths)
+        changes = _make_manifold(labels, depths)
+        if not pieces and not changes:
+            break
     critical = np.count_nonzero(_critical(labels))
     return RegionField(labels, depths, origin_mm, spacing_mm, critical)
 
@@ -149,8 +152,12 @@ def _gradient(depth: np.ndarray, voxels: tuple[np.ndarray, ...]) -> np.ndarray:
     return np.stack(along)
 
 
-def _remove_small_pieces(labels: np.ndarray, depths: np.ndarray) -> None:
-    """Give small pieces of regions to what is deepest there otherwise; the largest piece of each stays."""
+def _remove_small_pieces(labels: np.ndarray, depths: np.ndarray) -> int:
+    """Give small pieces of regions to what is deepest there otherwise; the largest piece of each stays.
+
+    Gives how many voxels changed.
+    """
+    changed = 0
     for region in range(len(depths)):
         pieces, _ = label(labels == region)
         sizes = np.bincount(pieces.ravel())[1:]
@@ -159,18 +166,22 @@ def _remove_small_pieces(labels: np.ndarray, depths: np.ndarray) -> None:
         small = sizes < SMALL
         small[sizes.argmax()] = False
         voxels = np.nonzero(np.concatenate([[False], small])[pieces])
-        others = depths[(slice(None), *voxels)].copy()
-        others[region] = np.inf
-        labels[voxels] = others.argmin(0)
+        others = depths[(slice(None), *voxels)]
+        depths[(region, *voxels)] = others.max(0) + MARGIN  # so that it comes back last of all
+        labels[voxels] = depths[(slice(None), *voxels)].argmin(0)
+        changed += len(voxels[0])
+    return changed
 
 
-def _make_manifold(labels: np.ndarray, depths: np.ndarray) -> None:
-    """Change single voxels where the surface around a region is no manifold, each change leaving fewer such places."""
-    for _ in range(ROUNDS):
-        cells = np.argwhere(_critical(labels))
-        changed = [_mend(labels, depths, cell) for cell in cells]
-        if not any(changed):
-            return
+def _make_manifold(labels: np.ndarray, depths: np.ndarray) -> int:
+    """Change single voxels where the surface around a region is no manifold, as long as fewer such places are left.
+
+    Gives how many voxels changed.
+    """
+    changed = 0
+    for cell in np.argwhere(_critical(labels)):
+        changed += _mend(labels, depths, cell)
+    return changed
 
 
 def _mend(labels: np.ndarray, depths: np.ndarray, cell: np.ndarray) -> bool:
