@@ -23,9 +23,13 @@ from implicitmeshnet.surfaces.regions import CORNERS, RegionField, region_field
 
 INSET = 0.1
 """Of a cell's side, that vertices keep from its faces."""
+LEAST = 0.02
+"""Spacings by which a voxel lies deeper in its own region than in others, for places to be found in between."""
 RELAXATIONS = 10
 STEP = 0.5
 """Of the way to the mean of its neighbours that a vertex goes in a relaxation."""
+FLAT = 0.1
+"""Slope of a difference, per cell, below which its zero is sought no farther."""
 RETREATS = 4
 """In so many steps a vertex goes to the middle of its cell."""
 EDGES = [(one, other) for one, other in combinations(range(8), 2) if np.abs(CORNERS[one] - CORNERS[other]).sum() == 1]
@@ -124,9 +128,8 @@ def _around_edges(voxels: np.ndarray, axis: int, shape: tuple[int, ...]) -> np.n
     return np.stack([np.ravel_multi_index(tuple(cell.T), shape) for cell in around], 1)
 
 
-def _depths_at(dual: Dual, field: RegionField, corner: int, regions: np.ndarray) -> np.ndarray:
-    """The signed distances of regions (V,), one for each cell, at one of the cell's voxels: (V,) in spacings."""
-    voxels = dual.cells + CORNERS[corner]
+def _depths_at(field: RegionField, voxels: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """The signed distances of regions (N,), one for each of the voxels (N, 3), in spacings."""
     return field.depths[(regions, *voxels.T)].astype(np.float64) / field.spacing_mm
 
 
@@ -138,8 +141,10 @@ def _crossings(dual: Dual, field: RegionField) -> np.ndarray:
         first = dual.labels[:, one].astype(int)
         second = dual.labels[:, other].astype(int)
         # How much deeper each voxel lies in its own region.
-        start = _depths_at(dual, field, one, second) - _depths_at(dual, field, one, first)
-        end = _depths_at(dual, field, other, first) - _depths_at(dual, field, other, second)
+        at_one = dual.cells + CORNERS[one]
+        at_other = dual.cells + CORNERS[other]
+        start = _depths_at(field, at_one, second) - _depths_at(field, at_one, first)
+        end = _depths_at(field, at_other, first) - _depths_at(field, at_other, second)
         known = (start > 0) & (end > 0)
         share = np.where(known, start / np.where(known, start + end, 1), 0.5)
         crossed = first != second
@@ -150,15 +155,15 @@ def _crossings(dual: Dual, field: RegionField) -> np.ndarray:
 
 
 def _relaxed(dual: Dual, places: np.ndarray, field: RegionField) -> np.ndarray:
-    """Places (V, 3) within the cells, spread evenly, those between two regions on the zero of their difference."""
+    """Places (V, 3) within the cells, spread evenly and where all regions of their cell are equally deep."""
     mean, several = _neighbour_means(dual)
-    two = dual.count == 2
-    difference = _difference(dual, field)
+    differences = _differences(dual, field)
     places = np.clip(places, INSET, 1 - INSET)
     for _ in range(RELAXATIONS):
         aim = mean @ (dual.cells + places) - dual.cells
         places = np.where(several[:, None], places + STEP * (aim - places), places)
-        places[two] = _projected(places[two], difference[two])
+        for rows, difference in differences:
+            places[rows] = _projected(places[rows], difference)
         places = np.clip(places, INSET, 1 - INSET)
     return places
 
@@ -179,19 +184,28 @@ def _neighbour_means(dual: Dual) -> tuple[csr_matrix, np.ndarray]:
     return csr_matrix((weights, (both[:, 0], both[:, 1])), shape=(size, size)), number >= needed
 
 
-def _difference(dual: Dual, field: RegionField) -> np.ndarray:
-    """How much deeper each cell's voxels lie in its largest label than in its smallest, (V, 8), negative in the former.
+def _differences(dual: Dual, field: RegionField) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What is zero where all labels of a cell are equally deep: cells (R,) and values at their corners (R, 8), each
+    time of the next two labels in the cells that have so many.
 
-    Only signs that the labels have are left, also where these were changed.
+    At voxels of these two labels only the signs are left that they have, also where labels were changed.
     """
-    low = dual.labels.min(1).astype(int)
-    high = dual.labels.max(1).astype(int)
     differences = []
-    for corner in range(len(CORNERS)):
-        differences.append(_depths_at(dual, field, corner, high) - _depths_at(dual, field, corner, low))
-    difference = np.stack(differences, 1)
-    in_high = dual.labels == high[:, None]
-    return np.where(in_high, np.minimum(difference, -INSET), np.maximum(difference, INSET))
+    ordered = np.sort(dual.labels, axis=1).astype(int)
+    for place in range(1, len(CORNERS)):
+        # A rise in the sorted labels is a pair of labels that follow each other.
+        rows = np.flatnonzero(ordered[:, place] > ordered[:, place - 1])
+        low = ordered[rows, place - 1]
+        high = ordered[rows, place]
+        values = []
+        for corner in range(len(CORNERS)):
+            voxels = dual.cells[rows] + CORNERS[corner]
+            deeper = _depths_at(field, voxels, high) - _depths_at(field, voxels, low)
+            label = dual.labels[rows, corner]
+            deeper = np.where(label == low, np.maximum(deeper, LEAST), deeper)
+            values.append(np.where(label == high, np.minimum(deeper, -LEAST), deeper))
+        differences.append((rows, np.stack(values, 1)))
+    return differences
 
 
 def _projected(places: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -202,7 +216,7 @@ def _projected(places: np.ndarray, values: np.ndarray) -> np.ndarray:
     for axis in range(3):
         others = np.delete(weights, axis, 2).prod(2)
         slope[:, axis] = (values * others * (2 * CORNERS[:, axis] - 1)).sum(1)
-    steep = np.maximum((slope**2).sum(1), INSET**2)
+    steep = np.maximum((slope**2).sum(1), FLAT**2)
     return places - np.clip(value / steep, -1, 1)[:, None] * slope
 
 

@@ -31,6 +31,8 @@ RESOLVED = 3**0.5
 """Spacings that a gap or a wall must be thick for the voxels within it to hold together, however it lies."""
 SMALL = 27
 """Voxels; smaller pieces of a region go to their surroundings."""
+LAST_MM = 5.0
+"""By which a region becomes the shallowest where a small piece of it was given away, so that it does not come back."""
 ROUNDS = 8
 """In which voxels change for the regions to become manifold, and whole."""
 CORNERS = np.array(list(product((0, 1), repeat=3)))
@@ -167,7 +169,7 @@ def _remove_small_pieces(labels: np.ndarray, depths: np.ndarray) -> int:
         small[sizes.argmax()] = False
         voxels = np.nonzero(np.concatenate([[False], small])[pieces])
         others = depths[(slice(None), *voxels)]
-        depths[(region, *voxels)] = others.max(0) + MARGIN  # so that it comes back last of all
+        depths[(region, *voxels)] = others.max(0) + LAST_MM
         labels[voxels] = depths[(slice(None), *voxels)].argmin(0)
         changed += len(voxels[0])
     return changed
