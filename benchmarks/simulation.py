@@ -2,6 +2,7 @@
 
     python benchmarks/simulation.py --config=configs_implicitmeshnet/whole_heart.json --test_dir=data/phantom/test
     python benchmarks/simulation.py --random=200
+    python benchmarks/simulation.py --conforming --config=... --test_dir=...  # as in the first line
 
 Of each case, the percentage of faces that cross another of the same mesh and of another mesh, before and after; by how
 much the repair moved vertices, mean, 95th percentile and most in mm; its seconds of CPU, those of one thread with
@@ -10,6 +11,13 @@ or where none of the structures is labelled (marked *) against the network's own
 of benchmarks/judges.py say, where they are installed: whether all passed, TetGen's tetrahedra, their smallest dihedral
 angle in degrees, and how many percent have one below 5 degrees. --random takes no network: sets of ellipsoids that
 random displacement makes cross.
+
+--conforming looks at the surface with shared walls instead: its grid's spacing, faces, seconds of CPU, the smallest
+angle of its triangles and the 5th percentile, vertices that were moved for faces not to cross, regions around which it
+is closed and a manifold, pairs of faces that cross, by how many percent the regions' volumes differ from those of the
+meshes, the most and the mean size; and TetGen's tetrahedra with shared walls: how many, how many inverted, the smallest
+dihedral angle, how many percent have one below 5 degrees, and by how many percent a region's volume in them differs at
+most from that within its surface.
 """
 
 import argparse
@@ -20,7 +28,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
-from judges import Verdict, judged
+from judges import Verdict, filled_regions, judged
 from timing import at_least
 from tqdm import tqdm
 
@@ -29,13 +37,20 @@ from implicitmeshnet.data.inputs import input_cases
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.predict import Predictor, Surfaces
 from implicitmeshnet.script import InputError, run_script
+from implicitmeshnet.surfaces.conforming import Conforming, conforming_surface
+from implicitmeshnet.surfaces.crossing import crossing_pairs
 from implicitmeshnet.surfaces.labelmap import meshes_to_labelmap
 from implicitmeshnet.surfaces.metrics import dice, surface_distances
+from implicitmeshnet.surfaces.quality import smallest_angles
 from implicitmeshnet.surfaces.separation import GAP_MM, separate
-from implicitmeshnet.surfaces.soundness import crossing_faces_of
+from implicitmeshnet.surfaces.soundness import crossing_faces_of, is_closed, mesh_volume_ml
+from implicitmeshnet.surfaces.walls import WALL_MM
 
 JUDGES = ("manifold3d", "tetgen", "vtkmodules")
+CONFORMING_JUDGES = ("tetgen",)
 MOST_NOISE_MM = 6.0
+SAME_PERCENT = 1e-3
+"""By which a region's volume in TetGen's tetrahedra may differ from that within its surface."""
 AGREEMENT = ("dice", "assd_mm", "hd95_mm")
 
 
@@ -72,13 +87,18 @@ def main():
     parser.add_argument("--test_dir", help="images, labelled or not")
     parser.add_argument("--cases", type=at_least(1), help="the first ones; by default all")
     parser.add_argument("--random", type=at_least(1), metavar="N", help="instead, so many sets of meshes that cross")
+    parser.add_argument("--conforming", action="store_true", help="instead, the surface with shared walls")
     parser.add_argument("--gap_mm", type=float, default=GAP_MM)
     arguments = parser.parse_args()
     if not arguments.random and not (arguments.config and arguments.test_dir):
         raise InputError("--config: wanted it and --test_dir, or --random, found neither")
-    missing = [name for name in JUDGES if find_spec(name) is None]
+    wanted = CONFORMING_JUDGES if arguments.conforming else JUDGES
+    missing = [name for name in wanted if find_spec(name) is None]
     if missing:
         print(f"without judges, as there is no {', '.join(missing)}")
+    if arguments.conforming:
+        print_conforming(arguments, not missing)
+        return
     rows = random_rows(arguments, not missing) if arguments.random else case_rows(arguments, not missing)
     done = []
     for row in rows:
@@ -114,6 +134,54 @@ def case_rows(arguments: argparse.Namespace, with_judges: bool) -> Iterator[Row]
             agreement(surfaces, unrepaired, reference),
             agreement(surfaces, surfaces.labelmap, reference),
         )
+
+
+def print_conforming(arguments: argparse.Namespace, with_judges: bool) -> None:
+    """The table of surfaces with shared walls."""
+    predictor = Predictor.from_config(arguments.config, gap_mm=arguments.gap_mm)
+    cases = input_cases(arguments.test_dir, "Ts", predictor.data.channels)[: arguments.cases]
+    tqdm.write(CONFORMING_HEADING)
+    filled = []
+    for case in tqdm(cases, leave=False):
+        surfaces = predictor(read_case(case)[0])
+        start = time.process_time()
+        surface = conforming_surface(surfaces.meshes, surfaces.structures, (arguments.gap_mm + WALL_MM) / 2)
+        seconds = time.process_time() - start
+        text = conforming_line(surface, surfaces, seconds)
+        if with_judges:
+            (tetrahedra, inverted, smallest_deg, sharp_percent), volumes = filled_regions(surface)
+            found = changes_percent(volumes[1:], volumes_mm3(surface))
+            text += (
+                f"{tetrahedra:>12}{inverted:>10}{smallest_deg:>8.2f}{sharp_percent:>9.2f}{np.abs(found).max():>10.1e}"
+            )
+            filled.append(tetrahedra > 0 and inverted == 0 and np.abs(found).max() < SAME_PERCENT)
+        tqdm.write(f"{case.name:<20}{text}")
+    print(f"{sum(filled)} of {len(filled)} filled by TetGen, every region with its volume")
+
+
+def conforming_line(surface: Conforming, surfaces: Surfaces, seconds: float) -> str:
+    """What is known of one surface without a judge."""
+    angles = smallest_angles(surface.vertices, surface.faces)
+    closed = sum(is_closed(surface.around(region)[1]) for region in range(len(surface.field.depths)))
+    crossing = len(crossing_pairs(surface.vertices, surface.faces))
+    held = np.array([1000 * mesh_volume_ml(*mesh) for mesh in surfaces.meshes])
+    own = [mesh - held[list(inner)].sum() for mesh, inner in zip(held, surfaces.structures.encloses, strict=True)]
+    change = changes_percent(volumes_mm3(surface), np.array(own))
+    return (
+        f"{surface.field.spacing_mm:>6.2f}{len(surface.faces):>8}{seconds:>6.2f}{angles.min():>7.1f}"
+        f"{np.percentile(angles, 5):>6.1f}{surface.retreated:>7}{closed:>5} of {len(surface.field.depths)}{crossing:>9}"
+        f"{change[np.abs(change).argmax()]:>+9.2f}{np.abs(change).mean():>7.2f}"
+    )
+
+
+def volumes_mm3(surface: Conforming) -> np.ndarray:
+    """Of the structures' regions, (S,)."""
+    regions = range(1, len(surface.field.depths))
+    return np.array([1000 * mesh_volume_ml(*surface.around(region)) for region in regions])
+
+
+def changes_percent(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    return 100 * (found / wanted - 1)
 
 
 def agreement(surfaces: Surfaces, labelmap: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -169,6 +237,10 @@ def row_of(name, raw, repaired, faces, encloses, seconds, with_judges, before, a
     )
 
 
+CONFORMING_HEADING = (
+    f"{'case':<20}{'mm':>6}{'faces':>8}{'s':>6}{'least':>7}{'p5':>6}{'moved':>7}{'closed':>10}{'crossing':>9}"
+    f"{'most %':>9}{'mean %':>7}{'tetrahedra':>12}{'inverted':>10}{'angle':>8}{'sharp %':>9}{'volume %':>10}"
+)
 HEADING = (
     f"{'case':<20}{'own %':>15}{'others %':>15}{'moved, p95, most mm':>22}{'s':>7}{'Dice':>17}{'ASSD_mm':>15}"
     f"{'HD95_mm':>15}{'judges':>10}{'tetrahedra':>12}{'angle':>8}{'sharp %':>9}"

@@ -442,6 +442,15 @@ def test_the_colours_are_those_of_the_previews(project, tmp_path):
     assert bytes(mesh.visual.vertex_colors[0, :3].tolist()) == wanted
 
 
+def test_shared_walls_are_written_on_request_and_none_stay_of_an_earlier_run(project, tmp_path):
+    evaluate(project, tmp_path / "out", "--conforming", "--no-report")
+    text = (tmp_path / "out/a_conforming.vtp").read_text()
+    for name in ("region_inside", "region_outside", "structure_names", "SPACE"):
+        assert f'Name="{name}"' in text
+    evaluate(project, tmp_path / "out", "--no-report")
+    assert not (tmp_path / "out/a_conforming.vtp").exists()
+
+
 def test_a_figure_is_written_on_request_and_none_stays_of_an_earlier_run(project, tmp_path):
     evaluate(project, tmp_path / "out", "--figure=light")
     rows = list(csv.DictReader((tmp_path / "out/statistics.csv").open()))

@@ -130,7 +130,8 @@ def _around_edges(voxels: np.ndarray, axis: int, shape: tuple[int, ...]) -> np.n
 
 def _depths_at(field: RegionField, voxels: np.ndarray, regions: np.ndarray) -> np.ndarray:
     """The signed distances of regions (N,), one for each of the voxels (N, 3), in spacings."""
-    return field.depths[(regions, *voxels.T)].astype(np.float64) / field.spacing_mm
+    x, y, z = voxels.T
+    return field.depths[regions, x, y, z].astype(np.float64) / field.spacing_mm
 
 
 def _crossings(dual: Dual, field: RegionField) -> np.ndarray:
@@ -240,7 +241,7 @@ def _without_crossings(dual: Dual, places: np.ndarray, field: RegionField) -> Co
         moved &= steps < RETREATS
         steps += moved
     regions = np.repeat(dual.regions, 2, axis=0)
-    return Conforming(vertices, faces, regions, field, np.count_nonzero(steps))
+    return Conforming(vertices, faces, regions, field, int(np.count_nonzero(steps)))
 
 
 def _triangles(dual: Dual, vertices: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ def region_field(meshes: Sequence[Mesh], structures: Structures, kept_wall_mm: f
         changes = _make_manifold(labels, depths)
         if not pieces and not changes:
             break
-    critical = np.count_nonzero(_critical(labels))
+    critical = int(np.count_nonzero(_critical(labels)))
     return RegionField(labels, depths, origin_mm, spacing_mm, critical)
 
 
@@ -137,8 +137,8 @@ def _close_gaps(depths: np.ndarray, resolved_mm: float) -> None:
         opposed = (ways[one] * ways[other]).sum(0) < 0
         width = depths[one + 1][voxels] + depths[other + 1][voxels]
         between |= opposed & (width <= resolved_mm)
-    gap = tuple(index[between] for index in voxels)
-    depths[0][gap] = depths[1:][(slice(None), *gap)].max(0) + resolved_mm
+    x, y, z = (index[between] for index in voxels)
+    depths[0, x, y, z] = depths[1:, x, y, z].max(0) + resolved_mm
 
 
 def _gradient(depth: np.ndarray, voxels: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -167,11 +167,10 @@ def _remove_small_pieces(labels: np.ndarray, depths: np.ndarray) -> int:
             continue
         small = sizes < SMALL
         small[sizes.argmax()] = False
-        voxels = np.nonzero(np.concatenate([[False], small])[pieces])
-        others = depths[(slice(None), *voxels)]
-        depths[(region, *voxels)] = others.max(0) + LAST_MM
-        labels[voxels] = depths[(slice(None), *voxels)].argmin(0)
-        changed += len(voxels[0])
+        x, y, z = np.nonzero(np.concatenate([[False], small])[pieces])
+        depths[region, x, y, z] = depths[:, x, y, z].max(0) + LAST_MM
+        labels[x, y, z] = depths[:, x, y, z].argmin(0)
+        changed += len(x)
     return changed
 
 
@@ -198,8 +197,8 @@ def _mend(labels: np.ndarray, depths: np.ndarray, cell: np.ndarray) -> bool:
         changed[:, 1, 1, 1] = region
         better = np.flatnonzero(_critical(changed).sum((1, 2, 3)) < before)
         for corner in better:
-            place = tuple(voxels[corner])
-            cost = depths[(region, *place)] - depths[(own[corner], *place)]
+            x, y, z = voxels[corner]
+            cost = depths[region, x, y, z] - depths[own[corner], x, y, z]
             best = min(best, (float(cost), int(corner), int(region)))
     if best[0] < np.inf:
         labels[tuple(voxels[best[1]])] = best[2]
@@ -238,6 +237,5 @@ def _critical(labels: np.ndarray) -> np.ndarray:
 
 def _corner(labels: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """One voxel of every cell of labels (..., X, Y, Z)."""
-    return labels[
-        (..., *(slice(start, size - 1 + start) for start, size in zip(offset, labels.shape[-3:], strict=True)))
-    ]
+    x, y, z = (slice(start, size - 1 + start) for start, size in zip(offset, labels.shape[-3:], strict=True))
+    return labels[..., x, y, z]
