@@ -14,10 +14,10 @@ random displacement makes cross.
 
 --conforming looks at the surface with shared walls instead: its grid's spacing, faces, seconds of CPU, the smallest
 angle of its triangles and the 5th percentile, vertices that were moved for faces not to cross, regions around which it
-is closed and a manifold, pairs of faces that cross, by how many percent the regions' volumes differ from those of the
-meshes, the most and the mean size; and TetGen's tetrahedra with shared walls: how many, how many inverted, the smallest
-dihedral angle, how many percent have one below 5 degrees, and by how many percent a region's volume in them differs at
-most from that within its surface.
+is closed and a manifold, outside among them, structures around which it is of genus 0, pairs of faces that cross, by
+how many percent the regions' volumes differ from those of the meshes, the most and the mean size; and TetGen's
+tetrahedra with shared walls: how many, how many inverted, the smallest dihedral angle, how many percent have one below
+5 degrees, and by how many percent a region's volume in them differs at most from that within its surface.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from implicitmeshnet.surfaces.labelmap import meshes_to_labelmap
 from implicitmeshnet.surfaces.metrics import dice, surface_distances
 from implicitmeshnet.surfaces.quality import smallest_angles
 from implicitmeshnet.surfaces.separation import GAP_MM, separate
-from implicitmeshnet.surfaces.soundness import crossing_faces_of, is_closed, mesh_volume_ml
+from implicitmeshnet.surfaces.soundness import crossing_faces_of, euler_characteristic, is_closed, mesh_volume_ml
 from implicitmeshnet.surfaces.walls import WALL_MM
 
 JUDGES = ("manifold3d", "tetgen", "vtkmodules")
@@ -163,14 +163,15 @@ def conforming_line(surface: Conforming, surfaces: Surfaces, seconds: float) -> 
     """What is known of one surface without a judge."""
     angles = smallest_angles(surface.vertices, surface.faces)
     closed = sum(is_closed(surface.around(region)[1]) for region in range(len(surface.field.depths)))
+    whole = sum(euler_characteristic(surface.around(region)[1]) == 2 for region in range(1, len(surface.field.depths)))
     crossing = len(crossing_pairs(surface.vertices, surface.faces))
     held = np.array([1000 * mesh_volume_ml(*mesh) for mesh in surfaces.meshes])
     own = [mesh - held[list(inner)].sum() for mesh, inner in zip(held, surfaces.structures.encloses, strict=True)]
     change = changes_percent(volumes_mm3(surface), np.array(own))
     return (
         f"{surface.field.spacing_mm:>6.2f}{len(surface.faces):>8}{seconds:>6.2f}{angles.min():>7.1f}"
-        f"{np.percentile(angles, 5):>6.1f}{surface.retreated:>7}{closed:>5} of {len(surface.field.depths)}{crossing:>9}"
-        f"{change[np.abs(change).argmax()]:>+9.2f}{np.abs(change).mean():>7.2f}"
+        f"{np.percentile(angles, 5):>6.1f}{surface.retreated:>7}{closed:>5} of {len(surface.field.depths)}"
+        f"{whole:>9}{crossing:>9}{change[np.abs(change).argmax()]:>+9.2f}{np.abs(change).mean():>7.2f}"
     )
 
 
@@ -238,8 +239,8 @@ def row_of(name, raw, repaired, faces, encloses, seconds, with_judges, before, a
 
 
 CONFORMING_HEADING = (
-    f"{'case':<20}{'mm':>6}{'faces':>8}{'s':>6}{'least':>7}{'p5':>6}{'moved':>7}{'closed':>10}{'crossing':>9}"
-    f"{'most %':>9}{'mean %':>7}{'tetrahedra':>12}{'inverted':>10}{'angle':>8}{'sharp %':>9}{'volume %':>10}"
+    f"{'case':<20}{'mm':>6}{'faces':>8}{'s':>6}{'least':>7}{'p5':>6}{'moved':>7}{'closed':>10}"
+    f"{'genus 0':>9}{'crossing':>9}{'most %':>9}{'mean %':>7}{'tetrahedra':>12}{'inverted':>10}{'angle':>8}{'sharp %':>9}{'volume %':>10}"
 )
 HEADING = (
     f"{'case':<20}{'own %':>15}{'others %':>15}{'moved, p95, most mm':>22}{'s':>7}{'Dice':>17}{'ASSD_mm':>15}"

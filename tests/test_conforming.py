@@ -106,7 +106,7 @@ def test_what_two_balls_share_is_cut_at_the_middle():
     assert first == pytest.approx(second, rel=0.01)
 
 
-@pytest.mark.parametrize(("gap_mm", "touching"), [(0.1, True), (1.0, True), (2.5, False)])
+@pytest.mark.parametrize(("gap_mm", "touching"), [(0.1, True), (0.8, True), (2.5, False)])
 def test_a_gap_is_closed_that_the_grid_cannot_resolve(gap_mm, touching):
     surface = surface_of(balls((10, 0, 0, 0), (10, 20 + gap_mm, 0.3, 0.2)))
     assert surface.field.spacing_mm == pytest.approx(1, abs=0.15)

@@ -27,8 +27,10 @@ MOST_VOXELS = 320
 """Along the longest side of the grid, which bounds time and memory."""
 MARGIN = 4
 """Voxels around a mesh within which its distance is known."""
-RESOLVED = 3**0.5
-"""Spacings that a gap or a wall must be thick for the voxels within it to hold together, however it lies."""
+RESOLVED = 1.0
+"""Spacings of a gap below which it is closed, and of a wall to which it is thickened: less may fall between voxels.
+
+That an oblique one has no holes takes up to sqrt(3), which doubles the change of volumes."""
 SMALL = 27
 """Voxels; smaller pieces of a region go to their surroundings."""
 LAST_MM = 5.0
