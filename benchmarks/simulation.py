@@ -240,7 +240,8 @@ def row_of(name, raw, repaired, faces, encloses, seconds, with_judges, before, a
 
 CONFORMING_HEADING = (
     f"{'case':<20}{'mm':>6}{'faces':>8}{'s':>6}{'least':>7}{'p5':>6}{'moved':>7}{'closed':>10}"
-    f"{'genus 0':>9}{'crossing':>9}{'most %':>9}{'mean %':>7}{'tetrahedra':>12}{'inverted':>10}{'angle':>8}{'sharp %':>9}{'volume %':>10}"
+    f"{'genus 0':>9}{'crossing':>9}{'most %':>9}{'mean %':>7}"
+    f"{'tetrahedra':>12}{'inverted':>10}{'angle':>8}{'sharp %':>9}{'volume %':>10}"
 )
 HEADING = (
     f"{'case':<20}{'own %':>15}{'others %':>15}{'moved, p95, most mm':>22}{'s':>7}{'Dice':>17}{'ASSD_mm':>15}"
