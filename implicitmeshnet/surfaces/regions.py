@@ -66,7 +66,7 @@ def region_field(meshes: Sequence[Mesh], structures: Structures, kept_wall_mm: f
     resolved_mm = RESOLVED * spacing_mm
     _thicken_walls(distances, structures, kept_wall_mm, resolved_mm)
     depths = _depths(distances, structures)
-    _close_gaps(depths, resolved_mm)
+    _close_gaps(depths, distances, resolved_mm)
     labels = depths.argmin(0).astype(np.uint8)
     for _ in range(ROUNDS):
         pieces = _remove_small_pieces(labels, depths)
@@ -125,33 +125,33 @@ def _depths(distances: np.ndarray, structures: Structures) -> np.ndarray:
     return depths
 
 
-def _close_gaps(depths: np.ndarray, resolved_mm: float) -> None:
-    """Make the outside shallower than the regions where it is a gap between two of them that the grid cannot resolve.
+def _close_gaps(depths: np.ndarray, distances: np.ndarray, resolved_mm: float) -> None:
+    """Make the outside shallower than the regions where it is a gap between two meshes that the grid cannot resolve.
 
-    A voxel lies in a gap where the ways out of the two regions are opposed.
+    A voxel lies in a gap where the ways away from the two meshes, of distances (S, X, Y, Z), are opposed.
     """
-    close = depths[1:] <= resolved_mm  # beyond, no gap that counts begins
+    close = distances <= resolved_mm  # beyond, no gap that counts begins
     near = np.flatnonzero((depths[0] < 0) & (np.count_nonzero(close, axis=0) > 1))
     voxels = np.unravel_index(near, depths.shape[1:])
     between = np.zeros(len(near), dtype=bool)
-    ways = [_gradient(depth, voxels) for depth in depths[1:]]
+    ways = [_gradient(distance, voxels) for distance in distances]
     for one, other in combinations(range(len(ways)), 2):
         opposed = (ways[one] * ways[other]).sum(0) < 0
-        width = depths[one + 1][voxels] + depths[other + 1][voxels]
+        width = distances[one][voxels] + distances[other][voxels]
         between |= opposed & (width <= resolved_mm)
     x, y, z = (index[between] for index in voxels)
     depths[0, x, y, z] = depths[1:, x, y, z].max(0) + resolved_mm
 
 
-def _gradient(depth: np.ndarray, voxels: tuple[np.ndarray, ...]) -> np.ndarray:
+def _gradient(distance: np.ndarray, voxels: tuple[np.ndarray, ...]) -> np.ndarray:
     """Along which a distance (X, Y, Z) grows at voxels (N,) along each axis, (3, N) in mm over two voxels."""
     along = []
     for axis in range(3):
         ends = []
         for step in (1, -1):
             index = list(voxels)
-            index[axis] = np.clip(index[axis] + step, 0, depth.shape[axis] - 1)
-            ends.append(depth[tuple(index)])
+            index[axis] = np.clip(index[axis] + step, 0, distance.shape[axis] - 1)
+            ends.append(distance[tuple(index)])
         along.append(ends[0] - ends[1])
     return np.stack(along)
 
