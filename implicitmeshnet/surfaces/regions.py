@@ -27,10 +27,11 @@ MOST_VOXELS = 320
 """Along the longest side of the grid, which bounds time and memory."""
 MARGIN = 4
 """Voxels around a mesh within which its distance is known."""
-RESOLVED = 1.0
-"""Spacings of a gap below which it is closed, and of a wall to which it is thickened: less may fall between voxels.
-
-That an oblique one has no holes takes up to sqrt(3), which doubles the change of volumes."""
+GAP = 1.0
+"""Spacings of a gap between structures below which it is closed: it may fall between voxels."""
+WALL = 3**0.5
+"""Spacings to which a wall around an enclosed structure is thickened: so many have no holes, however the wall lies. Gaps
+of as much could be closed alike, but that doubles the change of volumes."""
 SMALL = 27
 """Voxels; smaller pieces of a region go to their surroundings."""
 LAST_MM = 5.0
@@ -63,10 +64,9 @@ def region_field(meshes: Sequence[Mesh], structures: Structures, kept_wall_mm: f
     """
     origin_mm, spacing_mm, shape = _grid(meshes)
     distances = np.stack([_distance(mesh, origin_mm, spacing_mm, shape) for mesh in meshes])
-    resolved_mm = RESOLVED * spacing_mm
-    _thicken_walls(distances, structures, kept_wall_mm, resolved_mm)
+    _thicken_walls(distances, structures, kept_wall_mm, WALL * spacing_mm)
     depths = _depths(distances, structures)
-    _close_gaps(depths, distances, resolved_mm)
+    _close_gaps(depths, distances, GAP * spacing_mm)
     labels = depths.argmin(0).astype(np.uint8)
     for _ in range(ROUNDS):
         pieces = _remove_small_pieces(labels, depths)
@@ -107,12 +107,12 @@ def _distance(mesh: Mesh, origin_mm: np.ndarray, spacing_mm: float, shape: np.nd
     return distance
 
 
-def _thicken_walls(distances: np.ndarray, structures: Structures, kept_wall_mm: float, resolved_mm: float) -> None:
+def _thicken_walls(distances: np.ndarray, structures: Structures, kept_wall_mm: float, thick_mm: float) -> None:
     """Move enclosed structures inward, as their distances (S, X, Y, Z) say, where a wall is too thin for the grid."""
     for outer, inside in enumerate(structures.encloses):
         for inner in inside:
             thickness = distances[inner] - distances[outer]
-            moved = np.maximum(distances[inner], distances[outer] + np.float32(resolved_mm))
+            moved = np.maximum(distances[inner], distances[outer] + np.float32(thick_mm))
             distances[inner] = np.where(thickness >= kept_wall_mm, moved, distances[inner])
 
 
@@ -125,12 +125,12 @@ def _depths(distances: np.ndarray, structures: Structures) -> np.ndarray:
     return depths
 
 
-def _close_gaps(depths: np.ndarray, distances: np.ndarray, resolved_mm: float) -> None:
-    """Make the outside shallower than the regions where it is a gap between two meshes that the grid cannot resolve.
+def _close_gaps(depths: np.ndarray, distances: np.ndarray, gap_mm: float) -> None:
+    """Make the outside shallower than the regions where it is a gap between two meshes narrower than `gap_mm`.
 
     A voxel lies in a gap where the ways away from the two meshes, of distances (S, X, Y, Z), are opposed.
     """
-    close = distances <= resolved_mm  # beyond, no gap that counts begins
+    close = distances <= gap_mm  # beyond, no gap that counts begins
     near = np.flatnonzero((depths[0] < 0) & (np.count_nonzero(close, axis=0) > 1))
     voxels = np.unravel_index(near, depths.shape[1:])
     between = np.zeros(len(near), dtype=bool)
@@ -138,9 +138,9 @@ def _close_gaps(depths: np.ndarray, distances: np.ndarray, resolved_mm: float) -
     for one, other in combinations(range(len(ways)), 2):
         opposed = (ways[one] * ways[other]).sum(0) < 0
         width = distances[one][voxels] + distances[other][voxels]
-        between |= opposed & (width <= resolved_mm)
+        between |= opposed & (width <= gap_mm)
     x, y, z = (index[between] for index in voxels)
-    depths[0, x, y, z] = depths[1:, x, y, z].max(0) + resolved_mm
+    depths[0, x, y, z] = depths[1:, x, y, z].max(0) + gap_mm
 
 
 def _gradient(distance: np.ndarray, voxels: tuple[np.ndarray, ...]) -> np.ndarray:
