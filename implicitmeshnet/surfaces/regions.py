@@ -30,8 +30,9 @@ MARGIN = 4
 GAP = 1.0
 """Spacings of a gap between structures below which it is closed: it may fall between voxels."""
 WALL = 3**0.5
-"""Spacings to which a wall around an enclosed structure is thickened: so many have no holes, however the wall lies. Gaps
-of as much could be closed alike, but that doubles the change of volumes."""
+"""Spacings to which a wall around an enclosed structure is thickened: so many have no holes, however the wall lies.
+
+Gaps of as much could be closed alike, but that doubles the change of volumes."""
 SMALL = 27
 """Voxels; smaller pieces of a region go to their surroundings."""
 LAST_MM = 5.0
