@@ -208,6 +208,13 @@ def test_voxels_change_until_regions_are_manifold_where_they_are_not():
     assert np.count_nonzero(regions._critical(labels)) < before / 20
 
 
+def test_the_grid_is_coarser_where_structures_lie_far_apart():
+    surface = surface_of(balls((40, 0, 0, 0), (40, 5000, 0, 0)))
+    assert max(surface.field.labels.shape) <= regions.MOST_VOXELS + 1
+    assert surface.field.spacing_mm > 20
+    assert surface.missing == []
+
+
 def test_a_structure_too_small_for_the_grid_is_missing():
     meshes = balls((10, 0, 0, 0), (8, 30, 0, 0), (0.3, 15, 0.4, 0.4))
     surface = surface_of([*meshes[:2], sphere((15, 0.5, 0.5), 0.1, 0)])

@@ -23,7 +23,7 @@ from implicitmeshnet.surfaces.quality import edge_lengths
 
 VOXELS_PER_EDGE = 3
 """So fine is the grid, relative to the meshes' mean edge."""
-MOST_VOXELS = 320
+MOST_VOXELS = 256
 """Along the longest side of the grid, which bounds time and memory."""
 MARGIN = 4
 """Voxels around a mesh within which its distance is known."""
