@@ -221,6 +221,14 @@ def test_a_structure_too_small_for_the_grid_is_missing():
     assert surface.missing == [2]
 
 
+def test_without_anything_that_the_grid_can_hold_the_surface_is_empty():
+    vertices, faces = sphere()
+    surface = surface_of([(vertices * [1, 1, 1e-4] + [0, 0, 0.3], faces)])
+    assert surface.missing == [0]
+    assert surface.vertices.shape == (0, 3)
+    assert surface.faces.shape == (0, 3)
+
+
 def test_vertices_that_are_no_numbers_are_refused():
     vertices, faces = sphere()
     vertices[3, 1] = np.nan

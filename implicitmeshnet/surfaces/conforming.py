@@ -229,7 +229,7 @@ def _without_crossings(dual: Dual, places: np.ndarray, field: RegionField) -> Co
     steps = np.zeros(len(places), dtype=int)
     pairs = np.zeros((0, 2), dtype=int)
     moved = np.ones(len(places), dtype=bool)
-    while moved.any():
+    while True:
         share = 1 - steps[:, None] / RETREATS
         inside = 0.5 + share * (places - 0.5)
         vertices = snapped(field.origin_mm + field.spacing_mm * (dual.cells + inside))
@@ -239,6 +239,8 @@ def _without_crossings(dual: Dual, places: np.ndarray, field: RegionField) -> Co
         moved = np.zeros(len(places), dtype=bool)
         moved[faces[pairs]] = True
         moved &= steps < RETREATS
+        if not moved.any():
+            break
         steps += moved
     regions = np.repeat(dual.regions, 2, axis=0)
     return Conforming(vertices, faces, regions, field, int(np.count_nonzero(steps)))
