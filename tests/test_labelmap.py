@@ -362,7 +362,8 @@ def test_a_mesh_that_holds_another_keeps_what_lies_outside_that_one():
 def test_of_two_enclosed_meshes_that_overlap_the_deeper_wins():
     grid = Grid((60, 40, 40), np.eye(4))
     outer, one, other = (
-        sphere(centre, radius) for centre, radius in (((31, 20, 20), 18), ((24, 20, 20), 10), ((38, 20, 20), 10))
+        sphere(centre, radius)
+        for centre, radius in (((31, 20, 20), 18), ((24, 20, 20), 10), ((38.3, 20, 20), 10))  # no voxel as deep in both
     )
     alone = meshes_to_labelmap([one, other], structures_of(2, 3), grid)
     held = meshes_to_labelmap([outer, one, other], structures_of(1, 2, 3, encloses={0: (1, 2)}), grid)

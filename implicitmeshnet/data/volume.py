@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from nibabel import Nifti1Header
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import find_objects
@@ -21,6 +22,7 @@ from implicitmeshnet.structures import Structures
 
 TIE_BREAK = (1e-3, 2e-3, 4e-3)  # source voxels, see `shares`
 MAX_VOXELS = 2**31  # of a volume that is resampled by nearest neighbour
+PLANES_AT_ONCE = 16  # of a volume that is resampled
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,11 +354,18 @@ def _apply(weights: Sequence[np.ndarray], data: np.ndarray) -> np.ndarray:
 
 
 def _multiply(matrix: np.ndarray, data: np.ndarray, axis: int) -> np.ndarray:
-    """A matrix (T, N) times one axis of a volume, plane by plane: so only planes are copied, never the whole."""
+    """A matrix (T, N) times one axis of a volume, some planes at a time: so the whole is never copied.
+
+    By torch: numpy's threads wait for each other after each plane, which takes ten times as long on a busy machine.
+    """
     others = [other for other in range(data.ndim) if other != axis]
     across = max(others, key=lambda other: abs(data.strides[other]))
     planes = np.moveaxis(data, (across, axis), (0, 1))
-    products = np.empty((len(planes), len(matrix), planes.shape[2]), np.float32)
-    for plane, product in zip(planes, products, strict=True):
-        np.dot(matrix, plane, out=product)
-    return np.moveaxis(products, (0, 1), (across, axis))
+    products = torch.empty(len(planes), len(matrix), planes.shape[2])
+    for start in range(0, len(planes), PLANES_AT_ONCE):
+        some = planes[start : start + PLANES_AT_ONCE]
+        if min(some.strides) < 0:  # as flipped volumes have, and no tensor
+            some = some.copy()
+        factor = torch.from_numpy(matrix).expand(len(some), -1, -1)
+        torch.bmm(factor, torch.from_numpy(some), out=products[start : start + PLANES_AT_ONCE])
+    return np.moveaxis(products.numpy(), (0, 1), (across, axis))

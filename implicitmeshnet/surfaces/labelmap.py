@@ -81,27 +81,23 @@ def _deepest_wins(parts: Sequence[Part], structures: Structures, grid: Grid, dep
     these: (S, N), whatever elsewhere.
     """
     labels = np.zeros(grid.shape, np.int16, order="F")  # as files hold it; memory is taken where something is written
-    around = _box_around(parts)
-    first = np.array(_starts(around))
-    in_grid = parts
-    parts = [(_box(_starts(box) - first, _starts(box) - first + inside.shape), inside) for box, inside in in_grid]
-    classes = np.zeros(labels[around].shape, dtype=np.uint8)
-    claims = np.zeros(classes.shape, dtype=np.int16)  # how many masks hold each voxel
+    claims = np.zeros(grid.shape, np.int16, order="F")  # how many masks hold each voxel
+    values = np.array(list(structures.written.values()), np.int16)
     enclosing_first = sorted(range(len(parts)), key=lambda structure: -len(structures.encloses[structure]))
     for structure in enclosing_first:  # so that what is enclosed is painted over what encloses it
         box, inside = parts[structure]
-        classes[box][inside] = structures.class_of(structure)
+        np.copyto(labels[box], values[structure], where=inside)
         claims[box] += inside
     for outer, enclosed in enumerate(structures.encloses):
         if len(enclosed) == 1:  # the one may lie in the other: no contest, and it is painted already
             box, (one, other) = _common_box(parts[outer], parts[enclosed[0]])
             claims[box] -= one & other
-    contested = np.argwhere(claims > 1)
+    around = _box_around(parts)
+    contested = np.argwhere(claims[around].T > 1)[:, ::-1] + _starts(around)
     if len(contested):
         claimed = _claims(parts, contested)  # (S, N)
-        depths = np.where(claimed, depths_mm(contested + first, claimed), -np.inf)
-        classes[tuple(contested.T)] = structures.class_of(_winners(depths, claimed, structures))
-    labels[around] = structures.label_map(classes)
+        depths = np.where(claimed, depths_mm(contested, claimed), -np.inf)
+        labels[tuple(contested.T)] = values[_winners(depths, claimed, structures)]
     return labels
 
 
@@ -215,8 +211,10 @@ def _voxelize_in_box(vertices_mm: np.ndarray, faces: np.ndarray, grid: Grid) -> 
     shape = (stop - start).tolist()
     if 0 in shape:
         return _box(start, stop), np.zeros(shape, dtype=bool)
-    inside = voxelize(torch.from_numpy(vertices - start), _as_tensor(faces), shape)
-    return _box(start, stop), inside.numpy()
+    # With the axes turned round, so that the first lies innermost in memory, as in the files that label maps go to.
+    turned = np.ascontiguousarray((vertices - start)[:, ::-1])
+    inside = voxelize(torch.from_numpy(turned), _as_tensor(faces[:, ::-1]), shape[::-1])
+    return _box(start, stop), inside.numpy().T
 
 
 def _as_tensor(faces: np.ndarray) -> torch.Tensor:
