@@ -28,7 +28,8 @@ def test_manifold3d_finds_nothing_that_two_meshes_share_or_that_sticks_out(separ
     assert judges.intersected(separated, FACES, ENCLOSES) == (3, 0.0, 0.0)
 
 
-def test_tetgen_fills_the_set_and_refuses_the_one_that_crosses(separated):
+def test_tetgen_fills_the_set_and_refuses_the_one_that_crosses(separated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where TetGen leaves what it refuses
     pytest.importorskip("tetgen", reason="TetGen is not installed")
     assert judges.filled(CROSSING, FACES)[0] == 0
     tetrahedra, inverted, smallest_dihedral_deg, _ = judges.filled(separated, FACES)
