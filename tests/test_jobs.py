@@ -185,7 +185,13 @@ def test_shards_at_the_same_time_give_the_tables_of_one_run(project, whole, tmp_
 def test_an_interrupt_ends_all_processes_and_what_is_finished_stays(project, whole, tmp_path):
     out = tmp_path / "out"
     command = command_of(project, out, "--jobs=2")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background ignores
+    )
     while not records_of(out):
         assert process.poll() is None
         time.sleep(0.02)
