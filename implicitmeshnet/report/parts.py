@@ -19,6 +19,7 @@ def write_page(path: Path, package: str, tree: Mapping[str, Any], blobs: Sequenc
     """
     parts = {
         "style": source(__package__, "page.css"),
+        "viewer": source(__package__, "viewer.html"),
         "report": json.dumps(tree, allow_nan=False).replace("<", "\\u003c"),  # or a name could end the element
         "blobs": "\n".join(blobs),
         "script": source(__package__, "viewer.js") + "\n" + source(package, "page.js"),
