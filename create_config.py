@@ -122,7 +122,7 @@ def main() -> None:
         Choice("data.dir", str(folder.absolute()), f"{len(cases)} labelled cases"),
         structures,
         *choose_ignored(description),
-        choose_encloses(facts, structures.value),
+        choose_encloses(facts, structures.value, description),
         *choose_intensity(facts, channels),
         Choice(
             "data.validation_cases", max(1, round(VALIDATION_SHARE * len(cases))), f"{VALIDATION_SHARE:.0%} of them"

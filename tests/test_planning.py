@@ -128,9 +128,30 @@ def test_no_label_at_all_is_one_sentence():
 
 def test_what_touches_most_of_anothers_surface_encloses_it():
     structures = {"LV": [500], "Myo": [205]}
-    assert choose_encloses([facts()], structures).value == {"Myo": ["LV"]}
+    assert choose_encloses([facts()], structures, {}).value == {"Myo": ["LV"]}
     beside = facts(contacts_mm2={(205, 500): 50.0, (0, 500): 50.0, (0, 205): 300.0})
-    assert choose_encloses([beside], structures).value == {}
+    assert choose_encloses([beside], structures, {}).value == {}
+
+
+@pytest.mark.parametrize("order", [("heart", "LV"), ("LV", "heart")])
+def test_a_region_of_nnunet_that_holds_another_encloses_it(order):
+    regions = {"heart": [205, 500], "LV": 500}
+    description = {"labels": {"background": 0, **{name: regions[name] for name in order}}}
+    choice, doubts = choose_structures([facts()], description, None)
+    assert choice.value == {"heart": [205], "LV": [500]}
+    assert doubts == [
+        "heart: dataset.json's region holds 205 500, of which LV have values of their own: its label is 205, and "
+        "data.encloses what its mesh holds"
+    ]
+    beside = facts(contacts_mm2={(0, 500): 50.0, (0, 205): 300.0})
+    assert choose_encloses([beside], choice.value, description).value == {"heart": ["LV"]}
+
+
+def test_a_region_of_others_alone_is_named_and_left_out():
+    description = {"labels": {"background": 0, "Myo": 205, "LV": 500, "heart": [205, 500]}}
+    choice, doubts = choose_structures([facts()], description, None)
+    assert choice.value == {"Myo": [205], "LV": [500]}
+    assert doubts == ["heart: dataset.json's region holds 205 500, of which Myo, LV have all: no structure of its own"]
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,10 @@ def choose_structures(
     if not present:
         raise InputError("labels: wanted label values from 1 to 32767 in at least one case, found none")
     named, reason = _named(present, description)
+    lines = [] if asked else _region_doubts(named, description)
     if asked:
         named = dict(_asked(text, named, present) for text in asked)
         reason = "as asked for"
-    lines = []
     for name, values in named.items():
         cases = [case.name for case in facts if case.box_mm(values) is not None]
         if len(cases) < len(facts):
@@ -94,7 +94,8 @@ def _named(present: Sequence[int], description: dict[str, Any]) -> tuple[dict[st
     described = _described(description)
     source = "names of dataset.json" if described else "names of MM-WHS"
     names: dict[int, str] = {}
-    for name, values in (described or MMWHS).items():
+    # Of nnU-Net's regions the smaller ones keep their values, and one that holds them is named by what is left of it.
+    for name, values in sorted((described or MMWHS).items(), key=lambda entry: -len(entry[1])):
         names |= dict.fromkeys(values, name)
     named: dict[str, list[int]] = {}
     ignored = [value for choice in choose_ignored(description) for value in choice.value]
@@ -120,6 +121,24 @@ def _described(description: dict[str, Any]) -> dict[str, list[int]]:
     return described
 
 
+def _region_doubts(named: dict[str, list[int]], description: dict[str, Any]) -> list[str]:
+    """A line on each region of dataset.json that is no structure of its own, or only in part."""
+    lines = []
+    for name, values in _described(description).items():
+        others = [other for other in named if other != name and set(named[other]) & set(values)]
+        if not others:
+            continue
+        found = f"{name}: dataset.json's region holds {' '.join(map(str, values))}, of which {', '.join(others)}"
+        if name in named:
+            left = " ".join(map(str, named[name]))
+            lines.append(
+                f"{found} have values of their own: its label is {left}, and data.encloses what its mesh holds"
+            )
+        else:
+            lines.append(f"{found} have all: no structure of its own")
+    return lines
+
+
 def _plain(name: str) -> str:
     """A name of letters, digits and underscores alone."""
     return re.sub(r"\W+", "_", name).strip("_")[:50] or "label"
@@ -140,8 +159,14 @@ def _asked(text: str, named: dict[str, list[int]], present: Sequence[int]) -> tu
     return name, [int(value) for value in values]
 
 
-def choose_encloses(facts: Sequence[CaseFacts], structures: dict[str, list[int]]) -> Choice:
-    """Which structures' meshes hold others: those that touch most of the other's surface."""
+def choose_encloses(
+    facts: Sequence[CaseFacts], structures: dict[str, list[int]], description: dict[str, Any]
+) -> Choice:
+    """Which structures' meshes hold others: regions of dataset.json, and those that touch most of the other's surface.
+
+    One that is held holds none itself (data.encloses).
+    """
+    regions = _described(description)
     encloses: dict[str, list[str]] = {}
     reasons = []
     for inner, values in structures.items():
@@ -149,9 +174,13 @@ def choose_encloses(facts: Sequence[CaseFacts], structures: dict[str, list[int]]
             if inner == outer or inner in encloses or _is_held(outer, encloses):
                 continue
             share = _touching_share(facts, values, around)
-            if share > ENCLOSED:
-                encloses.setdefault(outer, []).append(inner)
+            if set(values) < set(regions.get(outer, ())):
+                reasons.append(f"dataset.json's region {outer} holds {inner}")
+            elif share > ENCLOSED:
                 reasons.append(f"{outer} touches {share:.0%} of the surface of {inner}")
+            else:
+                continue
+            encloses.setdefault(outer, []).append(inner)
     return Choice(
         "data.encloses", encloses, ", ".join(reasons) or f"no structure touches {ENCLOSED:.0%} of another's surface"
     )
