@@ -35,7 +35,14 @@ RUN_FILES = (
     "provenance.json",
     "drn.json",
 )
-MAY_DIFFER = ("run_dir", "dir", "cache_dir", "checkpoint_minutes", "recompute")  # keys that change nothing learnt
+MAY_DIFFER = (  # keys that change nothing learnt
+    "run_dir",
+    "dir",
+    "cache_dir",
+    "checkpoint_minutes",
+    "recompute",
+    "validate_every",
+)
 FROM_DATA = ("template_centres", "template_radii", "intensity_statistics")  # keys that a training fills in
 
 
@@ -82,9 +89,9 @@ def claim_run_dir(config: Config | DrnConfig, source: Path) -> Iterator[Path]:
     """The config's run folder, held against other processes, once all is checked that can be without data.
 
     A new run must find no weights of another in the folder. A run that resumes must find the config it began with; the
-    number of epochs alone may have grown, which lengthens the run, its learning rate from there on along the longer
-    cosine. `source` is the file that the config was read from. A folder into which nothing was written is left as it
-    was found.
+    number of epochs may have grown, which lengthens the run, its learning rate from there on along the longer cosine,
+    and what changes nothing learnt may differ (MAY_DIFFER). `source` is the file that the config was read from. A
+    folder into which nothing was written is left as it was found.
     """
     run_dir = Path(config.training.run_dir)
     if not processes.is_first():
