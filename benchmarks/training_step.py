@@ -23,7 +23,16 @@ from implicitmeshnet.models.weights import pick_device
 from implicitmeshnet.script import keep_freed_memory, run_script
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.deep_route import load_deep_route
-from implicitmeshnet.training.losses import MeshLoss, border_density, occupancy_loss, structure_masks, surface_loss
+from implicitmeshnet.training.losses import (
+    MeshLoss,
+    border_density,
+    occupancy_logits,
+    occupancy_loss,
+    overlap_loss,
+    structure_masks,
+    surface_loss,
+    triangle_loss,
+)
 from implicitmeshnet.training.run import adamw, take_step
 
 
@@ -38,9 +47,7 @@ def main():
     config.network.template = "centred"
     structures, shape = len(config.data.structures), config.data.shape
     network = build_network(config).to(device)
-    criterion = MeshLoss(
-        network.decoder.faces, network.decoder.template.shape[1], config.loss, Structures.of(config.data)
-    ).to(device)
+    criterion = criterion_of(network, config, None)
     image = torch.randn(config.training.batch_size, 1, *shape, device=device)
     label = balls(shape, structures, config.training.batch_size, device)
     masks = structure_masks(label, Structures.of(config.data))
@@ -55,13 +62,19 @@ def main():
     gradients = [torch.randn_like(volume) for volume in (*pyramid.values(), logits)]
     pyramid = {level: volume.detach().requires_grad_() for level, volume in pyramid.items()}
     template = network.decoder(pyramid)[-1].detach()
+
+    def logits_of(vertices):
+        return occupancy_logits(vertices, criterion.distance, list(shape), config.loss.temperature)
+
+    distances = logits_of(template)
+    encloses = criterion.structures.encloses
     parts = {
         "UNet": unet,
         "graph decoder": lambda: sum(stage.square().sum() for stage in network.decoder(pyramid)),
-        "occupancy loss (Mesh2SDF)": lambda: occupancy_loss(
-            leaf(template), criterion.distance, masks, config.loss.temperature
-        ),
+        "occupancy loss (Mesh2SDF)": lambda: occupancy_loss(logits_of(leaf(template)), masks),
         "surface loss": lambda: surface_loss(leaf(template), faces, border),
+        "overlap loss": lambda: overlap_loss(leaf(distances), masks, encloses),
+        "triangle loss": lambda: triangle_loss(leaf(template), faces),
         "whole step": lambda: criterion(network(image), label, 0.0)[0],
     }
     routes = {"exact": None, "deep": load_deep_route(config, device)}
@@ -96,11 +109,17 @@ def main():
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB with the libraries")
 
 
+def criterion_of(network, config, distance):
+    """The loss of a network, on its device."""
+    faces, vertex_count = network.decoder.faces, network.decoder.template.shape[1]
+    structures = Structures.of(config.data)
+    criterion = MeshLoss(faces, vertex_count, config.loss, structures, distance, config.data.half_sides_mm)
+    return criterion.to(faces.device)
+
+
 def step_of(network, image, label, config, deep):
     """A training step, optimisers included, by the exact route, or by the deep one with the distance network's step."""
-    vertex_count, distance = network.decoder.template.shape[1], deep.distance if deep else None
-    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, Structures.of(config.data), distance)
-    criterion = criterion.to(image.device)
+    criterion = criterion_of(network, config, deep.distance if deep else None)
     optimizer = adamw(network, config.training.learning_rate, config.training.weight_decay)
 
     def step():
