@@ -4,9 +4,11 @@
         --variants exact deep exact_longer --seeds 3 --epochs 12 --out=runs/ablations
 
 Runs one after the other, a process each; a run that is done is not repeated, one that was cut off goes on.
+`--section.key=value` overrides the config in all of them, as `--training.init_from=snapshots/whole_heart.pt`.
 `exact_longer` takes the epochs that fit the wall time of `deep`, by the steps' times in `benchmarks/training_step.py`.
 Metrics are means over the cases, averaged over structures, +- the standard deviation over seeds; crossing is the share
-of faces that cross another before the repair; memory is the training process's peak with the libraries.
+of faces that cross another of the same mesh before the repair, crossing_others that of faces that cross another mesh's;
+angles and aspect ratios are of the meshes as written; memory is the training process's peak with the libraries.
 """
 
 import argparse
@@ -24,6 +26,8 @@ from implicitmeshnet.models.weights import load_checkpoint
 from implicitmeshnet.script import InputError, atomic_path, run_script
 
 DEEP = ["--loss.route=deep", f"--loss.drn_config={REPOSITORY / 'configs_implicitmeshnet/drn_small.json'}"]
+OVERLAP = ["--loss.overlap=0.1"]
+TRIANGLES = ["--loss.triangles=0.1"]
 CENTRED = ["--network.template=centred"]  # the paper's: meshes start far from their structures
 VARIANTS = {
     "exact": [],
@@ -34,13 +38,22 @@ VARIANTS = {
     "deep_no_surface": [*DEEP, "--loss.surface=0"],
     "laplacian_constant": ["--loss.laplacian_start=100", "--loss.laplacian_end=100"],
     "no_augmentation": ["--training.augmentation=false"],
+    "overlap": OVERLAP,
+    "triangles": TRIANGLES,
+    "overlap_triangles": [*OVERLAP, *TRIANGLES],
     "exact_centred": CENTRED,
     "deep_centred": [*DEEP, *CENTRED],
     "folded_myocardium": ["--data.encloses={}"],
     "vertices_162": ["--network.template_subdivisions=2"],
     "vertices_2562": ["--network.template_subdivisions=4"],
 }
-METRICS = ("dice", "assd_mm", "hd95_mm", "crossing_percent", "seconds_per_step", "minutes", "peak_mib")
+AGREEMENT = ("dice", "assd_mm", "hd95_mm")
+CROSSING = {
+    "crossing_percent": "self_intersecting_faces_before_repair",
+    "crossing_others_percent": "faces_crossing_others_before_repair",
+}
+QUALITY = ("smallest_angle_p05_deg", "aspect_ratio_p95")
+METRICS = (*AGREEMENT, *CROSSING, *QUALITY, "seconds_per_step", "minutes", "peak_mib")
 
 
 def main():
@@ -54,7 +67,7 @@ def main():
     parser.add_argument("--out", default="runs/ablations")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--deep_cost", type=float, help="a deep step's time over an exact one's, for exact_longer")
-    arguments = parser.parse_args()
+    arguments, arguments.overrides = parser.parse_known_args()
     if "exact_longer" in arguments.variants and not arguments.deep_cost:
         raise InputError("--deep_cost: wanted the ratio that benchmarks/training_step.py prints, found none")
     for seed in range(arguments.seeds):
@@ -85,6 +98,7 @@ def run(variant: str, seed: int, arguments):
         f"--training.epochs={epochs}",
         f"--training.validate_every={epochs}",
         *laplacian,
+        *arguments.overrides,
         *VARIANTS[variant],
     )
     split = ["--validation_split"] if arguments.validation_split else []
@@ -96,7 +110,7 @@ def run(variant: str, seed: int, arguments):
         f"--test_dir_out={path / 'test'}",
         f"--device={arguments.device}",
     )
-    result = mean_metrics(path / "test/metrics.csv")
+    result = mean_metrics(path / "test/statistics.csv")
     history = load_checkpoint(path / "last.pt")["history"]
     seconds = statistics.median(row["seconds"] for row in history)
     result["seconds_per_step"] = seconds / steps_of_epoch(path)
@@ -107,14 +121,14 @@ def run(variant: str, seed: int, arguments):
 
 
 def mean_metrics(path: Path) -> dict[str, float]:
-    """Means over a table of metrics: over all rows with a label, and each structure's Dice."""
+    """Means over an evaluation's statistics: over all rows with a label, and each structure's Dice."""
     with path.open() as file:
         rows = [row for row in csv.DictReader(file) if float(row["label_volume_ml"]) > 0]
     result = {}
-    for name in METRICS[:3]:
+    for name in (*AGREEMENT, *QUALITY):
         result[name] = statistics.mean(float(row[name]) for row in rows)
-    crossing = [int(row["self_intersecting_faces_before_repair"]) / int(row["faces"]) for row in rows]
-    result["crossing_percent"] = 100 * statistics.mean(crossing)
+    for name, column in CROSSING.items():
+        result[name] = 100 * statistics.mean(int(row[column]) / int(row["faces"]) for row in rows)
     for structure in sorted({row["structure"] for row in rows}):
         result[f"dice {structure}"] = statistics.mean(
             float(row["dice"]) for row in rows if row["structure"] == structure
@@ -139,14 +153,14 @@ def call(script: str, *arguments) -> float:
 
 def print_table(arguments) -> None:
     """Every variant that has results, a row each."""
-    print(f"\n{'variant':<20}{'seeds':>6}" + "".join(f"{name:>18}" for name in METRICS))
+    print(f"\n{'variant':<20}{'seeds':>6}" + "".join(f"{name:>24}" for name in METRICS))
     for variant in VARIANTS:
         files = [folder(variant, seed, arguments) / "result.json" for seed in range(arguments.seeds)]
         results = [json.loads(file.read_text()) for file in files if file.exists()]
         if results:
             row = f"{variant:<20}{len(results):>6}"
             for name in METRICS:
-                row += f"{spread([result[name] for result in results]):>18}"
+                row += f"{spread([result[name] for result in results]):>24}"
             others = []
             for name in results[0]:
                 if name.startswith("dice "):
