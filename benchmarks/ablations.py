@@ -6,13 +6,14 @@
 Runs one after the other, a process each; a run that is done is not repeated, one that was cut off goes on.
 `--section.key=value` overrides the config in all of them, as `--training.init_from=snapshots/whole_heart.pt`.
 `exact_longer` takes the epochs that fit the wall time of `deep`, by the steps' times in `benchmarks/training_step.py`.
-Metrics are means over the cases, averaged over structures, +- the standard deviation over seeds; crossing is the share
-of faces that cross another of the same mesh before the repair, crossing_others that of faces that cross another mesh's;
-angles and aspect ratios are of the meshes as written; memory is the training process's peak with the libraries.
+Metrics are means over the cases, averaged over structures, +- the standard deviation over seeds; agreement is of the
+label maps. Of the meshes as the network leaves them, before the repair: crossing, the share of faces that cross another
+of the same mesh; crossing_others, of those that cross another mesh; shared_ml, what all pairs of a case share, or of an
+enclosed mesh what sticks out, in the network's voxels; and the triangles' quality. Memory is the training process's
+peak with the libraries.
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -20,13 +21,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from timing import at_least
+
 from implicitmeshnet.config import REPOSITORY, load_config
-from implicitmeshnet.data.dataset import find_cases, split_cases
+from implicitmeshnet.data.dataset import find_cases, read_case, split_cases
 from implicitmeshnet.models.weights import load_checkpoint
+from implicitmeshnet.predict import Predictor, Surfaces
 from implicitmeshnet.script import InputError, atomic_path, run_script
+from implicitmeshnet.surfaces.labelmap import overlaps_ml
+from implicitmeshnet.surfaces.metrics import dice, surface_distances
+from implicitmeshnet.surfaces.quality import triangle_quality
+from implicitmeshnet.surfaces.soundness import crossing_faces_of
 
 DEEP = ["--loss.route=deep", f"--loss.drn_config={REPOSITORY / 'configs_implicitmeshnet/drn_small.json'}"]
-OVERLAP = ["--loss.overlap=0.1"]
+OVERLAP = ["--loss.overlap=1"]
 TRIANGLES = ["--loss.triangles=0.1"]
 CENTRED = ["--network.template=centred"]  # the paper's: meshes start far from their structures
 VARIANTS = {
@@ -48,10 +57,7 @@ VARIANTS = {
     "vertices_2562": ["--network.template_subdivisions=4"],
 }
 AGREEMENT = ("dice", "assd_mm", "hd95_mm")
-CROSSING = {
-    "crossing_percent": "self_intersecting_faces_before_repair",
-    "crossing_others_percent": "faces_crossing_others_before_repair",
-}
+CROSSING = ("crossing_percent", "crossing_others_percent", "shared_ml")
 QUALITY = ("smallest_angle_p05_deg", "aspect_ratio_p95")
 METRICS = (*AGREEMENT, *CROSSING, *QUALITY, "seconds_per_step", "minutes", "peak_mib")
 
@@ -61,6 +67,7 @@ def main():
     parser.add_argument("--config", required=True)
     parser.add_argument("--test_dir", required=True, help="labelled cases to evaluate on")
     parser.add_argument("--validation_split", action="store_true", help="only the cases that the training holds out")
+    parser.add_argument("--cases", type=at_least(1), help="the first ones to evaluate on; by default all")
     parser.add_argument("--variants", nargs="+", default=["exact", "deep", "exact_longer"], choices=VARIANTS)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, required=True)
@@ -101,16 +108,7 @@ def run(variant: str, seed: int, arguments):
         *arguments.overrides,
         *VARIANTS[variant],
     )
-    split = ["--validation_split"] if arguments.validation_split else []
-    call(
-        "implicitmeshnet_eval.py",
-        f"--implicitmeshnet_config={path / 'config.json'}",
-        *split,
-        f"--test_dir_in={arguments.test_dir}",
-        f"--test_dir_out={path / 'test'}",
-        f"--device={arguments.device}",
-    )
-    result = mean_metrics(path / "test/statistics.csv")
+    result = measured(path, arguments)
     history = load_checkpoint(path / "last.pt")["history"]
     seconds = statistics.median(row["seconds"] for row in history)
     result["seconds_per_step"] = seconds / steps_of_epoch(path)
@@ -120,20 +118,55 @@ def run(variant: str, seed: int, arguments):
         temporary.write_text(json.dumps(result))
 
 
-def mean_metrics(path: Path) -> dict[str, float]:
-    """Means over an evaluation's statistics: over all rows with a label, and each structure's Dice."""
-    with path.open() as file:
-        rows = [row for row in csv.DictReader(file) if float(row["label_volume_ml"]) > 0]
+def measured(path: Path, arguments) -> dict[str, float]:
+    """The metrics of a run's network that no training tells: over all cases, and each structure's Dice."""
+    predictor = Predictor.from_config(path / "config.json", device=arguments.device)
+    cases = find_cases(arguments.test_dir, labelled=True, channels=predictor.data.channels)
+    if arguments.validation_split:
+        config = predictor.config
+        _, cases = split_cases(cases, config.data.validation_cases, config.training.seed)
+    agreement = []
+    meshes = []
+    for case in cases[: arguments.cases]:
+        image, labels = read_case(case)
+        surfaces = predictor(image)
+        agreement += agreement_of(surfaces, labels.data)
+        meshes.append(mesh_metrics(surfaces))
     result = {}
-    for name in (*AGREEMENT, *QUALITY):
-        result[name] = statistics.mean(float(row[name]) for row in rows)
-    for name, column in CROSSING.items():
-        result[name] = 100 * statistics.mean(int(row[column]) / int(row["faces"]) for row in rows)
-    for structure in sorted({row["structure"] for row in rows}):
-        result[f"dice {structure}"] = statistics.mean(
-            float(row["dice"]) for row in rows if row["structure"] == structure
-        )
+    for rows, names in ((agreement, AGREEMENT), (meshes, (*CROSSING, *QUALITY))):
+        for name in names:
+            result[name] = statistics.mean(row[name] for row in rows)
+    for structure in predictor.structures.names:
+        found = [row["dice"] for row in agreement if row["structure"] == structure]
+        if found:
+            result[f"dice {structure}"] = statistics.mean(found)
     return result
+
+
+def agreement_of(surfaces: Surfaces, labels: np.ndarray) -> list[dict]:
+    """A row for each structure that a case's labels have."""
+    rows = []
+    ignored = surfaces.structures.ignored_in(labels)
+    for structure, (name, value) in enumerate(surfaces.structures.written.items()):
+        mask = surfaces.labelmap == value
+        reference = surfaces.structures.mask(labels, structure)
+        if reference.any():
+            distances = surface_distances(mask, reference, surfaces.grid.spacing_mm, ignored)
+            rows.append({"structure": name, "dice": dice(mask, reference, ignored), **distances})
+    return rows
+
+
+def mesh_metrics(surfaces: Surfaces) -> dict[str, float]:
+    """What is told of a case's meshes before the repair."""
+    own, others = crossing_faces_of(surfaces.raw_vertices, surfaces.faces)
+    raw = [(mesh, surfaces.faces) for mesh in surfaces.raw_vertices]
+    quality = [triangle_quality(*mesh) for mesh in raw]
+    shared_ml = overlaps_ml(raw, surfaces.structures, surfaces.sample.grid).sum() / 2
+    values = (100 * own.mean(), 100 * others.mean(), shared_ml)
+    metrics = dict(zip(CROSSING, map(float, values), strict=True))
+    for name in QUALITY:
+        metrics[name] = statistics.mean(each[name] for each in quality)
+    return metrics
 
 
 def steps_of_epoch(path: Path) -> int:
