@@ -3,8 +3,10 @@
     python benchmarks/training_step.py --config=configs_implicitmeshnet/phantom_lv_la.json [--section.key=value ...]
 
 With `--loss.route=deep` a training step of each route follows, optimisers included, taking turns. The image is noise
-and the labels are balls, so no data is needed. The floor is the UNet's arithmetic, 2 operations per multiply-add,
-backward twice the forward, at the rate that a large matrix product reaches here in the same type.
+and the labels are balls, so no data is needed. `--cpu_time` times the parts by the processor's seconds, not the clock's,
+for a busy machine; with OMP_NUM_THREADS=1 the two are the same on an idle one. The floor is the UNet's arithmetic, 2
+operations per multiply-add, backward twice the forward, at the rate that a large matrix product reaches here in the
+same type.
 """
 
 import argparse
@@ -41,6 +43,7 @@ def main():
     parser.add_argument("--config", required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cpu_time", action="store_true")
     arguments, overrides = parser.parse_known_args()
     config, device = load_config(arguments.config, overrides), pick_device(arguments.device)
     keep_freed_memory()
@@ -87,11 +90,12 @@ def main():
         f"batch {len(image)}, grid {shape}, {structures} structures, {template.shape[2]} vertices, {device},"
         f" {torch.get_num_threads()} threads, bfloat16: {bfloat16_is_fast(device.type)}"
     )
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     print(f"{'part':<28}{'forward ms':>12}{'fwd + bwd ms':>14}")
     for name, part in parts.items():
         given = gradients if part is unet else None
-        forward = median_seconds(part, device, arguments.repeats)
-        both = median_seconds(lambda part=part, given=given: backward(part(), given), device, arguments.repeats)
+        forward = median_seconds(part, device, arguments.repeats, clock)
+        both = median_seconds(lambda part=part, given=given: backward(part(), given), device, arguments.repeats, clock)
         print(f"{name:<28}{1e3 * forward:>12.1f}{1e3 * both:>14.1f}")
     steps = measure(rows, arguments.repeats, SYNCHRONIZE[device.type])
     for row, result in zip(rows, steps, strict=True):
@@ -152,14 +156,14 @@ def balls(shape, structures: int, batch: int, device):
     return label.expand(batch, -1, -1, -1)
 
 
-def median_seconds(function, device, repeats: int) -> float:
+def median_seconds(function, device, repeats: int, clock=time.perf_counter) -> float:
     times = []
     for _ in range(repeats + 1):  # the first one warms up
-        start = time.perf_counter()
+        start = clock()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times[1:])
 
 
