@@ -3,10 +3,10 @@
     python benchmarks/training_step.py --config=configs_implicitmeshnet/phantom_lv_la.json [--section.key=value ...]
 
 With `--loss.route=deep` a training step of each route follows, optimisers included, taking turns. The image is noise
-and the labels are balls, so no data is needed. `--cpu_time` times the parts by the processor's seconds, not the clock's,
-for a busy machine; with OMP_NUM_THREADS=1 the two are the same on an idle one. The floor is the UNet's arithmetic, 2
-operations per multiply-add, backward twice the forward, at the rate that a large matrix product reaches here in the
-same type.
+and the labels are balls, so no data is needed. `--cpu_time` times the parts by the processor's seconds instead of the
+clock's, for a busy machine; with OMP_NUM_THREADS=1 the two are the same on an idle one. The floor is the UNet's
+arithmetic, 2 operations per multiply-add, backward twice the forward, at the rate that a large matrix product reaches
+here in the same type.
 """
 
 import argparse
