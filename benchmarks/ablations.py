@@ -4,13 +4,16 @@
         --variants exact deep exact_longer --seeds 3 --epochs 12 --out=runs/ablations
 
 Runs one after the other, a process each; a run that is done is not repeated, one that was cut off goes on.
+`--section.key=value` overrides the config in all of them, as `--training.init_from=snapshots/whole_heart.pt`.
 `exact_longer` takes the epochs that fit the wall time of `deep`, by the steps' times in `benchmarks/training_step.py`.
-Metrics are means over the cases, averaged over structures, +- the standard deviation over seeds; crossing is the share
-of faces that cross another before the repair; memory is the training process's peak with the libraries.
+Metrics are means over the cases, averaged over structures, +- the standard deviation over seeds; agreement is of the
+label maps. Of the meshes as the network leaves them, before the repair: crossing, the share of faces that cross another
+of the same mesh; crossing_others, of those that cross another mesh; shared_ml, what all pairs of a case share, or of an
+enclosed mesh what sticks out, in the network's voxels; and the triangles' quality. Memory is the training process's
+peak with the libraries.
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -18,12 +21,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from timing import at_least
+
 from implicitmeshnet.config import REPOSITORY, load_config
-from implicitmeshnet.data.dataset import find_cases, split_cases
+from implicitmeshnet.data.dataset import find_cases, read_case, split_cases
 from implicitmeshnet.models.weights import load_checkpoint
+from implicitmeshnet.predict import Predictor, Surfaces
 from implicitmeshnet.script import InputError, atomic_path, run_script
+from implicitmeshnet.surfaces.labelmap import overlaps_ml
+from implicitmeshnet.surfaces.metrics import dice, surface_distances
+from implicitmeshnet.surfaces.quality import triangle_quality
+from implicitmeshnet.surfaces.soundness import crossing_faces_of
 
 DEEP = ["--loss.route=deep", f"--loss.drn_config={REPOSITORY / 'configs_implicitmeshnet/drn_small.json'}"]
+OVERLAP = ["--loss.overlap=1"]
+TRIANGLES = ["--loss.triangles=0.1"]
 CENTRED = ["--network.template=centred"]  # the paper's: meshes start far from their structures
 VARIANTS = {
     "exact": [],
@@ -34,13 +47,19 @@ VARIANTS = {
     "deep_no_surface": [*DEEP, "--loss.surface=0"],
     "laplacian_constant": ["--loss.laplacian_start=100", "--loss.laplacian_end=100"],
     "no_augmentation": ["--training.augmentation=false"],
+    "overlap": OVERLAP,
+    "triangles": TRIANGLES,
+    "overlap_triangles": [*OVERLAP, *TRIANGLES],
     "exact_centred": CENTRED,
     "deep_centred": [*DEEP, *CENTRED],
     "folded_myocardium": ["--data.encloses={}"],
     "vertices_162": ["--network.template_subdivisions=2"],
     "vertices_2562": ["--network.template_subdivisions=4"],
 }
-METRICS = ("dice", "assd_mm", "hd95_mm", "crossing_percent", "seconds_per_step", "minutes", "peak_mib")
+AGREEMENT = ("dice", "assd_mm", "hd95_mm")
+CROSSING = ("crossing_percent", "crossing_others_percent", "shared_ml")
+QUALITY = ("smallest_angle_p05_deg", "aspect_ratio_p95")
+METRICS = (*AGREEMENT, *CROSSING, *QUALITY, "seconds_per_step", "minutes", "peak_mib")
 
 
 def main():
@@ -48,13 +67,14 @@ def main():
     parser.add_argument("--config", required=True)
     parser.add_argument("--test_dir", required=True, help="labelled cases to evaluate on")
     parser.add_argument("--validation_split", action="store_true", help="only the cases that the training holds out")
+    parser.add_argument("--cases", type=at_least(1), help="the first ones to evaluate on; by default all")
     parser.add_argument("--variants", nargs="+", default=["exact", "deep", "exact_longer"], choices=VARIANTS)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--out", default="runs/ablations")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--deep_cost", type=float, help="a deep step's time over an exact one's, for exact_longer")
-    arguments = parser.parse_args()
+    arguments, arguments.overrides = parser.parse_known_args()
     if "exact_longer" in arguments.variants and not arguments.deep_cost:
         raise InputError("--deep_cost: wanted the ratio that benchmarks/training_step.py prints, found none")
     for seed in range(arguments.seeds):
@@ -85,18 +105,10 @@ def run(variant: str, seed: int, arguments):
         f"--training.epochs={epochs}",
         f"--training.validate_every={epochs}",
         *laplacian,
+        *arguments.overrides,
         *VARIANTS[variant],
     )
-    split = ["--validation_split"] if arguments.validation_split else []
-    call(
-        "implicitmeshnet_eval.py",
-        f"--implicitmeshnet_config={path / 'config.json'}",
-        *split,
-        f"--test_dir_in={arguments.test_dir}",
-        f"--test_dir_out={path / 'test'}",
-        f"--device={arguments.device}",
-    )
-    result = mean_metrics(path / "test/metrics.csv")
+    result = measured(path, arguments)
     history = load_checkpoint(path / "last.pt")["history"]
     seconds = statistics.median(row["seconds"] for row in history)
     result["seconds_per_step"] = seconds / steps_of_epoch(path)
@@ -106,20 +118,55 @@ def run(variant: str, seed: int, arguments):
         temporary.write_text(json.dumps(result))
 
 
-def mean_metrics(path: Path) -> dict[str, float]:
-    """Means over a table of metrics: over all rows with a label, and each structure's Dice."""
-    with path.open() as file:
-        rows = [row for row in csv.DictReader(file) if float(row["label_volume_ml"]) > 0]
+def measured(path: Path, arguments) -> dict[str, float]:
+    """The metrics of a run's network that no training tells: over all cases, and each structure's Dice."""
+    predictor = Predictor.from_config(path / "config.json", device=arguments.device)
+    cases = find_cases(arguments.test_dir, labelled=True, channels=predictor.data.channels)
+    if arguments.validation_split:
+        config = predictor.config
+        _, cases = split_cases(cases, config.data.validation_cases, config.training.seed)
+    agreement = []
+    meshes = []
+    for case in cases[: arguments.cases]:
+        image, labels = read_case(case)
+        surfaces = predictor(image)
+        agreement += agreement_of(surfaces, labels.data)
+        meshes.append(mesh_metrics(surfaces))
     result = {}
-    for name in METRICS[:3]:
-        result[name] = statistics.mean(float(row[name]) for row in rows)
-    crossing = [int(row["self_intersecting_faces_before_repair"]) / int(row["faces"]) for row in rows]
-    result["crossing_percent"] = 100 * statistics.mean(crossing)
-    for structure in sorted({row["structure"] for row in rows}):
-        result[f"dice {structure}"] = statistics.mean(
-            float(row["dice"]) for row in rows if row["structure"] == structure
-        )
+    for rows, names in ((agreement, AGREEMENT), (meshes, (*CROSSING, *QUALITY))):
+        for name in names:
+            result[name] = statistics.mean(row[name] for row in rows)
+    for structure in predictor.structures.names:
+        found = [row["dice"] for row in agreement if row["structure"] == structure]
+        if found:
+            result[f"dice {structure}"] = statistics.mean(found)
     return result
+
+
+def agreement_of(surfaces: Surfaces, labels: np.ndarray) -> list[dict]:
+    """A row for each structure that a case's labels have."""
+    rows = []
+    ignored = surfaces.structures.ignored_in(labels)
+    for structure, (name, value) in enumerate(surfaces.structures.written.items()):
+        mask = surfaces.labelmap == value
+        reference = surfaces.structures.mask(labels, structure)
+        if reference.any():
+            distances = surface_distances(mask, reference, surfaces.grid.spacing_mm, ignored)
+            rows.append({"structure": name, "dice": dice(mask, reference, ignored), **distances})
+    return rows
+
+
+def mesh_metrics(surfaces: Surfaces) -> dict[str, float]:
+    """What is told of a case's meshes before the repair."""
+    own, others = crossing_faces_of(surfaces.raw_vertices, surfaces.faces)
+    raw = [(mesh, surfaces.faces) for mesh in surfaces.raw_vertices]
+    quality = [triangle_quality(*mesh) for mesh in raw]
+    shared_ml = overlaps_ml(raw, surfaces.structures, surfaces.sample.grid).sum() / 2
+    values = (100 * own.mean(), 100 * others.mean(), shared_ml)
+    metrics = dict(zip(CROSSING, map(float, values), strict=True))
+    for name in QUALITY:
+        metrics[name] = statistics.mean(each[name] for each in quality)
+    return metrics
 
 
 def steps_of_epoch(path: Path) -> int:
@@ -139,14 +186,14 @@ def call(script: str, *arguments) -> float:
 
 def print_table(arguments) -> None:
     """Every variant that has results, a row each."""
-    print(f"\n{'variant':<20}{'seeds':>6}" + "".join(f"{name:>18}" for name in METRICS))
+    print(f"\n{'variant':<20}{'seeds':>6}" + "".join(f"{name:>24}" for name in METRICS))
     for variant in VARIANTS:
         files = [folder(variant, seed, arguments) / "result.json" for seed in range(arguments.seeds)]
         results = [json.loads(file.read_text()) for file in files if file.exists()]
         if results:
             row = f"{variant:<20}{len(results):>6}"
             for name in METRICS:
-                row += f"{spread([result[name] for result in results]):>18}"
+                row += f"{spread([result[name] for result in results]):>24}"
             others = []
             for name in results[0]:
                 if name.startswith("dice "):

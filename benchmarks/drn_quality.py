@@ -23,7 +23,7 @@ from implicitmeshnet.ops import mesh2sdf
 from implicitmeshnet.phantom.patient import LABELS
 from implicitmeshnet.script import keep_freed_memory, run_script
 from implicitmeshnet.structures import Structures
-from implicitmeshnet.training.losses import laplacian_loss, occupancy_loss, structure_masks
+from implicitmeshnet.training.losses import laplacian_loss, occupancy_logits, occupancy_loss, structure_masks
 from implicitmeshnet.training.random_shapes import random_shapes
 
 HELD_OUT_SEED = 2**33
@@ -107,7 +107,10 @@ def phantom_meshes(folder: str, shape, sphere, faces, device):
         vertices = template.clone().requires_grad_()
         optimizer = torch.optim.Adam([vertices], 0.01)
         for _ in range(STEPS):
-            loss = occupancy_loss(vertices[None], lambda v, grid: mesh2sdf(v, faces, grid), masks, temperature)
+            logits = occupancy_logits(
+                vertices[None], lambda v, grid: mesh2sdf(v, faces, grid), list(masks.shape[2:]), temperature
+            )
+            loss = occupancy_loss(logits, masks)
             optimizer.zero_grad()
             (loss + 100 * laplacian_loss(vertices, around)).backward()
             optimizer.step()

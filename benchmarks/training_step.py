@@ -3,8 +3,10 @@
     python benchmarks/training_step.py --config=configs_implicitmeshnet/phantom_lv_la.json [--section.key=value ...]
 
 With `--loss.route=deep` a training step of each route follows, optimisers included, taking turns. The image is noise
-and the labels are balls, so no data is needed. The floor is the UNet's arithmetic, 2 operations per multiply-add,
-backward twice the forward, at the rate that a large matrix product reaches here in the same type.
+and the labels are balls, so no data is needed. `--cpu_time` times the parts by the processor's seconds instead of the
+clock's, for a busy machine; with OMP_NUM_THREADS=1 the two are the same on an idle one. The floor is the UNet's
+arithmetic, 2 operations per multiply-add, backward twice the forward, at the rate that a large matrix product reaches
+here in the same type.
 """
 
 import argparse
@@ -23,7 +25,16 @@ from implicitmeshnet.models.weights import pick_device
 from implicitmeshnet.script import keep_freed_memory, run_script
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.deep_route import load_deep_route
-from implicitmeshnet.training.losses import MeshLoss, border_density, occupancy_loss, structure_masks, surface_loss
+from implicitmeshnet.training.losses import (
+    MeshLoss,
+    border_density,
+    occupancy_logits,
+    occupancy_loss,
+    overlap_loss,
+    structure_masks,
+    surface_loss,
+    triangle_loss,
+)
 from implicitmeshnet.training.run import adamw, take_step
 
 
@@ -32,15 +43,14 @@ def main():
     parser.add_argument("--config", required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cpu_time", action="store_true")
     arguments, overrides = parser.parse_known_args()
     config, device = load_config(arguments.config, overrides), pick_device(arguments.device)
     keep_freed_memory()
     config.network.template = "centred"
     structures, shape = len(config.data.structures), config.data.shape
     network = build_network(config).to(device)
-    criterion = MeshLoss(
-        network.decoder.faces, network.decoder.template.shape[1], config.loss, Structures.of(config.data)
-    ).to(device)
+    criterion = criterion_of(network, config, None)
     image = torch.randn(config.training.batch_size, 1, *shape, device=device)
     label = balls(shape, structures, config.training.batch_size, device)
     masks = structure_masks(label, Structures.of(config.data))
@@ -55,13 +65,19 @@ def main():
     gradients = [torch.randn_like(volume) for volume in (*pyramid.values(), logits)]
     pyramid = {level: volume.detach().requires_grad_() for level, volume in pyramid.items()}
     template = network.decoder(pyramid)[-1].detach()
+
+    def logits_of(vertices):
+        return occupancy_logits(vertices, criterion.distance, list(shape), config.loss.temperature)
+
+    distances = logits_of(template)
+    encloses = criterion.structures.encloses
     parts = {
         "UNet": unet,
         "graph decoder": lambda: sum(stage.square().sum() for stage in network.decoder(pyramid)),
-        "occupancy loss (Mesh2SDF)": lambda: occupancy_loss(
-            leaf(template), criterion.distance, masks, config.loss.temperature
-        ),
+        "occupancy loss (Mesh2SDF)": lambda: occupancy_loss(logits_of(leaf(template)), masks),
         "surface loss": lambda: surface_loss(leaf(template), faces, border),
+        "overlap loss": lambda: overlap_loss(leaf(distances), masks, encloses),
+        "triangle loss": lambda: triangle_loss(leaf(template), faces),
         "whole step": lambda: criterion(network(image), label, 0.0)[0],
     }
     routes = {"exact": None, "deep": load_deep_route(config, device)}
@@ -74,11 +90,12 @@ def main():
         f"batch {len(image)}, grid {shape}, {structures} structures, {template.shape[2]} vertices, {device},"
         f" {torch.get_num_threads()} threads, bfloat16: {bfloat16_is_fast(device.type)}"
     )
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     print(f"{'part':<28}{'forward ms':>12}{'fwd + bwd ms':>14}")
     for name, part in parts.items():
         given = gradients if part is unet else None
-        forward = median_seconds(part, device, arguments.repeats)
-        both = median_seconds(lambda part=part, given=given: backward(part(), given), device, arguments.repeats)
+        forward = median_seconds(part, device, arguments.repeats, clock)
+        both = median_seconds(lambda part=part, given=given: backward(part(), given), device, arguments.repeats, clock)
         print(f"{name:<28}{1e3 * forward:>12.1f}{1e3 * both:>14.1f}")
     steps = measure(rows, arguments.repeats, SYNCHRONIZE[device.type])
     for row, result in zip(rows, steps, strict=True):
@@ -96,11 +113,17 @@ def main():
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB with the libraries")
 
 
+def criterion_of(network, config, distance):
+    """The loss of a network, on its device."""
+    faces, vertex_count = network.decoder.faces, network.decoder.template.shape[1]
+    structures = Structures.of(config.data)
+    criterion = MeshLoss(faces, vertex_count, config.loss, structures, distance, config.data.half_sides_mm)
+    return criterion.to(faces.device)
+
+
 def step_of(network, image, label, config, deep):
     """A training step, optimisers included, by the exact route, or by the deep one with the distance network's step."""
-    vertex_count, distance = network.decoder.template.shape[1], deep.distance if deep else None
-    criterion = MeshLoss(network.decoder.faces, vertex_count, config.loss, Structures.of(config.data), distance)
-    criterion = criterion.to(image.device)
+    criterion = criterion_of(network, config, deep.distance if deep else None)
     optimizer = adamw(network, config.training.learning_rate, config.training.weight_decay)
 
     def step():
@@ -133,14 +156,14 @@ def balls(shape, structures: int, batch: int, device):
     return label.expand(batch, -1, -1, -1)
 
 
-def median_seconds(function, device, repeats: int) -> float:
+def median_seconds(function, device, repeats: int, clock=time.perf_counter) -> float:
     times = []
     for _ in range(repeats + 1):  # the first one warms up
-        start = time.perf_counter()
+        start = clock()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times[1:])
 
 

@@ -145,6 +145,12 @@ class DataConfig:
         return len(self.intensity_rules)
 
     @property
+    def half_sides_mm(self) -> tuple[float, ...]:
+        """A normalised unit along each axis of the grid, in mm."""
+        spacings = self.spacing_mm if isinstance(self.spacing_mm, tuple) else (self.spacing_mm,) * 3
+        return tuple((voxels - 1) * spacing / 2 for voxels, spacing in zip(self.shape, spacings, strict=True))
+
+    @property
     def channel_statistics(self) -> list[IntensityStatistics]:
         """The intensity_statistics of each channel; none before a training has filled them in."""
         statistics = self.intensity_statistics
@@ -206,6 +212,11 @@ class LossConfig:
     """Weight of the soft Dice loss between the same two."""
     surface: NotNegative = 0.1
     """Weight of the surface loss: 1 - overlap of the meshes' surface with the label's border."""
+    overlap: NotNegative = 0.0
+    """Weight of the overlap loss, of what two meshes both claim, after laplacian_epochs; it rises from 0 as the
+    Laplacian's falls."""
+    triangles: NotNegative = 0.0
+    """Weight of the triangle loss: 1 - how close to equilateral the meshes' triangles are, by their mean ratio."""
     laplacian_start: NotNegative = 1e3
     """Weight of the Laplacian loss, which smooths the meshes, in the first epoch."""
     laplacian_end: NotNegative = 1e-2

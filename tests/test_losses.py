@@ -18,10 +18,14 @@ from implicitmeshnet.training.losses import (
     known_neighbourhoods,
     laplacian_loss,
     laplacian_weight,
+    occupancy_logits,
     occupancy_loss,
+    overlap_loss,
+    overlap_weight,
     soft_dice_loss,
     structure_masks,
     surface_loss,
+    triangle_loss,
 )
 
 SHAPE = (20, 24, 28)
@@ -42,7 +46,11 @@ def exact(faces):
 
 
 def occupancy(vertices, faces, masks):
-    return occupancy_loss(vertices, exact(faces), masks, 20.0)
+    return occupancy_loss(logits_of(vertices, faces, 20.0), masks)
+
+
+def logits_of(vertices, faces, temperature):
+    return occupancy_logits(vertices, exact(faces), list(SHAPE), temperature)
 
 
 def surface(vertices, faces, masks):
@@ -79,7 +87,7 @@ def test_the_right_radius_has_the_least_loss_and_the_gradient_leads_there(loss):
 def test_occupancy_keeps_its_gradient_where_the_sigmoid_saturates():
     vertices, faces = ball_mesh(0.2)
     vertices.requires_grad_()
-    occupancy_loss(vertices, exact(faces), ball(0.9), 1000.0).backward()
+    occupancy_loss(logits_of(vertices, faces, 1000.0), ball(0.9)).backward()
     assert vertices.grad.abs().max() > 1e-3
     assert torch.isfinite(vertices.grad).all()
 
@@ -252,7 +260,7 @@ def test_the_losses_are_those_of_the_last_stage_and_the_means_over_all():
     assert routed == [list(SHAPE)]
     masks = label[None].float()
     around = neighbours(faces, vertices.shape[2])
-    wanted = occupancy_loss(vertices, exact(faces), masks, config.temperature)
+    wanted = occupancy_loss(logits_of(vertices, faces, config.temperature), masks)
     torch.testing.assert_close(losses.occupancy, wanted)
     torch.testing.assert_close(losses.surface, sum(surface(stage, faces, masks) for stage in stages) / 2)
     torch.testing.assert_close(losses.laplacian, sum(laplacian_loss(stage, around) for stage in stages) / 2)
@@ -291,3 +299,197 @@ def test_the_soft_dice_of_a_segmentation_is_weighed_into_the_loss():
         totals.append(total.item())
     assert terms.segmentation_dice > 0
     assert totals[1] - totals[0] == pytest.approx(2 * terms.segmentation_dice.item(), rel=1e-5)
+
+
+def slabs(*extents, voxels=40):
+    """Logits and masks (1, S, voxels, 2, 2) of structures that claim, and have, the voxels from one number to another
+    along X."""
+    logits = torch.full((1, len(extents), voxels, 2, 2), -100.0)
+    for structure, (start, end) in enumerate(extents):
+        logits[:, structure, start:end] = 100.0
+    return logits, (logits > 0).float()
+
+
+def test_overlap_is_the_share_of_voxels_that_two_claim_summed_over_pairs_by_the_structures():
+    logits, masks = slabs((0, 20), (10, 30), (15, 40))
+    shared = 10 + 5 + 15  # of the first two, of the first and the third, of the last two
+    assert overlap_loss(logits, masks, [(), (), ()]).item() == pytest.approx(shared / 40 / 3)
+
+
+def test_half_a_claim_of_two_counts_a_quarter():
+    masks = torch.ones(1, 2, 4, 4, 4)
+    assert overlap_loss(torch.zeros(1, 2, 4, 4, 4), masks, [(), ()]).item() == pytest.approx(0.25 / 2)
+
+
+def test_of_an_enclosed_structure_what_sticks_out_counts():
+    logits, masks = slabs((0, 20), (15, 28), (28, 40))
+    assert overlap_loss(logits, masks, [(1,), (), ()]).item() == pytest.approx(8 / 40 / 3)  # the second's outside
+    assert overlap_loss(logits, masks, [(), (0,), ()]).item() == pytest.approx(15 / 40 / 3)  # the first's outside
+
+
+def test_a_structure_that_the_label_lacks_pushes_no_other_in_its_case_alone():
+    logits, masks = slabs((0, 20), (10, 30))
+    masks = torch.cat([masks, masks])
+    masks[1, 1] = 0
+    logits = logits.repeat(2, 1, 1, 1, 1).clamp(-3, 3).requires_grad_()
+    loss = overlap_loss(logits, masks, [(), ()])
+    assert loss.item() == pytest.approx(overlap_loss(logits[:1], masks[:1], [(), ()]).item() / 2)
+    loss.backward()
+    assert (logits.grad[1] == 0).all()
+    assert (logits.grad[0, :, 10:20] > 0).all()
+
+
+def test_one_structure_overlaps_nothing():
+    logits, masks = slabs((0, 20))
+    assert overlap_loss(logits, masks, [()]) == 0
+
+
+def test_no_voxel_that_is_ignored_overlaps():
+    logits, masks = slabs((0, 20), (10, 30))
+    kept = torch.ones(1, 1, 40, 2, 2)
+    assert torch.equal(overlap_loss(logits, masks, [(), ()], kept), overlap_loss(logits, masks, [(), ()]))
+    kept[:, :, 15:] = 0
+    assert overlap_loss(logits, masks, [(), ()], kept).item() == pytest.approx(5 / 15 / 2)
+    assert overlap_loss(logits, masks, [(), ()], torch.zeros_like(kept)) == 0
+
+
+@pytest.mark.parametrize("encloses", [[(), (), ()], [(1,), (), ()]])
+def test_the_gradient_of_the_overlap_is_that_of_its_differences(encloses):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 3, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    masks = torch.ones(2, 3, 3, 2, 2)
+    kept = torch.ones(2, 1, 3, 2, 2)
+    kept[:, :, 0] = 0
+    assert torch.autograd.gradcheck(lambda each: overlap_loss(each, masks, encloses), logits)
+    assert torch.autograd.gradcheck(lambda each: overlap_loss(each, masks, encloses, kept), logits)
+
+
+def two_balls(distance):
+    """Two balls of radius 0.4 so far apart along X: meshes (1, 2, V, 3) and faces."""
+    mesh, faces = ball_mesh(0.4)
+    shift = torch.tensor([distance / 2, 0.0, 0.0])
+    return torch.cat([mesh - shift, mesh + shift], 1), faces
+
+
+@pytest.mark.parametrize(("encloses", "way"), [({}, 1), ({1: (0,)}, -1)])
+def test_the_overlap_parts_two_balls_and_draws_one_into_its_encloser(encloses, way):
+    vertices, faces = two_balls(0.5)
+    vertices.requires_grad_()
+    structures = structures_of(1, 2, encloses=encloses)
+    masks = torch.ones(1, 2, *SHAPE)
+    overlap_loss(logits_of(vertices, faces, 20.0), masks, structures.encloses).backward()
+    pull = -vertices.grad[0, :, :, 0].sum(1)  # along X, of each
+    assert pull[0] * way < -1e-3
+    assert pull[1] * way > 1e-3
+
+
+def test_the_overlap_of_distant_balls_is_next_to_none():
+    vertices, faces = two_balls(1.1)
+    masks = torch.ones(1, 2, *SHAPE)
+    near = overlap_loss(logits_of(two_balls(0.5)[0], faces, 60.0), masks, [(), ()])
+    assert overlap_loss(logits_of(vertices, faces, 60.0), masks, [(), ()]) < 1e-3 * near
+
+
+def test_the_weight_of_the_overlap_rises_from_nothing_as_that_of_the_laplacian_falls():
+    config = LossConfig(overlap=0.4, laplacian_start=1000.0, laplacian_end=0.0, laplacian_epochs=80)
+    assert overlap_weight(config, 0) == 0
+    for epoch in (20, 40, 77.5):
+        assert overlap_weight(config, epoch) / 0.4 == pytest.approx(1 - laplacian_weight(config, epoch) / 1000)
+    assert overlap_weight(config, 80) == overlap_weight(config, 200) == 0.4
+
+
+def test_an_equilateral_triangle_lacks_nothing_and_a_right_one_its_share_at_any_size():
+    equilateral = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, math.sqrt(0.75), 0.0]])
+    right = torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 4.0]])
+    face = torch.tensor([[0, 1, 2]])
+    for size in (0.01, 1.0, 100.0):
+        assert triangle_loss(size * equilateral, face).item() == pytest.approx(0, abs=1e-6)
+        assert triangle_loss(size * right, face).item() == pytest.approx(1 - 4 * math.sqrt(3) * 6 / 50, rel=1e-5)
+
+
+def test_triangles_are_worst_without_area_and_their_gradient_stays_finite():
+    vertices, faces = icosphere(1)
+    needles = (vertices * torch.tensor([1.0, 0.0, 0.0])).requires_grad_()
+    point = torch.zeros_like(vertices).requires_grad_()
+    speck = (1e-6 * vertices).requires_grad_()
+    for mesh in (needles, point, speck):
+        loss = triangle_loss(mesh, faces)
+        loss.backward()
+        assert torch.isfinite(mesh.grad).all()
+        assert mesh.grad.norm() < 1e3
+    assert triangle_loss(needles, faces) == triangle_loss(point, faces) == 1
+
+
+def test_a_sphere_has_good_triangles_which_no_gradient_shrinks():
+    vertices, faces = icosphere(3)
+    vertices.requires_grad_()
+    loss = triangle_loss(vertices, faces)
+    loss.backward()
+    along_the_radius = (vertices.grad * vertices.detach()).sum()
+    assert 0 < loss.item() < 0.02
+    assert abs(along_the_radius.item()) < 1e-6
+    assert triangle_loss(vertices * torch.tensor([1.0, 1.0, 3.0]), faces) > 10 * loss
+
+
+def test_the_gradient_of_the_triangles_is_that_of_their_differences():
+    vertices, faces = icosphere(0)
+    noise = torch.randn(2, *vertices.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    meshes = (vertices.double() + 0.2 * noise).requires_grad_()
+    assert torch.autograd.gradcheck(lambda each: triangle_loss(each, faces), meshes)
+
+
+def test_triangles_are_measured_in_mm_where_a_voxel_has_unequal_sides():
+    vertices, faces = icosphere(2)
+    sides = torch.tensor([50.0, 100.0, 25.0])
+    structures = structures_of(1)
+    criterion = MeshLoss(
+        faces, len(vertices), LossConfig(triangles=1.0), structures, half_sides_mm=tuple(sides.tolist())
+    )
+    round_in_mm = (20 * vertices / sides)[None, None]
+    prediction = Prediction([round_in_mm], torch.zeros(1, 2, *SHAPE))
+    _, losses = criterion(prediction, ball(0.5)[0].long(), 0.0)
+    assert losses.triangles.item() == pytest.approx(triangle_loss(vertices, faces).item(), rel=1e-4)
+
+
+def two_claims():
+    """A criterion's input in which two balls overlap: meshes, faces and label."""
+    vertices, faces = two_balls(0.6)
+    label = torch.zeros(1, *SHAPE, dtype=torch.long)
+    label[:, : SHAPE[0] // 2] = 1
+    label[:, SHAPE[0] // 2 :] = 2
+    return vertices, faces, label
+
+
+@pytest.mark.parametrize(("term", "at_the_end"), [("overlap", True), ("triangles", False)])
+def test_a_term_of_the_meshes_is_weighed_into_the_loss_and_left_out_at_weight_zero(monkeypatch, term, at_the_end):
+    vertices, faces, label = two_claims()
+    prediction = Prediction([0.9 * vertices, vertices], torch.zeros(1, 3, *SHAPE))
+    schedule = {"laplacian_epochs": 10, "laplacian_start": 5.0, "laplacian_end": 5.0}
+    weighed = MeshLoss(faces, vertices.shape[2], LossConfig(**{term: 2.0}, **schedule), structures_of(1, 2))
+    left_out = MeshLoss(faces, vertices.shape[2], LossConfig(**schedule), structures_of(1, 2))
+    begin, terms = weighed(prediction, label, 0.0)
+    end, _ = weighed(prediction, label, 10.0)
+    found = getattr(terms, term).item()
+    monkeypatch.setattr("implicitmeshnet.training.losses.overlap_loss", None)  # so that a call fails
+    monkeypatch.setattr("implicitmeshnet.training.losses.triangle_loss", None)
+    without, none = left_out(prediction, label, 10.0)
+    assert getattr(none, term) == 0
+    assert found > 1e-3
+    assert end.item() - without.item() == pytest.approx(2 * found, rel=1e-3)
+    assert begin.item() - without.item() == pytest.approx(0 if at_the_end else 2 * found, abs=1e-5)
+
+
+def test_the_overlap_takes_no_distance_of_its_own():
+    vertices, faces, label = two_claims()
+    calls = []
+
+    def distance(meshes, shape):
+        calls.append(len(meshes))
+        return mesh2sdf(meshes, faces, shape)
+
+    criterion = MeshLoss(faces, vertices.shape[2], LossConfig(overlap=1.0), structures_of(1, 2), distance)
+    _, terms = criterion(Prediction([vertices], torch.zeros(1, 3, *SHAPE)), label, 0.0)
+    assert calls == [2]
+    logits = logits_of(vertices, faces, LossConfig().temperature)
+    wanted = overlap_loss(logits, torch.ones(1, 2, *SHAPE), [(), ()])
+    torch.testing.assert_close(terms.overlap, wanted)

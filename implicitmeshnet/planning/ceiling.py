@@ -85,7 +85,7 @@ def fitted_meshes(sample: Sample, config: Config) -> tuple[np.ndarray, np.ndarra
     sphere, faces = icosphere(config.network.template_subdivisions)
     vertices = _start(sample, structures, sphere).requires_grad_()
     fit = replace(config.loss, segmentation=0.0, segmentation_dice=0.0)  # no network segments
-    criterion = MeshLoss(faces, len(sphere), fit, structures)
+    criterion = MeshLoss(faces, len(sphere), fit, structures, half_sides_mm=config.data.half_sides_mm)
     optimizer = torch.optim.Adam([vertices], LEARNING_RATE)
     label = sample.label[None]
     logits = torch.zeros(1, structures.class_count, *sample.label.shape)

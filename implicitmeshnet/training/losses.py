@@ -1,6 +1,8 @@
-"""The training losses: occupancy through the SDF, surface, Laplacian and segmentation, all against voxel labels."""
+"""The training losses: occupancy through the SDF, surface and segmentation against voxel labels; overlap, Laplacian and
+triangles of the meshes by themselves."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from implicitmeshnet.config import LossConfig
-from implicitmeshnet.mesh import Neighbours, neighbours, vertex_areas
+from implicitmeshnet.mesh import Neighbours, face_normals, neighbours, vertex_areas
 from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.ops import mesh2sdf, splat_trilinear
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.cosine import cosine
 from implicitmeshnet.training.processes import total
+
+SMALLEST_SQUARES = 3e-6
+"""Of a triangle's three sides together, in squared normalised units: sides of a thousandth. A measure that no size
+changes pulls the harder the smaller a triangle is, without bound; at smaller ones than these it no longer grows."""
 
 Distance = Callable[[torch.Tensor, list[int]], torch.Tensor]
 """A route from meshes to their SDF: vertices (N, V, 3) normalised and a shape -> SDF (N, X, Y, Z), differentiable."""
@@ -75,24 +81,46 @@ def soft_dice_loss(logits: torch.Tensor, classes: torch.Tensor, ignored: int) ->
     return ((1 - overlap) * present).sum() / present.sum().clamp(min=1)
 
 
-def occupancy_loss(
-    vertices: torch.Tensor,
-    distance: Distance,
-    masks: torch.Tensor,
-    temperature: float,
-    kept: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Cross-entropy of the occupancy sigmoid(-T * SDF) against the masks: a scalar, the mean over the `kept` voxels.
+def occupancy_logits(vertices: torch.Tensor, distance: Distance, shape: list[int], temperature: float) -> torch.Tensor:
+    """Logits -T * SDF of the meshes' occupancy: vertices (B, S, V, 3) normalised -> (B, S, X, Y, Z), of T per unit."""
+    sdf = distance(vertices.flatten(0, 1), shape)
+    return (-temperature * sdf).unflatten(0, vertices.shape[:2])
 
-    vertices (B, S, V, 3) normalised, masks (B, S, X, Y, Z), T the `temperature`, `kept` (B, 1, X, Y, Z) or all voxels.
+
+def occupancy_loss(logits: torch.Tensor, masks: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy of `occupancy_logits` against the masks, both (B, S, X, Y, Z): a scalar, the mean over the `kept`
+    voxels (B, 1, X, Y, Z) or over all.
+
     It is computed from the logits, so that voxels whose sigmoid is 0 or 1 to float32's precision keep their gradient.
     """
-    sdf = distance(vertices.flatten(0, 1), list(masks.shape[2:]))
     if kept is None:
-        return F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1))
-    weight = kept.expand_as(masks).flatten(0, 1)
-    summed = F.binary_cross_entropy_with_logits(-temperature * sdf, masks.flatten(0, 1), weight, reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits, masks)
+    weight = kept.expand_as(masks)
+    summed = F.binary_cross_entropy_with_logits(logits, masks, weight, reduction="sum")
     return total(summed) / total(weight.sum()).clamp(min=1)
+
+
+def overlap_loss(
+    logits: torch.Tensor, masks: torch.Tensor, encloses: Sequence[Sequence[int]], kept: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What two meshes both claim, and what of an enclosed one sticks out of its encloser: a scalar.
+
+    Of any two structures a and b it is the product o_a o_b of their occupancies, and where b encloses a, o_a (1 - o_b)
+    instead: summed over the pairs, the mean over structures and `kept` voxels as in `occupancy_loss`, so that the
+    weights of the two compare. A structure that a case's masks lack claims nothing, for its mesh must push no other.
+    `occupancy_logits` and masks (B, S, X, Y, Z), `encloses` as in `Structures`.
+    """
+    present = masks.flatten(2).any(2)[:, :, None, None, None]
+    occupancy = logits.sigmoid() * present
+    # The sum of a product over all pairs is half of what the square of the sum has more than the sum of squares.
+    shared = (occupancy.sum(1).square() - occupancy.square().sum(1)) / 2
+    for outer, inner in enumerate(encloses):
+        for one in inner:
+            shared = shared + occupancy[:, one] * (1 - 2 * occupancy[:, outer])
+    if kept is not None:
+        voxels = total(kept.sum())
+        return total((shared * kept[:, 0]).sum()) / (voxels * len(encloses)).clamp(min=1)
+    return shared.mean() / len(encloses)
 
 
 def surface_loss(
@@ -168,6 +196,21 @@ def laplacian_loss(vertices: torch.Tensor, around: Neighbours) -> torch.Tensor:
     return (mean - vertices).square().sum(-1).mean()
 
 
+def triangle_loss(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+    """1 - the mean ratio of the triangles, in [0, 1]: 0 for equilateral ones, 1 for ones without area; a scalar.
+
+    A triangle's mean ratio is 4 sqrt(3) * area / (sum of the squared sides), whatever its size (Knupp, Algebraic Mesh
+    Quality Metrics, SIAM Journal on Scientific Computing 23(1), 2001, section 4; for the formula Bank and Smith, SIAM
+    Journal on Numerical Analysis 34(3), 1997). So it neither shrinks meshes nor forbids large triangles beside small
+    ones. vertices (..., V, 3) in units of about half the grid's sides, the same along each axis, faces (F, 3).
+    """
+    a, b, c = (vertices[..., faces[:, corner], :] for corner in range(3))
+    squares = ((b - a).square() + (c - b).square() + (a - c).square()).sum(-1)  # (..., F)
+    double = torch.linalg.vector_norm(face_normals(vertices, faces), dim=-1)  # (..., F) twice the areas
+    ratios = 2 * math.sqrt(3) * double / squares.clamp(min=SMALLEST_SQUARES)
+    return 1 - ratios.mean()
+
+
 def laplacian_weight(config: LossConfig, epoch: float) -> float:
     """The weight of the Laplacian loss in an epoch: from laplacian_start down a cosine to laplacian_end.
 
@@ -176,11 +219,20 @@ def laplacian_weight(config: LossConfig, epoch: float) -> float:
     return cosine(config.laplacian_start, config.laplacian_end, epoch / config.laplacian_epochs)
 
 
+def overlap_weight(config: LossConfig, epoch: float) -> float:
+    """The weight of the overlap loss in an epoch: from 0 to its own as the Laplacian's falls.
+
+    Meshes begin as ellipsoids that lie in each other; what parts them at first is the label.
+    """
+    return cosine(0.0, config.overlap, epoch / config.laplacian_epochs)
+
+
 @dataclass(frozen=True)
 class Losses:
     """The terms of the loss before they are weighted, scalars.
 
-    The occupancy is of the last stage's meshes; surface and Laplacian are means over the stages.
+    Occupancy and overlap are of the last stage's meshes; surface, Laplacian and triangles are means over the stages.
+    The terms after the segmentation's are 0 where their weight is.
     """
 
     occupancy: torch.Tensor
@@ -188,19 +240,21 @@ class Losses:
     laplacian: torch.Tensor
     segmentation: torch.Tensor
     segmentation_dice: torch.Tensor
-    """0 where its weight is."""
+    overlap: torch.Tensor
+    triangles: torch.Tensor
 
 
 class MeshLoss(nn.Module):
     """The weighted sum of all losses for one template triangulation, faces (F, 3).
 
     `structures` say which labels each mesh holds, see `structure_masks`. `distance` is the route from meshes
-    to their SDF, by default Mesh2SDF.
+    to their SDF, by default Mesh2SDF. `half_sides_mm` are a normalised unit along each axis in mm.
     """
 
     faces: torch.Tensor  # (F, 3)
     index: torch.Tensor  # see `Neighbours`
     weight: torch.Tensor  # see `Neighbours`
+    proportions: torch.Tensor  # (3,) of the half sides, their mean 1
 
     def __init__(
         self,
@@ -209,6 +263,7 @@ class MeshLoss(nn.Module):
         config: LossConfig,
         structures: Structures,
         distance: Distance | None = None,
+        half_sides_mm: Sequence[float] = (1.0, 1.0, 1.0),
     ):
         super().__init__()
         self.config = config
@@ -218,6 +273,8 @@ class MeshLoss(nn.Module):
         around = neighbours(faces.cpu(), vertex_count)
         self.register_buffer("index", around.index)
         self.register_buffer("weight", around.weight)
+        sides = torch.tensor(half_sides_mm)
+        self.register_buffer("proportions", sides / sides.mean())
 
     def forward(self, prediction: Prediction, label: torch.Tensor, epoch: float) -> tuple[torch.Tensor, Losses]:
         """label (B, X, Y, Z), a class map -> the total (scalar) and its Losses."""
@@ -227,6 +284,8 @@ class MeshLoss(nn.Module):
         weighted = weighted + laplacian_weight(self.config, epoch) * losses.laplacian
         weighted = weighted + self.config.segmentation * losses.segmentation
         weighted = weighted + self.config.segmentation_dice * losses.segmentation_dice
+        weighted = weighted + overlap_weight(self.config, epoch) * losses.overlap
+        weighted = weighted + self.config.triangles * losses.triangles
         return weighted, losses
 
     def _losses(self, prediction: Prediction, label: torch.Tensor) -> Losses:
@@ -235,16 +294,24 @@ class MeshLoss(nn.Module):
         known = None if kept is None else known_neighbourhoods(kept)
         border = border_density(masks, known)
         around = Neighbours(self.index, self.weight)
-        occupancy = occupancy_loss(prediction.vertices, self.distance, masks, self.config.temperature, kept)
+        logits = occupancy_logits(prediction.vertices, self.distance, list(masks.shape[2:]), self.config.temperature)
+        occupancy = occupancy_loss(logits, masks, kept)
         surfaces = [surface_loss(stage, self.faces, border, known) for stage in prediction.stages]
         laplacians = [laplacian_loss(stage, around) for stage in prediction.stages]
         segmentation = class_loss(prediction.segmentation, label, self.structures.ignored_class)
-        overlap = torch.zeros_like(segmentation)
+        nothing = torch.zeros_like(segmentation)
+        segmentation_dice = nothing
         if self.config.segmentation_dice > 0:
-            overlap = soft_dice_loss(prediction.segmentation, label, self.structures.ignored_class)
+            segmentation_dice = soft_dice_loss(prediction.segmentation, label, self.structures.ignored_class)
+        overlap = nothing
+        if self.config.overlap > 0:
+            overlap = overlap_loss(logits, masks, self.structures.encloses, kept)
+        triangles = nothing
+        if self.config.triangles > 0:
+            triangles = triangle_loss(torch.stack(prediction.stages) * self.proportions, self.faces)
         surface = torch.stack(surfaces).mean()
         laplacian = torch.stack(laplacians).mean()
-        return Losses(occupancy, surface, laplacian, segmentation, overlap)
+        return Losses(occupancy, surface, laplacian, segmentation, segmentation_dice, overlap, triangles)
 
     def _exact_distance(self, vertices: torch.Tensor, shape: list[int]) -> torch.Tensor:
         return mesh2sdf(vertices, self.faces, shape)

@@ -79,7 +79,9 @@ def start_run(config: Config, device: torch.device, deep: DeepRoute | None) -> R
     faces = network.decoder.faces
     vertex_count = network.decoder.template.shape[1]
     distance = deep.distance if deep else None
-    criterion = MeshLoss(faces, vertex_count, config.loss, Structures.of(config.data), distance).to(device)
+    structures = Structures.of(config.data)
+    half_sides_mm = config.data.half_sides_mm
+    criterion = MeshLoss(faces, vertex_count, config.loss, structures, distance, half_sides_mm).to(device)
     optimizer = adamw(network, settings.learning_rate, settings.weight_decay)
     return Run(config, device, network, processes.parallel(network, device), criterion, optimizer, deep)
 
