@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
-from implicitmeshnet.surfaces.proximity import Surface
+from implicitmeshnet.surfaces.proximity import near
 from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, untangle, vertices_of
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
@@ -139,14 +139,15 @@ class Scene:
     def misplaced(self, meshes: np.ndarray) -> list[tuple[int, int]]:
         """The pairs of meshes, none of which cross, where one lies in the other and should not, or the reverse."""
         found = []
+        first = meshes[:, 0]
         for other, mesh in enumerate(meshes):
-            surface = Surface(mesh, self.faces)
+            there = near(first, mesh, self.faces, 0.0)
+            inside = np.zeros(len(meshes), dtype=bool)
+            inside[there.rows] = there.distance < 0
             for one in range(len(meshes)):
                 if one == other or (other in self.encloses[one]):
                     continue
-                near = surface.near(meshes[one][:1], 0.0)
-                inside = len(near.rows) > 0 and near.distance[0] < 0
-                if inside != (self.side(one, other) < 0):
+                if inside[one] != (self.side(one, other) < 0):
                     found.append((one, other))
         return found
 
@@ -163,50 +164,63 @@ class Scene:
 
         And the most that any of them lacked, in mm.
         """
+        count, size, _ = meshes.shape
         most = 0.0
-        surfaces = [Surface(mesh, self.faces) for mesh in meshes]
-        moved = meshes.copy()
-        for one, mesh in enumerate(meshes):
-            smooth = np.where(stuck[one][:, None], (self.mean @ mesh - mesh) / 2, 0)
-            reach = max(self.gaps[one].max(), REACH_MM if stuck[one].any() else 0.0)
-            for other, surface in enumerate(surfaces):
-                if one == other:
-                    continue
-                side = self.side(one, other)
-                near = surface.near(mesh, reach)
-                away = side * near.outward
-                distance = side * near.distance
-                lacking = np.maximum(self.gaps[one, near.rows] - distance, 0)
-                most = max(most, lacking.max(initial=0.0))
-                moved[one, near.rows] += lacking[:, None] / 2 * away
-                towards = np.minimum((smooth[near.rows] * away).sum(1), 0) * (distance < REACH_MM)
-                smooth[near.rows] -= towards[:, None] * away
-            moved[one] += smooth
-        return moved, most
+        moved = meshes.reshape(-1, 3).copy()
+        gaps = self.gaps.ravel()
+        reach = np.repeat(np.where(stuck.any(1), np.maximum(self.gaps.max(1), REACH_MM), self.gaps.max(1)), size)
+        means = [self.mean @ mesh for mesh in meshes]
+        smooth = np.where(stuck[..., None], (np.stack(means) - meshes) / 2, 0).reshape(-1, 3)
+        for other, mesh in enumerate(meshes):
+            own = np.repeat(np.arange(count) == other, size)
+            there = near(meshes.reshape(-1, 3), mesh, self.faces, np.where(own, -np.inf, reach))
+            rows = there.rows
+            side = np.array([self.side(one, other) for one in range(count)])[rows // size]
+            away = side[:, None] * there.outward
+            distance = side * there.distance
+            lacking = np.maximum(gaps[rows] - distance, 0)
+            most = max(most, lacking.max(initial=0.0))
+            moved[rows] += lacking[:, None] / 2 * away
+            towards = np.minimum((smooth[rows] * away).sum(1), 0) * (distance < REACH_MM)
+            smooth[rows] -= towards[:, None] * away
+        return (moved + smooth).reshape(meshes.shape), most
 
     def pushed_faces(self, meshes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         """The faces of pairs from two meshes moved as a whole, each half of what its deepest point lacks: (S, V, 3)."""
-        moved = meshes.copy()
-        structure, face = np.divmod(np.concatenate([pairs, pairs[:, ::-1]]), len(self.faces))
-        for one, other in sorted({(a, b) for a, b in structure.tolist() if a != b}):
-            rows = np.unique(face[(structure == (one, other)).all(1), 0])
-            lacking, away = self._deepest(meshes, one, other, rows)
-            for row in lacking.argsort(kind="stable"):  # each vertex goes with the face that lacks most
-                corners = self.faces[rows[row]]
-                moved[one, corners] = meshes[one, corners] + lacking[row] / 2 * away[row]
-        return moved
+        count, size, _ = meshes.shape
+        flat = meshes.reshape(-1, 3)
+        moved = flat.copy()
+        both = np.concatenate([pairs, pairs[:, ::-1]])
+        structure, face = np.divmod(both, len(self.faces))
+        corners = self.faces[face[:, 0]] + size * structure[:, :1]
+        for other in np.unique(structure[structure[:, 0] != structure[:, 1]]).tolist():
+            chosen = (structure[:, 1] == other) & (structure[:, 0] != other)
+            rows = np.unique(both[chosen, 0], return_index=True)[1]
+            own = corners[chosen][rows]
+            one = structure[chosen, 0][rows]
+            lacking, away = self._deepest(flat[own], one, meshes[other], other)
+            order = lacking.argsort(kind="stable")  # each vertex goes with the face that lacks most, as the last
+            push = (lacking[:, None] / 2 * away)[order]
+            own = own[order]
+            moved[own] = flat[own] + push[:, None]
+        return moved.reshape(meshes.shape)
 
-    def _deepest(self, meshes: np.ndarray, one: int, other: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the deepest points of faces `rows` (K,) of one mesh lack of the gap, (K,), and the ways out (K, 3)."""
-        points = np.einsum("lk,fkc->flc", SAMPLES, meshes[one][self.faces[rows]]).reshape(-1, 3)
-        side = self.side(one, other)
-        near = Surface(meshes[other], self.faces).near(points, DEEPEST_MM)
+    def _deepest(
+        self, triangles: np.ndarray, one: np.ndarray, mesh: np.ndarray, other: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the deepest points of triangles (K, 3, 3), of the structures `one` (K,), lack of the gap to another mesh.
+
+        (K,), and the ways out (K, 3).
+        """
+        points = np.einsum("lk,fkc->flc", SAMPLES, triangles).reshape(-1, 3)
+        side = np.array([self.side(own, other) for own in one.tolist()]).repeat(len(SAMPLES))
+        there = near(points, mesh, self.faces, DEEPEST_MM)
         distance = np.full(len(points), np.inf)
-        distance[near.rows] = side * near.distance
+        distance[there.rows] = side[there.rows] * there.distance
         away = np.zeros((len(points), 3))
-        away[near.rows] = side * near.outward
-        deepest = distance.reshape(len(rows), -1).argmin(1) + np.arange(len(rows)) * len(SAMPLES)
-        gap = self.gaps[one].min()
+        away[there.rows] = side[there.rows, None] * there.outward
+        deepest = distance.reshape(len(triangles), -1).argmin(1) + np.arange(len(triangles)) * len(SAMPLES)
+        gap = self.gaps[one].min(1)
         return np.maximum(gap - distance[deepest], 0), away[deepest]
 
 
