@@ -17,9 +17,7 @@ def _fake(vertices: torch.Tensor, faces: torch.Tensor, chosen: torch.Tensor) -> 
 _crossing_pairs = define("crossing_pairs(Tensor vertices, Tensor faces, Tensor chosen) -> Tensor", reference, _fake)
 
 
-def crossing_pairs(
-    vertices: torch.Tensor, faces: torch.Tensor, chosen: torch.Tensor | None = None
-) -> torch.Tensor:
+def crossing_pairs(vertices: torch.Tensor, faces: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
     """The pairs of faces that have more in common than the vertices that they share.
 
     vertices (V, 3) int64, whole numbers up to 2^24 in size, faces (F, 3) integers -> int64 (P, 2), ascending, each pair

@@ -2,8 +2,9 @@
 
 Each mesh is mended by itself first. Then, round by round, every vertex that lies in another mesh, or closer to it than
 the gap, moves half of what is missing along the other mesh's distance; the other mesh's vertices, which see the first
-one, move the other half. A structure that another encloses has to lie inside it instead. Faces that cross though all
-their vertices keep the gap are moved as a whole, by their deepest point; what still crosses after some rounds is
+one, move the other half. A vertex that has passed the other mesh's middle, so that the way out would lead on through it,
+goes back along its own mesh's normal. A structure that another encloses has to lie inside it instead. Faces that cross
+are moved as a whole too, by their deepest point; the vertices of what still crosses after some rounds are
 smoothed too, but never towards the other mesh. What is left at last is drawn back (`repair.retreated`), so that every
 input has an end.
 """
@@ -16,8 +17,8 @@ from scipy.sparse import csr_matrix
 
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
-from implicitmeshnet.surfaces.proximity import near
-from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, untangle, vertices_of
+from implicitmeshnet.surfaces.proximity import near, vertex_normals
+from implicitmeshnet.surfaces.repair import neighbour_mean, retreated, untangle, vertices_of
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
 GAP_MM = 0.1
@@ -29,8 +30,10 @@ ROUNDS_FOR_THE_GAP = 8
 """After so many meshes without a crossing are good, though the gap lacks somewhere."""
 ROUNDS_OF_PUSHES = 3
 """Before what still crosses is smoothed too."""
-ROUNDS_PER_RING = 4
-"""After which the smoothed region grows by one ring of vertices."""
+DEEP_MM = 1.0
+"""In another mesh, beyond which a vertex may have passed its middle; after ROUNDS_OF_PUSHES any depth."""
+PASSED = 0.3
+"""The least cosine between a mesh's own normal and the other's way out where a vertex has passed the middle."""
 TOLERANCE = 0.1
 """By which a vertex may miss its gap, relative to it."""
 REACH_MM = 3.0
@@ -71,17 +74,12 @@ def separate(
     for one, mesh in enumerate(meshes):
         if one in scene.crossing_themselves(pairs) or mesh_volume_ml(mesh, faces) <= 0:
             meshes[one] = untangle(mesh, faces, sphere)
-    crossed = np.zeros((len(meshes), len(faces)), dtype=bool)
     best = meshes
     fewest = len(pairs) + 1
     best_round = 0
+    stuck = np.zeros(meshes.shape[:2], dtype=bool)
     for number in range(ROUNDS):
-        stuck = np.zeros(meshes.shape[:2], dtype=bool)
-        if number > ROUNDS_OF_PUSHES:
-            rings = (number - ROUNDS_OF_PUSHES) // ROUNDS_PER_RING
-            for one, own in enumerate(crossed):
-                stuck[one] = grown(vertices_of(faces, own, len(gaps[one])), scene.mean, rings)
-        pushed, lacking = scene.pushed(meshes, stuck)
+        pushed, lacking = scene.pushed(meshes, stuck, DEEP_MM if number <= ROUNDS_OF_PUSHES else 0.0)
         meshes = snapped(pushed)
         pairs = crossings.of(meshes)
         at_most_left = lacking / 2  # of a vertex whose opposite had nothing to move
@@ -96,7 +94,9 @@ def separate(
             break
         if number and len(pairs):
             meshes = scene.pushed_faces(meshes, pairs)
-        crossed = scene.faces_of(pairs, len(meshes))
+        if number >= ROUNDS_OF_PUSHES:
+            crossed = scene.faces_of(pairs, len(meshes))
+            stuck = np.stack([vertices_of(faces, own, meshes.shape[1]) for own in crossed])
         for one in scene.crossing_themselves(pairs):
             meshes[one] = untangle(meshes[one], faces, sphere)
     outer = [next((one for one, inner in enumerate(encloses) if own in inner), None) for own in range(len(meshes))]
@@ -115,6 +115,10 @@ class Scene:
     def side(self, one: int, other: int) -> float:
         """1 where a mesh has to lie outside of another, -1 where inside."""
         return -1.0 if one in self.encloses[other] else 1.0
+
+    def sides(self, other: int, count: int) -> np.ndarray:
+        """`side` of each of `count` meshes and another: (S,)."""
+        return np.array([self.side(one, other) for one in range(count)])
 
     def crossings(self, meshes: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
         """The pairs of faces that cross or touch, (P, 2); face f of mesh s has the number s F + f.
@@ -159,25 +163,34 @@ class Scene:
                 crossed[list(pair)] = True
         return crossed
 
-    def pushed(self, meshes: np.ndarray, stuck: np.ndarray) -> tuple[np.ndarray, float]:
+    def pushed(self, meshes: np.ndarray, stuck: np.ndarray, deep_mm: float) -> tuple[np.ndarray, float]:
         """Each vertex moved half of what its gap lacks, the `stuck` ones (S, V) smoothed too: (S, V, 3).
 
-        And the most that any of them lacked, in mm.
+        And the most that any of them lacked, in mm. Vertices deeper than `deep_mm` in another mesh go back along their
+        own mesh's normal where they have passed the other's middle.
         """
         count, size, _ = meshes.shape
-        most = 0.0
-        moved = meshes.reshape(-1, 3).copy()
+        flat = meshes.reshape(-1, 3)
+        structure = np.repeat(np.arange(count), size)
         gaps = self.gaps.ravel()
-        reach = np.repeat(np.where(stuck.any(1), np.maximum(self.gaps.max(1), REACH_MM), self.gaps.max(1)), size)
-        means = [self.mean @ mesh for mesh in meshes]
-        smooth = np.where(stuck[..., None], (np.stack(means) - meshes) / 2, 0).reshape(-1, 3)
+        widest = self.gaps.max(1)
+        reach = np.where(stuck.any(1), np.maximum(widest, REACH_MM), widest)[structure]
+        normals = np.concatenate([vertex_normals(mesh, self.faces) for mesh in meshes])
+        means = np.stack([self.mean @ mesh for mesh in meshes])
+        smooth = np.where(stuck[..., None], (means - meshes) / 2, 0).reshape(-1, 3)
+        moved = flat.copy()
+        most = 0.0
         for other, mesh in enumerate(meshes):
-            own = np.repeat(np.arange(count) == other, size)
-            there = near(meshes.reshape(-1, 3), mesh, self.faces, np.where(own, -np.inf, reach))
+            there = near(flat, mesh, self.faces, np.where(structure == other, -np.inf, reach))
             rows = there.rows
-            side = np.array([self.side(one, other) for one in range(count)])[rows // size]
+            of = structure[rows]
+            side = self.sides(other, count)[of]
             away = side[:, None] * there.outward
             distance = side * there.distance
+            within = np.bincount(of[distance < 0], minlength=count)
+            passed = (distance < -deep_mm) & ((away * normals[rows]).sum(1) > PASSED)
+            passed &= (side > 0) & (within < size)[of]  # a mesh all of which lies in the other goes out any way
+            away[passed] = -normals[rows[passed]]
             lacking = np.maximum(gaps[rows] - distance, 0)
             most = max(most, lacking.max(initial=0.0))
             moved[rows] += lacking[:, None] / 2 * away
@@ -187,7 +200,7 @@ class Scene:
 
     def pushed_faces(self, meshes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         """The faces of pairs from two meshes moved as a whole, each half of what its deepest point lacks: (S, V, 3)."""
-        count, size, _ = meshes.shape
+        size = meshes.shape[1]
         flat = meshes.reshape(-1, 3)
         moved = flat.copy()
         both = np.concatenate([pairs, pairs[:, ::-1]])
@@ -208,12 +221,12 @@ class Scene:
     def _deepest(
         self, triangles: np.ndarray, one: np.ndarray, mesh: np.ndarray, other: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What the deepest points of triangles (K, 3, 3), of the structures `one` (K,), lack of the gap to another mesh.
+        """What the deepest points of triangles (K, 3, 3), of the structures `one` (K,), lack of the gap to a mesh (V, 3).
 
-        (K,), and the ways out (K, 3).
+        That is (K,), and the ways out (K, 3); the mesh is that of structure `other`.
         """
         points = np.einsum("lk,fkc->flc", SAMPLES, triangles).reshape(-1, 3)
-        side = np.array([self.side(own, other) for own in one.tolist()]).repeat(len(SAMPLES))
+        side = self.sides(other, len(self.gaps))[one].repeat(len(SAMPLES))
         there = near(points, mesh, self.faces, DEEPEST_MM)
         distance = np.full(len(points), np.inf)
         distance[there.rows] = side[there.rows] * there.distance
