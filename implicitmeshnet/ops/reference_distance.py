@@ -13,7 +13,7 @@ NOTHING = 1e-12
 def distance_to_mesh(
     points: torch.Tensor, vertices: torch.Tensor, faces: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points (N, 3), vertices (V, 3) float64, faces (F, 3) -> distances (N,), and the directions they grow in (N, 3)."""
+    """Points (N, 3), vertices (V, 3) float64, faces (F, 3) -> distances (N,) and the directions they grow in (N, 3)."""
     check_faces(faces, len(vertices))
     corners = vertices[faces]
     edges = corners.roll(-1, 1) - corners

@@ -2,7 +2,7 @@
 
 Each mesh is mended by itself first. Then, round by round, every vertex that lies in another mesh, or closer to it than
 the gap, moves half of what is missing along the other mesh's distance; the other mesh's vertices, which see the first
-one, move the other half. A vertex that has passed the other mesh's middle, so that the way out would lead on through it,
+one, move the other half. A vertex that has passed the other mesh's middle, so that its way out leads on through it,
 goes back along its own mesh's normal. A structure that another encloses has to lie inside it instead. Faces that cross
 are moved as a whole too, by their deepest point; the vertices of what still crosses after some rounds are
 smoothed too, but never towards the other mesh. What is left at last is drawn back (`repair.retreated`), so that every
@@ -24,7 +24,7 @@ from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 GAP_MM = 0.1
 ROUNDS = 48
 """After so many what still crosses is drawn back."""
-PATIENCE = 12
+PATIENCE = 6
 """Rounds in which the pairs of faces that cross have not become fewer, after which that is done too."""
 ROUNDS_FOR_THE_GAP = 8
 """After so many meshes without a crossing are good, though the gap lacks somewhere."""
@@ -221,7 +221,7 @@ class Scene:
     def _deepest(
         self, triangles: np.ndarray, one: np.ndarray, mesh: np.ndarray, other: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What the deepest points of triangles (K, 3, 3), of the structures `one` (K,), lack of the gap to a mesh (V, 3).
+        """What the deepest points of triangles (K, 3, 3), of structures `one` (K,), lack of the gap to a mesh (V, 3).
 
         That is (K,), and the ways out (K, 3); the mesh is that of structure `other`.
         """
