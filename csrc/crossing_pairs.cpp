@@ -69,7 +69,8 @@ at::Tensor crossing_pairs(const at::Tensor& vertices, const at::Tensor& faces, c
                 if (!has_area(triangles[f])) found[block].emplace_back(f, f);
                 tree.touching(tree.box(f), [&](int64_t other) {
                     if (other == f || (wanted[other] && other < f)) return;
-                    if (meet(triangles[f], triangles[other])) found[block].push_back(std::minmax(f, other));
+                    const Pair pair = std::minmax(f, other);
+                    if (meet(triangles[pair.first], triangles[pair.second])) found[block].push_back(pair);
                 });
             }
         }

@@ -22,11 +22,11 @@ def crossing_pairs(vertices: torch.Tensor, faces: torch.Tensor, chosen: torch.Te
     found = [flat.expand(-1, 2)]
     for first, second in _overlapping_boxes(triangles):
         wanted = chosen[first] | chosen[second]
-        first = first[wanted]
-        second = second[wanted]
+        pairs = torch.stack([first[wanted], second[wanted]], 1).sort(1).values  # the lower one first
+        first, second = pairs.unbind(1)
         hit = _meet(triangles, faces, first, second)
-        found.append(torch.stack([first[hit], second[hit]], 1))
-    return torch.cat(found).sort(1).values.unique(dim=0)
+        found.append(pairs[hit])
+    return torch.cat(found).unique(dim=0)
 
 
 def _overlapping_boxes(triangles: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
