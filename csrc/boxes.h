@@ -49,7 +49,7 @@ inline AxisBox box_around(Vec3<double> a, Vec3<double> b, Vec3<double> c) {
 }
 
 class BoxTree {
-   public:
+public:
     explicit BoxTree(std::vector<AxisBox> boxes) : boxes_(std::move(boxes)), order_(boxes_.size()) {
         std::iota(order_.begin(), order_.end(), 0);
         nodes_.reserve(boxes_.size() + 1);
@@ -105,8 +105,8 @@ class BoxTree {
         }
     }
 
-   private:
-    static constexpr int32_t LEAF = 4;     // triangles at most
+private:
+    static constexpr int32_t LEAF = 4;      // triangles at most
     static constexpr int DEEPEST = 2 * 34;  // halves of 2^31 triangles, two entries each
 
     struct Node {

@@ -53,16 +53,11 @@ Closest closest_point(Point p, Point a, Point b, Point c) {
 }
 
 class ClosedMesh {
-   public:
+public:
     ClosedMesh(const at::Tensor& vertices, const at::Tensor& faces)
-        : points_(vertices.const_data_ptr<double>()),
-          faces_(faces.const_data_ptr<int64_t>()),
-          count_(faces.size(0)),
-          normals_(count_),
-          at_vertices_(vertices.size(0), Point{0, 0, 0}),
-          first_(vertices.size(0) + 1, 0),
-          around_(3 * count_),
-          tree_(boxes()) {
+        : points_(vertices.const_data_ptr<double>()), faces_(faces.const_data_ptr<int64_t>()), count_(faces.size(0)),
+          normals_(count_), at_vertices_(vertices.size(0), Point{0, 0, 0}), first_(vertices.size(0) + 1, 0),
+          around_(3 * count_), tree_(boxes()) {
         for (int64_t i = 0; i < 3 * count_; i++) first_[faces_[i] + 1]++;
         for (size_t v = 1; v < first_.size(); v++) first_[v] += first_[v - 1];
         std::vector<int64_t> next(first_.begin(), first_.end() - 1);
@@ -94,14 +89,14 @@ class ClosedMesh {
         outward[2] = way.z;
     }
 
-   private:
+private:
     const double* points_;
     const int64_t* faces_;
     int64_t count_;
-    double largest_ = 0;               // extent of a face
-    std::vector<Point> normals_;       // of faces, unit vectors
-    std::vector<Point> at_vertices_;   // likewise: of their faces, weighted by the faces' angles there
-    std::vector<int64_t> first_;       // of each vertex's faces in around_
+    double largest_ = 0;              // extent of a face
+    std::vector<Point> normals_;      // of faces, unit vectors
+    std::vector<Point> at_vertices_;  // likewise: of their faces, weighted by the faces' angles there
+    std::vector<int64_t> first_;      // of each vertex's faces in around_
     std::vector<int64_t> around_;
     imn::BoxTree tree_;
 

@@ -1,7 +1,7 @@
 // Whether two triangles of whole numbers have more in common than the vertices that they share, exactly.
 //
-// Segments against triangles by signed volumes, as in Guigue and Devillers, Journal of Graphics Tools 2003; triangles in
-// one plane by separating lines. Coordinates are at most 2^24 in size, so areas fit 64 bits and volumes 128.
+// Segments against triangles by signed volumes, as in Guigue and Devillers, Journal of Graphics Tools 2003; triangles
+// in one plane by separating lines. Coordinates are at most 2^24 in size, so areas fit 64 bits and volumes 128.
 #pragma once
 
 #include <algorithm>
@@ -48,8 +48,8 @@ inline bool edge_meets(const WholeTriangle& edged, const WholeTriangle& triangle
     if (sides[start] * sides[end] > 0 || (sides[start] == 0 && sides[end] == 0)) return false;
     bool left = true, right = true;  // whether the edge's line has all edges of the triangle on that side
     for (int k = 0; k < 3 && (left || right); k++) {
-        const int turn = volume_sign(edged.corner[start], edged.corner[end], triangle.corner[k],
-                                     triangle.corner[(k + 1) % 3]);
+        const int turn =
+            volume_sign(edged.corner[start], edged.corner[end], triangle.corner[k], triangle.corner[(k + 1) % 3]);
         left &= turn >= 0;
         right &= turn <= 0;
     }

@@ -344,6 +344,22 @@ def test_the_epochs_fill_the_time(folder):
     assert json.dumps(tree)
 
 
+def test_the_repair_of_an_untrained_networks_meshes_does_not_count(folder, monkeypatch):
+    class Found:
+        seconds = {"repair": 1e6, "network": 1.0}
+
+    class Stub:
+        def __init__(self, network, config):
+            pass
+
+        def __call__(self, image):
+            return Found()
+
+    monkeypatch.setattr(create_config, "Predictor", Stub)
+    (case, *_) = find_cases(folder, labelled=True)
+    assert create_config.validation_seconds(None, Config(), case) < -9e5
+
+
 def test_a_value_that_the_data_set_ignores_is_no_structure():
     description = {"labels": {"background": 0, "LV": 500, "ignore": 205}}
     assert tree_of(choose_ignored(description)) == {"data": {"ignore": [205]}}
