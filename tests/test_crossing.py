@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from implicitmeshnet.mesh import icosphere
 from implicitmeshnet import ops
+from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.ops import reference_meeting
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.crossing import crossing_faces, crossing_pairs, snapped

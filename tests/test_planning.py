@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -345,17 +346,10 @@ def test_the_epochs_fill_the_time(folder):
 
 
 def test_the_repair_of_an_untrained_networks_meshes_does_not_count(folder, monkeypatch):
-    class Found:
-        seconds = {"repair": 1e6, "network": 1.0}
+    def predictor_of(network, config):
+        return lambda image: SimpleNamespace(seconds={"repair": 1e6, "network": 1.0})
 
-    class Stub:
-        def __init__(self, network, config):
-            pass
-
-        def __call__(self, image):
-            return Found()
-
-    monkeypatch.setattr(create_config, "Predictor", Stub)
+    monkeypatch.setattr(create_config, "Predictor", predictor_of)
     (case, *_) = find_cases(folder, labelled=True)
     assert create_config.validation_seconds(None, Config(), case) < -9e5
 

@@ -19,7 +19,8 @@ from implicitmeshnet.predict import Predictor, check_alike, preview
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.labelmap import overlaps_ml
 from implicitmeshnet.surfaces.proximity import near
-from implicitmeshnet.surfaces.soundness import mesh_volume_ml
+from implicitmeshnet.surfaces.soundness import crossing_faces_of, mesh_volume_ml
+from implicitmeshnet.surfaces.subdivide import subdivide
 
 SHAPE = (24, 24, 24)
 AFFINE = np.array([[0, -1.5, 0, 40], [1.5, 0, 0, -8], [0, 0, 2.0, 5], [0, 0, 0, 1]])
@@ -83,6 +84,18 @@ def test_meshes_that_the_network_lets_cross_are_apart_by_the_gap(predictor):
     assert near(*surfaces.vertices, surfaces.faces, 2.0).distance.min() > 0.9 * predictor.gap_mm
     wide = Predictor(predictor.network, predictor.config, gap_mm=0.3)(volume())
     assert near(*wide.vertices, wide.faces, 2.0).distance.min() > 0.15
+
+
+def test_subdivided_meshes_are_apart_too(predictor):
+    surfaces = predictor(volume())
+    smoothed = np.stack([subdivide(*mesh, 1)[0] for mesh in surfaces.meshes])
+    finer = predictor.subdivided(surfaces, 1)
+    vertices = np.stack([mesh for mesh, _ in finer])
+    faces = finer[0][1]
+    assert vertices.shape == (2, 2562, 3)
+    assert sum(crossed.sum() for crossed in crossing_faces_of(smoothed, faces)) > 0
+    assert sum(crossed.sum() for crossed in crossing_faces_of(vertices, faces)) == 0
+    assert np.linalg.norm(vertices - smoothed, axis=2).max() < 0.5
 
 
 def test_chosen_structures_are_as_they_are_among_all(predictor):
