@@ -24,9 +24,9 @@ from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 GAP_MM = 0.1
 ROUNDS = 48
 """After so many what still crosses is drawn back."""
-PATIENCE = 6
+PATIENCE = 12
 """Rounds in which the pairs of faces that cross have not become fewer, after which that is done too."""
-ROUNDS_FOR_THE_GAP = 8
+ROUNDS_FOR_THE_GAP = 16
 """After so many meshes without a crossing are good, though the gap lacks somewhere."""
 ROUNDS_OF_PUSHES = 3
 """Before what still crosses is smoothed too."""
