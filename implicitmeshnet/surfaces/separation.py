@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
 from implicitmeshnet.surfaces.proximity import near, vertex_normals
-from implicitmeshnet.surfaces.repair import neighbour_mean, retreated, untangle, vertices_of
+from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, untangle, vertices_of
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
 GAP_MM = 0.1
@@ -30,6 +30,8 @@ ROUNDS_FOR_THE_GAP = 16
 """After so many meshes without a crossing are good, though the gap lacks somewhere."""
 ROUNDS_OF_PUSHES = 3
 """Before what still crosses is smoothed too."""
+ROUNDS_PER_RING = 3
+"""Without fewer crossings, after which the smoothed region grows by one ring of vertices."""
 DEEP_MM = 1.0
 """In another mesh, beyond which a vertex may have passed its middle; after ROUNDS_OF_PUSHES any depth."""
 PASSED = 0.3
@@ -96,7 +98,9 @@ def separate(
             meshes = scene.pushed_faces(meshes, pairs)
         if number >= ROUNDS_OF_PUSHES:
             crossed = scene.faces_of(pairs, len(meshes))
-            stuck = np.stack([vertices_of(faces, own, meshes.shape[1]) for own in crossed])
+            rings = (number - best_round) // ROUNDS_PER_RING
+            own = [grown(vertices_of(faces, each, meshes.shape[1]), scene.mean, rings) for each in crossed]
+            stuck = np.stack(own)
         for one in scene.crossing_themselves(pairs):
             meshes[one] = untangle(meshes[one], faces, sphere)
     outer = [next((one for one, inner in enumerate(encloses) if own in inner), None) for own in range(len(meshes))]
