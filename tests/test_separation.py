@@ -103,8 +103,8 @@ def test_balls_deep_in_each_other_part_at_a_wide_gap_and_no_wider(overlap_mm):
     meshes = np.stack([11.5 * sphere - away, 11.5 * sphere + away])
     found = separate(meshes, faces, sphere, [(), ()], gap_mm=1.0)
     least = near(found[0], found[1], faces, 50.0).distance.min()
-    assert 0.9 < least < 1.2
-    assert np.linalg.norm(found - meshes, axis=2).mean() < overlap_mm / 6
+    assert 0.9 < least < 1.5
+    assert np.linalg.norm(found - meshes, axis=2).mean() < overlap_mm / 5
 
 
 def test_open_meshes_and_coordinates_that_are_not_finite_are_refused():

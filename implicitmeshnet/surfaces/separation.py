@@ -26,8 +26,8 @@ ROUNDS = 48
 """After so many what still crosses is drawn back."""
 PATIENCE = 12
 """Rounds in which the pairs of faces that cross have not become fewer, after which that is done too."""
-ROUNDS_FOR_THE_GAP = 16
-"""After so many meshes without a crossing are good, though the gap lacks somewhere."""
+ROUNDS_FOR_THE_GAP = 8
+"""After so many without a crossing meshes are good, though the gap lacks somewhere."""
 ROUNDS_OF_PUSHES = 3
 """Before what still crosses is smoothed too."""
 ROUNDS_PER_RING = 3
@@ -79,16 +79,18 @@ def separate(
     best = meshes
     fewest = len(pairs) + 1
     best_round = 0
+    clean = 0
     stuck = np.zeros(meshes.shape[:2], dtype=bool)
     for number in range(ROUNDS):
         pushed, lacking = scene.pushed(meshes, stuck, DEEP_MM if number <= ROUNDS_OF_PUSHES else 0.0)
         meshes = snapped(pushed)
         pairs = crossings.of(meshes)
+        clean = 0 if len(pairs) else clean + 1
         at_most_left = lacking / 2  # of a vertex whose opposite had nothing to move
-        apart = at_most_left < TOLERANCE * gap_mm or number >= ROUNDS_FOR_THE_GAP
+        apart = at_most_left < TOLERANCE * gap_mm or clean >= ROUNDS_FOR_THE_GAP
         if apart and not len(pairs) and not scene.misplaced(meshes):
             return meshes
-        if len(pairs) < fewest:
+        if len(pairs) < fewest or not len(pairs):
             best = meshes.copy()
             fewest = len(pairs)
             best_round = number
