@@ -225,7 +225,6 @@ from implicitmeshnet.surfaces.labelmap import Mesh, overlaps_ml
 from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances, volume_ml
 from implicitmeshnet.surfaces.quality import QUALITY, triangle_quality
 from implicitmeshnet.surfaces.soundness import crossing_faces_of, mesh_area_mm2, mesh_volume_ml
-from implicitmeshnet.surfaces.subdivide import subdivide
 from implicitmeshnet.training.provenance import LIBRARIES, commit, versions
 
 LABELMAP, SEGMENTATION = "_mesh_labelmap", "_unet_segmentation"
@@ -485,7 +484,7 @@ def evaluate_case(predictor: Predictor, case: Case, take: Callable[[], Input], a
         if not surfaces.structures.any_in(labels.data):
             warnings.append(f"{case.label}: has none of the label values of data.structures, so there are no metrics")
             labels = None
-    meshes = [subdivide(*mesh, arguments.subdivide) for mesh in surfaces.meshes]
+    meshes = predictor.subdivided(surfaces, arguments.subdivide)
     seconds = surfaces.seconds
     return Result(case, labels, surfaces, meshes, warnings, sum(seconds.values()), Stopwatch(seconds), given.shown)
 

@@ -37,6 +37,7 @@ from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
 from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
 from implicitmeshnet.surfaces.separation import GAP_MM, separate
 from implicitmeshnet.surfaces.soundness import crossing_faces_of
+from implicitmeshnet.surfaces.subdivide import subdivide
 from implicitmeshnet.surfaces.walls import WALL_MM, walls_mm
 
 POINTS_AT_ONCE = 2**18
@@ -224,8 +225,25 @@ class Predictor:
         if any(self.structures.encloses):
             classes = logits.argmax(0).numpy()
             walls = walls_mm(raw, faces, self.structures, classes, np.linalg.inv(grid.affine), self.wall_mm)
-        template = self.network.decoder.template[0].cpu().double().numpy()
-        return separate(raw, faces, template, self.structures.encloses, self.gap_mm, walls)
+        return separate(raw, faces, self._template, self.structures.encloses, self.gap_mm, walls)
+
+    def subdivided(self, surfaces: Surfaces, times: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The meshes of `surfaces` subdivided so many times, each vertices (V, 3) in mm and faces (F, 3).
+
+        That smooths them, and so may make neighbours touch again: they are then moved apart by the gap.
+        """
+        if times == 0:
+            return surfaces.meshes
+        finer = [subdivide(*mesh, times) for mesh in surfaces.meshes]
+        sphere, faces = subdivide(self._template, surfaces.faces, times)
+        vertices = np.stack([mesh for mesh, _ in finer])
+        apart = separate(vertices, faces, sphere, surfaces.structures.encloses, self.gap_mm)
+        return [(mesh, faces) for mesh in apart]
+
+    @property
+    def _template(self) -> np.ndarray:
+        """The template sphere's vertices (V, 3)."""
+        return self.network.decoder.template[0].cpu().double().numpy()
 
     def _centre_mm(self, seen: Volume, clock: Stopwatch) -> np.ndarray | None:
         """Where the coarse pass finds the structures, world mm (3,); None where the box lies in the volume's centre."""

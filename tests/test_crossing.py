@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from implicitmeshnet import ops
 from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.ops import reference_meeting
 from implicitmeshnet.script import InputError
-from implicitmeshnet.surfaces import crossing
 from implicitmeshnet.surfaces.crossing import crossing_faces, crossing_pairs, snapped
 
 
@@ -57,12 +59,12 @@ def test_signs_that_float64_rounds_away_are_exact():
         a, p, q = rng.integers(-(2**20), 2**20, (3, 3))
         b, c, d = a + 7 * p + q, a + 2 * p + 5 * q, a + 3 * p + 2 * q
         d = d + rng.integers(0, 2) * rng.integers(-1, 2, 3)
-        rows = [np.array([point], dtype=np.float64) for point in (a, b, c, d)]
+        rows = [torch.from_numpy(point)[None] for point in (a, b, c, d)]
         u, v, w = ([int(x) for x in point - d] for point in (a, b, c))
         determinant = (
             u[0] * (v[1] * w[2] - v[2] * w[1]) + u[1] * (v[2] * w[0] - v[0] * w[2]) + u[2] * (v[0] * w[1] - v[1] * w[0])
         )
-        assert crossing._signs(*rows)[0] == np.sign(determinant)
+        assert reference_meeting._signs(*rows).item() == np.sign(determinant)
         wrong += np.sign(np.linalg.det(np.array([u, v, w], dtype=np.float64))) != np.sign(determinant)
     assert wrong > 0  # where float64 alone would have erred
 
@@ -89,15 +91,69 @@ def test_snapped_vertices_are_whole_steps_that_float32_holds():
     assert np.array_equal(snapped(found), found)
 
 
+def noisy_sphere(subdivisions: int, noise: float, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A sphere of whole numbers that crosses itself."""
+    vertices, faces = icosphere(subdivisions)
+    generator = torch.Generator().manual_seed(0)
+    noise = noise * torch.randn(vertices.shape, generator=generator, dtype=torch.float64)
+    return ((vertices.double() + noise) * scale).round().long(), faces
+
+
+@pytest.mark.parametrize("scale", [4, 40, 2**22])  # small numbers touch in every way, large ones need all bits
+def test_the_kernel_finds_what_the_reference_finds(scale):
+    vertices, faces = noisy_sphere(3, 0.08, scale)
+    chosen = torch.arange(len(faces)) % 3 == 0
+    everything = torch.ones_like(chosen)
+    for wanted in (everything, chosen):
+        found = ops.crossing_pairs(vertices, faces, wanted)
+        assert len(found) > 100
+        assert torch.equal(found, reference_meeting.crossing_pairs(vertices, faces, wanted))
+    assert torch.equal(ops.crossing_pairs(vertices, faces), ops.crossing_pairs(vertices, faces.int(), everything))
+
+
+def test_pairs_with_a_chosen_face_are_those_of_all_pairs():
+    vertices, faces = noisy_sphere(2, 0.15, 1000)
+    chosen = torch.arange(len(faces)) % 5 == 0
+    pairs = ops.crossing_pairs(vertices, faces)
+    assert torch.equal(ops.crossing_pairs(vertices, faces, chosen), pairs[chosen[pairs].any(1)])
+
+
 def test_memory_blocks_change_nothing(monkeypatch):
-    rng = np.random.default_rng(0)
-    vertices, faces = icosphere(3)
-    vertices = vertices.double().numpy() + rng.normal(0, 0.08, vertices.shape)
-    whole = crossing_pairs(vertices, faces.numpy())
-    monkeypatch.setattr(crossing, "PAIRS_AT_ONCE", 500)
-    blocks = crossing_pairs(vertices, faces.numpy())
-    assert len(whole) > 100
-    assert set(map(tuple, np.sort(whole, 1).tolist())) == set(map(tuple, np.sort(blocks, 1).tolist()))
+    vertices, faces = noisy_sphere(3, 0.08, 1000)
+    everything = torch.ones(len(faces), dtype=torch.bool)
+    whole = reference_meeting.crossing_pairs(vertices, faces, everything)
+    monkeypatch.setattr(reference_meeting, "PAIRS", 500)
+    assert torch.equal(reference_meeting.crossing_pairs(vertices, faces, everything), whole)
+
+
+def test_any_number_of_threads_finds_the_same():
+    vertices, faces = noisy_sphere(3, 0.08, 1000)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(ops.crossing_pairs(vertices, faces))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"vertices": torch.zeros(3, 3)}, "vertices: wanted int64, found torch.float32"),
+        ({"vertices": torch.zeros(3).long()}, r"vertices: wanted shape \(V, 3\), found \(3,\)"),
+        ({"vertices": torch.full((3, 3), 2**24 + 1)}, "vertices: wanted whole numbers up to 16777216 in size, found"),
+        ({"faces": torch.tensor([[0, 1, 3]])}, "faces: wanted vertex indices from 0 to 2, found 3"),
+        ({"chosen": torch.ones(1)}, "chosen: wanted bool, found torch.float32"),
+        ({"chosen": torch.ones(2).bool()}, r"chosen: wanted shape \(1,\), found \(2,\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(change, text):
+    fitting = {"vertices": torch.zeros(3, 3).long(), "faces": torch.tensor([[0, 1, 2]]), "chosen": torch.ones(1).bool()}
+    with pytest.raises((TypeError, ValueError), match=text):
+        ops.crossing_pairs(**fitting | change)
 
 
 def test_coordinates_that_are_not_finite_are_refused():

@@ -474,6 +474,8 @@ def private_calls():
         "splat_backward": (volume, points, features),
         "gather": ([volume], points),
         "position_gradient": ([volume], points, features),
+        "crossing_pairs": ((100 * vertices).long(), faces, faces[:, 0] > 5),
+        "distance_to_mesh": (points[0].double(), vertices.double(), faces),
         "neighbour_sum": (at_vertices, index, weight, True),
         "neighbour_sum_backward": (at_vertices, index, weight, True),
         "layer_norm_leaky_relu": (at_vertices, 0.1),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -363,6 +364,15 @@ def test_the_epochs_fill_the_time(folder):
     assert 0.85 * 7200 < steps * 0.5 + validations * 20 * 2.0 < 7200
     assert 40 <= tree["epochs"] <= 200
     assert json.dumps(tree)
+
+
+def test_the_repair_of_an_untrained_networks_meshes_does_not_count(folder, monkeypatch):
+    def predictor_of(network, config):
+        return lambda image: SimpleNamespace(seconds={"repair": 1e6, "network": 1.0})
+
+    monkeypatch.setattr(create_config, "Predictor", predictor_of)
+    (case, *_) = find_cases(folder, labelled=True)
+    assert create_config.validation_seconds(None, Config(), case) < -9e5
 
 
 def test_a_value_that_the_data_set_ignores_is_no_structure():

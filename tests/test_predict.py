@@ -18,8 +18,9 @@ from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.predict import Predictor, check_alike, preview
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.labelmap import overlaps_ml
-from implicitmeshnet.surfaces.proximity import Surface
-from implicitmeshnet.surfaces.soundness import mesh_volume_ml
+from implicitmeshnet.surfaces.proximity import near
+from implicitmeshnet.surfaces.soundness import crossing_faces_of, mesh_volume_ml
+from implicitmeshnet.surfaces.subdivide import subdivide
 
 SHAPE = (24, 24, 24)
 AFFINE = np.array([[0, -1.5, 0, 40], [1.5, 0, 0, -8], [0, 0, 2.0, 5], [0, 0, 0, 1]])
@@ -80,10 +81,21 @@ def test_meshes_that_the_network_lets_cross_are_apart_by_the_gap(predictor):
     assert raw_ml[0, 1] == raw_ml[1, 0] > 0.1 * mesh_volume_ml(*before[0])
     assert overlaps_ml(surfaces.meshes, surfaces.structures, surfaces.grid)[0, 1] == 0
     assert surfaces.crossing == surfaces.crossing_others == [0, 0]
-    other = Surface(surfaces.vertices[1], surfaces.faces)
-    assert other.near(surfaces.vertices[0], 2.0).distance.min() > 0.9 * predictor.gap_mm
+    assert near(*surfaces.vertices, surfaces.faces, 2.0).distance.min() > 0.9 * predictor.gap_mm
     wide = Predictor(predictor.network, predictor.config, gap_mm=0.3)(volume())
-    assert Surface(wide.vertices[1], wide.faces).near(wide.vertices[0], 2.0).distance.min() > 0.15
+    assert near(*wide.vertices, wide.faces, 2.0).distance.min() > 0.15
+
+
+def test_subdivided_meshes_that_cross_are_apart_too(predictor):
+    surfaces = predictor(volume())
+    crossing = replace(surfaces, vertices=surfaces.raw_vertices)
+    finer = predictor.subdivided(crossing, 1)
+    faces = finer[0][1]
+    vertices = np.stack([mesh for mesh, _ in finer])
+    smoothed = np.stack([subdivide(*mesh, 1)[0] for mesh in crossing.meshes])
+    assert vertices.shape == (2, 2562, 3)
+    assert sum(crossed.sum() for crossed in crossing_faces_of(smoothed, faces)) > 0
+    assert sum(crossed.sum() for crossed in crossing_faces_of(vertices, faces)) == 0
 
 
 def test_chosen_structures_are_as_they_are_among_all(predictor):

@@ -6,7 +6,7 @@ import pytest
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.crossing import snapped
-from implicitmeshnet.surfaces.proximity import Surface, closest_points
+from implicitmeshnet.surfaces.proximity import near
 from implicitmeshnet.surfaces.separation import GAP_MM, Crossings, Scene, separate
 from implicitmeshnet.surfaces.soundness import mesh_volume_ml
 
@@ -41,8 +41,7 @@ def test_two_balls_that_cross_move_half_of_it_each_and_keep_the_gap():
     meshes = [ball(10, -9, 0, 0), ball(10, 9, 0, 0)]  # 2 mm in each other
     found = separated(meshes)
     assert judge(found) == (0, [])
-    near = Surface(found[1], FACES).near(found[0], 5.0)
-    assert near.distance.min() > 0.9 * GAP_MM
+    assert near(found[0], found[1], FACES, 5.0).distance.min() > 0.9 * GAP_MM
     moved = np.linalg.norm(found - meshes, axis=2).max(1)
     assert moved == pytest.approx([1.05, 1.05], abs=0.3)
     still = np.linalg.norm(np.stack(meshes), axis=2) > 15
@@ -52,14 +51,14 @@ def test_two_balls_that_cross_move_half_of_it_each_and_keep_the_gap():
 def test_a_mesh_that_sticks_out_of_what_encloses_it_ends_within():
     found = separated([ball(10, 0, 0, 0), ball(5, 7, 0, 0)], [(1,), ()])
     assert judge(found, [(1,), ()]) == (0, [])
-    assert Surface(found[0], FACES).near(found[1], 50.0).distance.max() < -0.9 * GAP_MM
+    assert near(found[1], found[0], FACES, 50.0).distance.max() < -0.9 * GAP_MM
 
 
 def test_a_wall_is_kept_where_it_is_asked_for():
     walls = np.zeros((2, len(SPHERE)))
     walls[1, SPHERE[:, 0] > 0] = 2.0
     found = separated([ball(10, 0, 0, 0), ball(9.5, 0, 0, 0)], [(1,), ()], walls_mm=walls)
-    distance = -Surface(found[0], FACES).near(found[1], 50.0).distance
+    distance = -near(found[1], found[0], FACES, 50.0).distance
     assert distance[SPHERE[:, 0] > 0.3].min() > 1.8
     assert np.median(distance[SPHERE[:, 0] < -0.3]) == pytest.approx(0.5, abs=0.1)
 
@@ -95,31 +94,17 @@ def test_whatever_crosses_ends_without_crossings_and_the_same_each_time(seed):
     assert np.array_equal(found, separated(meshes, encloses))
 
 
-def test_closest_points_match_a_fine_search():
-    rng = np.random.default_rng(0)
-    triangles = rng.normal(0, 1, (300, 3, 3))
-    points = rng.normal(0, 2, (300, 3))
-    closest, weights = closest_points(points, triangles)
-    grid = np.array([(i, j, 60 - i - j) for i in range(61) for j in range(61 - i)]) / 60
-    samples = np.einsum("lk,nkc->nlc", grid, triangles)
-    best = np.linalg.norm(samples - points[:, None], axis=2).min(1)
-    found = np.linalg.norm(closest - points, axis=1)
-    assert (found <= best + 1e-12).all()
-    assert (found > best - 0.06).all()
-    assert weights.min() >= 0
-    assert weights.sum(1) == pytest.approx(1)
-
-
-def test_a_sphere_tells_how_far_and_which_way_out():
-    vertices, faces = (tensor.double().numpy() for tensor in icosphere(4))
-    rng = np.random.default_rng(0)
-    direction = rng.normal(0, 1, (200, 3))
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    radius = rng.uniform(6, 14, (200, 1))
-    near = Surface(10 * vertices, faces.astype(int)).near(radius * direction, 20.0)
-    assert len(near.rows) == 200
-    assert near.distance == pytest.approx(radius[:, 0] - 10, abs=0.03)
-    assert (near.outward * direction).sum(1).min() > 0.98
+@pytest.mark.parametrize("overlap_mm", [9, 15])
+def test_balls_deep_in_each_other_part_at_a_wide_gap_and_no_wider(overlap_mm):
+    """At 15 mm each holds the other's centre: most vertices' nearest way out leads on through the other."""
+    sphere, faces = (tensor.double().numpy() for tensor in icosphere(3))
+    faces = faces.astype(int)
+    away = np.array([(23 - overlap_mm) / 2, 0.05, 0.02])
+    meshes = np.stack([11.5 * sphere - away, 11.5 * sphere + away])
+    found = separate(meshes, faces, sphere, [(), ()], gap_mm=1.0)
+    least = near(found[0], found[1], faces, 50.0).distance.min()
+    assert 0.9 < least < 1.5
+    assert np.linalg.norm(found - meshes, axis=2).mean() < overlap_mm / 5
 
 
 def test_open_meshes_and_coordinates_that_are_not_finite_are_refused():

@@ -1,6 +1,8 @@
 """The differentiable ops on meshes, and between meshes and volumes."""
 
 from implicitmeshnet.ops._kernels import compiled
+from implicitmeshnet.ops.crossing_pairs import crossing_pairs
+from implicitmeshnet.ops.distance_to_mesh import distance_to_mesh
 from implicitmeshnet.ops.grid_feature_projection import (
     GridFeatureProjectionTrilinear,
     sample_trilinear,
@@ -16,6 +18,8 @@ __all__ = [
     "GridFeatureProjectionTrilinear",
     "Mesh2SDF",
     "compiled",
+    "crossing_pairs",
+    "distance_to_mesh",
     "instance_norm_leaky_relu",
     "layer_norm_leaky_relu",
     "mesh2sdf",

@@ -20,6 +20,10 @@ RETREATS = 40
 """Steps on the way to the ellipsoids; the region grows by a ring in each, and is the whole mesh in the last ones."""
 SHARE_KEPT = 0.7
 """How much of the way from the ellipsoid a vertex keeps in a step, and of its size an ellipsoid."""
+ADVANCES = 24
+"""Steps back towards the meshes as they were, once nothing crosses."""
+SMALLEST_ADVANCE = 0.05
+"""Of the way that is left: a vertex whose step has become smaller stays."""
 SHRINKS = 60
 """Steps in which an ellipsoid becomes a point."""
 APART = 0.3
@@ -78,13 +82,41 @@ def retreated(
     for step in range(RETREATS):
         crossed = crossing(moved)
         if not crossed.any():
-            return moved
+            return _advanced(moved, meshes, faces, mean, crossing) if step else moved
         for share, own in zip(shares, crossed, strict=True):
             region = grown(vertices_of(faces, own, len(share)), mean, 1 + step)
             share[region] *= SHARE_KEPT
             np.minimum(share, mean @ share, out=share)
         moved = snapped(goals + shares[..., None] * (meshes - goals))
-    return _shrunk(goals, moved, crossing, outer)
+    return _advanced(_shrunk(goals, moved, crossing, outer), meshes, faces, mean, crossing)
+
+
+def _advanced(
+    moved: np.ndarray,
+    wanted: np.ndarray,
+    faces: np.ndarray,
+    mean: csr_matrix,
+    crossing: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """`moved` meshes (S, V, 3), of which none crosses, brought closer to those `wanted` while none does.
+
+    All vertices take half of the way that is left; those of faces that would cross, and their neighbours, a quarter of
+    their step, until a step is free of crossings.
+    """
+    steps = np.full(moved.shape[:2], 0.5)
+    for _ in range(ADVANCES):
+        steps[steps < SMALLEST_ADVANCE] = 0
+        closer = snapped(moved + steps[..., None] * (wanted - moved))
+        crossed = crossing(closer)
+        if not crossed.any():
+            if (closer == moved).all():
+                break
+            moved = closer
+            steps = np.minimum(2 * steps, 0.5)
+            continue
+        for step, own in zip(steps, crossed, strict=True):
+            step[grown(vertices_of(faces, own, len(step)), mean, 1)] /= 4
+    return moved
 
 
 def _shrunk(

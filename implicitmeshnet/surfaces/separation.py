@@ -2,8 +2,9 @@
 
 Each mesh is mended by itself first. Then, round by round, every vertex that lies in another mesh, or closer to it than
 the gap, moves half of what is missing along the other mesh's distance; the other mesh's vertices, which see the first
-one, move the other half. A structure that another encloses has to lie inside it instead. Faces that cross though all
-their vertices keep the gap are moved as a whole, by their deepest point; what still crosses after some rounds is
+one, move the other half. A vertex that has passed the other mesh's middle, so that its way out leads on through it,
+goes back along its own mesh's normal. A structure that another encloses has to lie inside it instead. Faces that cross
+are moved as a whole too, by their deepest point; the vertices of what still crosses after some rounds are
 smoothed too, but never towards the other mesh. What is left at last is drawn back (`repair.retreated`), so that every
 input has an end.
 """
@@ -16,7 +17,7 @@ from scipy.sparse import csr_matrix
 
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
-from implicitmeshnet.surfaces.proximity import Surface
+from implicitmeshnet.surfaces.proximity import near, vertex_normals
 from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, untangle, vertices_of
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
@@ -26,11 +27,15 @@ ROUNDS = 48
 PATIENCE = 12
 """Rounds in which the pairs of faces that cross have not become fewer, after which that is done too."""
 ROUNDS_FOR_THE_GAP = 8
-"""After so many meshes without a crossing are good, though the gap lacks somewhere."""
+"""After so many without a crossing meshes are good, though the gap lacks somewhere."""
 ROUNDS_OF_PUSHES = 3
 """Before what still crosses is smoothed too."""
-ROUNDS_PER_RING = 4
-"""After which the smoothed region grows by one ring of vertices."""
+ROUNDS_PER_RING = 3
+"""Without fewer crossings, after which the smoothed region grows by one ring of vertices."""
+DEEP_MM = 1.0
+"""In another mesh, beyond which a vertex may have passed its middle; after ROUNDS_OF_PUSHES any depth."""
+PASSED = 0.3
+"""The least cosine between a mesh's own normal and the other's way out where a vertex has passed the middle."""
 TOLERANCE = 0.1
 """By which a vertex may miss its gap, relative to it."""
 REACH_MM = 3.0
@@ -71,24 +76,21 @@ def separate(
     for one, mesh in enumerate(meshes):
         if one in scene.crossing_themselves(pairs) or mesh_volume_ml(mesh, faces) <= 0:
             meshes[one] = untangle(mesh, faces, sphere)
-    crossed = np.zeros((len(meshes), len(faces)), dtype=bool)
     best = meshes
     fewest = len(pairs) + 1
     best_round = 0
+    clean = 0
+    stuck = np.zeros(meshes.shape[:2], dtype=bool)
     for number in range(ROUNDS):
-        stuck = np.zeros(meshes.shape[:2], dtype=bool)
-        if number > ROUNDS_OF_PUSHES:
-            rings = (number - ROUNDS_OF_PUSHES) // ROUNDS_PER_RING
-            for one, own in enumerate(crossed):
-                stuck[one] = grown(vertices_of(faces, own, len(gaps[one])), scene.mean, rings)
-        pushed, lacking = scene.pushed(meshes, stuck)
+        pushed, lacking = scene.pushed(meshes, stuck, DEEP_MM if number <= ROUNDS_OF_PUSHES else 0.0)
         meshes = snapped(pushed)
         pairs = crossings.of(meshes)
+        clean = 0 if len(pairs) else clean + 1
         at_most_left = lacking / 2  # of a vertex whose opposite had nothing to move
-        apart = at_most_left < TOLERANCE * gap_mm or number >= ROUNDS_FOR_THE_GAP
+        apart = at_most_left < TOLERANCE * gap_mm or clean >= ROUNDS_FOR_THE_GAP
         if apart and not len(pairs) and not scene.misplaced(meshes):
             return meshes
-        if len(pairs) < fewest:
+        if len(pairs) < fewest or not len(pairs):
             best = meshes.copy()
             fewest = len(pairs)
             best_round = number
@@ -96,7 +98,11 @@ def separate(
             break
         if number and len(pairs):
             meshes = scene.pushed_faces(meshes, pairs)
-        crossed = scene.faces_of(pairs, len(meshes))
+        if number >= ROUNDS_OF_PUSHES:
+            crossed = scene.faces_of(pairs, len(meshes))
+            rings = (number - best_round) // ROUNDS_PER_RING
+            own = [grown(vertices_of(faces, each, meshes.shape[1]), scene.mean, rings) for each in crossed]
+            stuck = np.stack(own)
         for one in scene.crossing_themselves(pairs):
             meshes[one] = untangle(meshes[one], faces, sphere)
     outer = [next((one for one, inner in enumerate(encloses) if own in inner), None) for own in range(len(meshes))]
@@ -115,6 +121,10 @@ class Scene:
     def side(self, one: int, other: int) -> float:
         """1 where a mesh has to lie outside of another, -1 where inside."""
         return -1.0 if one in self.encloses[other] else 1.0
+
+    def sides(self, other: int, count: int) -> np.ndarray:
+        """`side` of each of `count` meshes and another: (S,)."""
+        return np.array([self.side(one, other) for one in range(count)])
 
     def crossings(self, meshes: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
         """The pairs of faces that cross or touch, (P, 2); face f of mesh s has the number s F + f.
@@ -139,14 +149,15 @@ class Scene:
     def misplaced(self, meshes: np.ndarray) -> list[tuple[int, int]]:
         """The pairs of meshes, none of which cross, where one lies in the other and should not, or the reverse."""
         found = []
+        first = meshes[:, 0]
         for other, mesh in enumerate(meshes):
-            surface = Surface(mesh, self.faces)
+            there = near(first, mesh, self.faces, 0.0)
+            inside = np.zeros(len(meshes), dtype=bool)
+            inside[there.rows] = there.distance < 0
             for one in range(len(meshes)):
                 if one == other or (other in self.encloses[one]):
                     continue
-                near = surface.near(meshes[one][:1], 0.0)
-                inside = len(near.rows) > 0 and near.distance[0] < 0
-                if inside != (self.side(one, other) < 0):
+                if inside[one] != (self.side(one, other) < 0):
                     found.append((one, other))
         return found
 
@@ -158,55 +169,77 @@ class Scene:
                 crossed[list(pair)] = True
         return crossed
 
-    def pushed(self, meshes: np.ndarray, stuck: np.ndarray) -> tuple[np.ndarray, float]:
+    def pushed(self, meshes: np.ndarray, stuck: np.ndarray, deep_mm: float) -> tuple[np.ndarray, float]:
         """Each vertex moved half of what its gap lacks, the `stuck` ones (S, V) smoothed too: (S, V, 3).
 
-        And the most that any of them lacked, in mm.
+        And the most that any of them lacked, in mm. Vertices deeper than `deep_mm` in another mesh go back along their
+        own mesh's normal where they have passed the other's middle.
         """
+        count, size, _ = meshes.shape
+        flat = meshes.reshape(-1, 3)
+        structure = np.repeat(np.arange(count), size)
+        gaps = self.gaps.ravel()
+        widest = self.gaps.max(1)
+        reach = np.where(stuck.any(1), np.maximum(widest, REACH_MM), widest)[structure]
+        normals = np.concatenate([vertex_normals(mesh, self.faces) for mesh in meshes])
+        means = np.stack([self.mean @ mesh for mesh in meshes])
+        smooth = np.where(stuck[..., None], (means - meshes) / 2, 0).reshape(-1, 3)
+        moved = flat.copy()
         most = 0.0
-        surfaces = [Surface(mesh, self.faces) for mesh in meshes]
-        moved = meshes.copy()
-        for one, mesh in enumerate(meshes):
-            smooth = np.where(stuck[one][:, None], (self.mean @ mesh - mesh) / 2, 0)
-            reach = max(self.gaps[one].max(), REACH_MM if stuck[one].any() else 0.0)
-            for other, surface in enumerate(surfaces):
-                if one == other:
-                    continue
-                side = self.side(one, other)
-                near = surface.near(mesh, reach)
-                away = side * near.outward
-                distance = side * near.distance
-                lacking = np.maximum(self.gaps[one, near.rows] - distance, 0)
-                most = max(most, lacking.max(initial=0.0))
-                moved[one, near.rows] += lacking[:, None] / 2 * away
-                towards = np.minimum((smooth[near.rows] * away).sum(1), 0) * (distance < REACH_MM)
-                smooth[near.rows] -= towards[:, None] * away
-            moved[one] += smooth
-        return moved, most
+        for other, mesh in enumerate(meshes):
+            there = near(flat, mesh, self.faces, np.where(structure == other, -np.inf, reach))
+            rows = there.rows
+            of = structure[rows]
+            side = self.sides(other, count)[of]
+            away = side[:, None] * there.outward
+            distance = side * there.distance
+            within = np.bincount(of[distance < 0], minlength=count)
+            passed = (distance < -deep_mm) & ((away * normals[rows]).sum(1) > PASSED)
+            passed &= (side > 0) & (within < size)[of]  # a mesh all of which lies in the other goes out any way
+            away[passed] = -normals[rows[passed]]
+            lacking = np.maximum(gaps[rows] - distance, 0)
+            most = max(most, lacking.max(initial=0.0))
+            moved[rows] += lacking[:, None] / 2 * away
+            towards = np.minimum((smooth[rows] * away).sum(1), 0) * (distance < REACH_MM)
+            smooth[rows] -= towards[:, None] * away
+        return (moved + smooth).reshape(meshes.shape), most
 
     def pushed_faces(self, meshes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         """The faces of pairs from two meshes moved as a whole, each half of what its deepest point lacks: (S, V, 3)."""
-        moved = meshes.copy()
-        structure, face = np.divmod(np.concatenate([pairs, pairs[:, ::-1]]), len(self.faces))
-        for one, other in sorted({(a, b) for a, b in structure.tolist() if a != b}):
-            rows = np.unique(face[(structure == (one, other)).all(1), 0])
-            lacking, away = self._deepest(meshes, one, other, rows)
-            for row in lacking.argsort(kind="stable"):  # each vertex goes with the face that lacks most
-                corners = self.faces[rows[row]]
-                moved[one, corners] = meshes[one, corners] + lacking[row] / 2 * away[row]
-        return moved
+        size = meshes.shape[1]
+        flat = meshes.reshape(-1, 3)
+        moved = flat.copy()
+        both = np.concatenate([pairs, pairs[:, ::-1]])
+        structure, face = np.divmod(both, len(self.faces))
+        corners = self.faces[face[:, 0]] + size * structure[:, :1]
+        for other in np.unique(structure[structure[:, 0] != structure[:, 1]]).tolist():
+            chosen = (structure[:, 1] == other) & (structure[:, 0] != other)
+            rows = np.unique(both[chosen, 0], return_index=True)[1]
+            own = corners[chosen][rows]
+            one = structure[chosen, 0][rows]
+            lacking, away = self._deepest(flat[own], one, meshes[other], other)
+            order = lacking.argsort(kind="stable")  # each vertex goes with the face that lacks most, as the last
+            push = (lacking[:, None] / 2 * away)[order]
+            own = own[order]
+            moved[own] = flat[own] + push[:, None]
+        return moved.reshape(meshes.shape)
 
-    def _deepest(self, meshes: np.ndarray, one: int, other: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the deepest points of faces `rows` (K,) of one mesh lack of the gap, (K,), and the ways out (K, 3)."""
-        points = np.einsum("lk,fkc->flc", SAMPLES, meshes[one][self.faces[rows]]).reshape(-1, 3)
-        side = self.side(one, other)
-        near = Surface(meshes[other], self.faces).near(points, DEEPEST_MM)
+    def _deepest(
+        self, triangles: np.ndarray, one: np.ndarray, mesh: np.ndarray, other: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the deepest points of triangles (K, 3, 3), of structures `one` (K,), lack of the gap to a mesh (V, 3).
+
+        That is (K,), and the ways out (K, 3); the mesh is that of structure `other`.
+        """
+        points = np.einsum("lk,fkc->flc", SAMPLES, triangles).reshape(-1, 3)
+        side = self.sides(other, len(self.gaps))[one].repeat(len(SAMPLES))
+        there = near(points, mesh, self.faces, DEEPEST_MM)
         distance = np.full(len(points), np.inf)
-        distance[near.rows] = side * near.distance
+        distance[there.rows] = side[there.rows] * there.distance
         away = np.zeros((len(points), 3))
-        away[near.rows] = side * near.outward
-        deepest = distance.reshape(len(rows), -1).argmin(1) + np.arange(len(rows)) * len(SAMPLES)
-        gap = self.gaps[one].min()
+        away[there.rows] = side[there.rows, None] * there.outward
+        deepest = distance.reshape(len(triangles), -1).argmin(1) + np.arange(len(triangles)) * len(SAMPLES)
+        gap = self.gaps[one].min(1)
         return np.maximum(gap - distance[deepest], 0), away[deepest]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.structures import Structures
-from implicitmeshnet.surfaces.proximity import Surface
+from implicitmeshnet.surfaces.proximity import vertex_normals
 
 WALL_MM = 0.5
 """The least thickness of a wall that the segmentation shows."""
@@ -31,7 +31,7 @@ def walls_mm(
     depths = np.arange(0, REACH_MM + STEP_MM / 2, STEP_MM)
     for outer, inside in enumerate(structures.encloses):
         for inner in inside:
-            normals = Surface(meshes[inner], faces).vertex_normals
+            normals = vertex_normals(meshes[inner], faces)
             rays = meshes[inner][:, None] + depths[:, None] * normals[:, None]  # (V, depths, 3)
             seen = _nearest(classes, transform(voxel_from_world, rays))
             others = ~structures.own(seen, inner)
