@@ -41,7 +41,16 @@ from implicitmeshnet.surfaces.walls import WALL_MM, walls_mm
 
 POINTS_AT_ONCE = 2**18
 """Of which probabilities are interpolated: few enough to stay in the cache."""
-TRAINING_ALONE = ("dir", "validation_cases", "fold", "folds", "training_cases", "cache_dir", "intensity_statistics")
+TRAINING_ALONE = (
+    "dir",
+    "outside_view",
+    "validation_cases",
+    "fold",
+    "folds",
+    "training_cases",
+    "cache_dir",
+    "intensity_statistics",
+)
 """Keys of data in which averaged networks may differ: of a prediction only a warning hangs on one of them."""
 
 
