@@ -265,8 +265,8 @@ class TrainingConfig:
     augmentation: bool = True
     """Whether training cases are warped and their intensities changed, at random and anew each time."""
     appearance: Literal["image", "random"] = "image"
-    """What a training sees of its cases: their images, or pictures that are made of their tissue maps, NAME_tissues, each
-    time with another contrast, resolution, view and orientation, for a network that works on any scanner's images."""
+    """What a training sees of its cases. 'image': their images. 'random': pictures that are made of their tissue maps,
+    NAME_tissues, each time with another contrast, resolution, view and orientation, so that any scanner's will do."""
     appearance_without: list[Variation] = field(default_factory=list)
     """Kinds of randomness that random appearance leaves out."""
     validate_every: Count = 10

@@ -49,6 +49,8 @@ TURN_DEG = 15.0
 FAR_TURN_DEG = 30.0
 SCALE = 0.2
 FULL_WIDTH = 2.355  # of a Gaussian at half its height, in standard deviations
+NOISE = 0.12  # standard deviation at the most, in voxels of NOISE_MM or less
+NOISE_MM = 2.6
 PERCENTILES = (0.005, 0.995)
 MEASURED = 50_000  # voxels of a view, at the most, that its percentiles are taken of
 LEAST_VOXELS = 3  # along each axis of a view that an overview is cut to
@@ -102,9 +104,9 @@ def random_appearance(
     """Draw what the network sees of a padded case: a grid of `shape` around the part of the heart that is in view.
 
     parts (2 * PARTS, X', Y', Z') uint8, see `tissue_parts`, and label (X', Y', Z') uint8, on one device, of voxels of so
-    many mm; `anatomy` is seen from their middle. What lies outside the view is -1, as the reader pads, and `ignored`, or
-    background where that is None. `without` names kinds of randomness that are left out. The same state of the host's
-    `generator` gives the same result on the same device.
+    many mm; `anatomy` is seen from their middle. What lies outside the view is -1, as the reader pads, and `ignored`,
+    or background where that is None. `without` names kinds of randomness that are left out. The same state of the
+    host's `generator` gives the same result on the same device.
     """
     draws = Draws(generator, without)
     spacing = np.asarray(spacing_mm, np.float64)
@@ -169,7 +171,7 @@ def _draw(
     points = grid.movedim(0, -1)[None]
     mean, grain, mixing = F.grid_sample(painted[None], points, padding_mode="border", align_corners=True)[0]
     image = _textured(draws, mean, grain, mixing, of_device)
-    image = _acquired(draws, image, lines, of_device)
+    image = _acquired(draws, image, lines, float(spacing.mean()), of_device)
     inside = tuple(line.inside for line in lines)
     image = _normalised(draws, image, inside)
     moved = warp_label(label, grid)
@@ -299,7 +301,7 @@ def contrasts(draws: Draws) -> torch.Tensor:
     """
     kinds = [LEFT_BLOOD, RIGHT_BLOOD, HEART_MUSCLE, OTHER_MUSCLE, AIR, *((tissue,) for tissue in ALONE)]
     level = [draws.between(0, 1) for _ in kinds]
-    left, right, heart, other, air, lung, lung_vessel, fat, bone = range(9)
+    left, right, heart, other, air, lung, lung_vessel, _, bone = range(9)
     _tie(draws, level, right, left, 0.45, 0.04)
     _tie(draws, level, other, heart, 0.6, 0.08)
     _tie(draws, level, lung_vessel, right, 0.8, 0.05)
@@ -386,7 +388,7 @@ class Line:
 
 
 def _scan(draws: Draws, view: View, shape: Sequence[int], spacing: np.ndarray) -> list[Line]:
-    """How a scanner samples each axis: in plane 0.6 to 3 mm, seldom to 5 mm, and along one axis slices of up to 10 mm."""
+    """How a scanner samples each axis: in plane 0.6 to 3 mm, seldom to 5 mm, and along one axis slices of 10 at most."""
     in_plane = math.exp(draws.between(math.log(0.6), math.log(3)))
     if draws.has("resolution", 0.15):
         in_plane = draws.between(2, 5)
@@ -440,7 +442,9 @@ def _line(
     return Line(inside, torch.from_numpy(down).float(), torch.from_numpy(up).float(), is_thick)
 
 
-def _acquired(draws: Draws, image: torch.Tensor, lines: Sequence[Line], of_device: torch.Generator) -> torch.Tensor:
+def _acquired(
+    draws: Draws, image: torch.Tensor, lines: Sequence[Line], step_mm: float, of_device: torch.Generator
+) -> torch.Tensor:
     """An image (X, Y, Z) as a scanner samples it, with its faults, and as it is read from there."""
     for axis, line in enumerate(lines):
         image = _along(line.down, image, axis)
@@ -449,7 +453,7 @@ def _acquired(draws: Draws, image: torch.Tensor, lines: Sequence[Line], of_devic
     lacks = draws.has("missing", 0.1)
     if thick and moves:
         image = _slices_moved(draws, image, thick[0])
-    image = _with_noise(draws, image, of_device)
+    image = _with_noise(draws, image, step_mm, of_device)
     if thick and lacks:
         _lose_slice(draws, image, thick[0])
     for axis, line in enumerate(lines):
@@ -477,12 +481,13 @@ def _slices_moved(draws: Draws, image: torch.Tensor, axis: int) -> torch.Tensor:
     return moved[:, 0].movedim(0, axis)
 
 
-def _with_noise(draws: Draws, image: torch.Tensor, of_device: torch.Generator) -> torch.Tensor:
-    """Gaussian noise, or Rician, as the magnitude of complex noise is."""
-    strength = draws.between(0, 1) ** 2 * 0.15
+def _with_noise(draws: Draws, image: torch.Tensor, step_mm: float, of_device: torch.Generator) -> torch.Tensor:
+    """Gaussian noise, or Rician, as the magnitude of complex noise is, in an image of voxels of so many mm."""
+    strength = draws.between(0, 1) ** 2 * NOISE
     is_rician = draws.has("noise", 0.4)
     if not draws.has("noise"):
         return image
+    strength *= min(1.0, (NOISE_MM / step_mm) ** 1.5)  # a mean over more voxels of the scanner has less of it
     image = image + strength * torch.randn(image.shape, generator=of_device, device=image.device)
     if is_rician:
         image = torch.hypot(image, strength * torch.randn(image.shape, generator=of_device, device=image.device))

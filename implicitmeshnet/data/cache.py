@@ -35,7 +35,7 @@ NOT_OF_A_CASE = (
     "intensity_statistics",
 )
 """The fields of a DataConfig that change nothing about a single case; all others count."""
-NO_MAKERS = ("augment.py", "appearance.py")
+NO_MAKERS = ("augment.py",)
 """The modules of this folder whose source text does not count, as nothing that is kept comes from them."""
 
 

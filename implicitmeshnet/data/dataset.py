@@ -83,7 +83,7 @@ class Facts:
 class Sample:
     """One case on the network's grid of (X, Y, Z) voxels, with a margin of m voxels on every side."""
 
-    image: torch.Tensor  # (C, X + 2m, Y + 2m, Z + 2m) float32 in [-1, 1], of a training set float16; or tissue parts
+    image: torch.Tensor  # (C, X + 2m, Y + 2m, Z + 2m) float32 in [-1, 1], of a training set float16; or parts
     label: torch.Tensor | None  # (X + 2m, Y + 2m, Z + 2m) uint8: a class map, see `Structures`
     grid: Grid  # without the margin
     overview: Overview | None = None  # of the whole volume, where data.region is 'found'

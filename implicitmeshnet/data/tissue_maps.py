@@ -1,7 +1,7 @@
 """A patient's tissues on a grid, and where in it the heart lies and how it is turned: what random appearance needs.
 
-Of each voxel the four tissues are kept that fill most of it, with their shares: an image of any contrast that is made of
-them has the partial volume that resampling the image itself would have, in eight bytes a voxel whatever their number.
+Of each voxel the four tissues are kept that fill most of it, with their shares: an image of any contrast that is made
+of them has the partial volume that resampling the image itself would have, in eight bytes a voxel for any number of them.
 """
 
 from dataclasses import dataclass, replace
@@ -36,8 +36,8 @@ def check_tissues(tissues: Volume) -> None:
 def tissue_parts(tissues: Volume, grid: Grid) -> np.ndarray:
     """The PARTS tissues that fill most of each voxel of a grid, and their shares: uint8 (2 * PARTS, X, Y, Z).
 
-    The first PARTS of them are the tissues, by falling share, the last their shares, of WHOLE; where the volume does not
-    reach, all shares are 0. Raises ValueError as `resample_image`.
+    The first PARTS of them are the tissues, by falling share, the last their shares, of WHOLE; where the volume does
+    not reach, all shares are 0. Raises ValueError as `resample_image`.
     """
     tissue = np.zeros((PARTS, *grid.shape), np.uint8)
     share = np.zeros((PARTS, *grid.shape), np.float32)

@@ -1,5 +1,6 @@
 """The cases of a training: read and resampled once, kept as files, mapped into memory where they are drawn."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from implicitmeshnet.config import DataConfig, IntensityStatistics
+from implicitmeshnet.data.appearance import random_overview
 from implicitmeshnet.data.cache import entry_path, read_entry, write_entry
 from implicitmeshnet.data.dataset import (
     Case,
@@ -23,8 +25,8 @@ from implicitmeshnet.data.dataset import (
 )
 from implicitmeshnet.data.overview import Overview
 from implicitmeshnet.data.plausibility import check_box, intensity_statistics
-from implicitmeshnet.data.tissue_maps import Anatomy
-from implicitmeshnet.data.volume import Grid
+from implicitmeshnet.data.tissue_maps import Anatomy, anatomy_of, tissue_parts
+from implicitmeshnet.data.volume import Grid, Volume, canonical, network_grid, resample_labels
 from implicitmeshnet.progress import progress
 from implicitmeshnet.script import InputError, remove_partials
 from implicitmeshnet.structures import Structures
@@ -51,16 +53,64 @@ def prepare(cases: Sequence[Case], config: DataConfig, margin: int, cache_dir: P
 def check_cases(cases: Sequence[Case], config: DataConfig, cache_dir: Path | str, kind: str = "image") -> None:
     """Read labelled cases that are only needed later, so that errors and warnings appear now, as `read_labelled`'s.
 
-    A cache folder remembers the cases that were found to be good, with their warnings.
+    A cache folder remembers the cases that were found to be good, with their warnings. With a `kind` 'tissues' the
+    cases' images are tissue maps, and it keeps the `image_of_tissues`.
     """
     for case in progress(cases, "checking validation cases"):
+        if kind == "tissues":
+            say(image_of_tissues(case, config, cache_dir)[0].warnings)
+            continue
         path = _path_of(case, config, Path(cache_dir), "checked")
         found = read_entry(path, lambda entry: entry["warnings"])
         if found is not None:
             say(found)
             continue
-        image, labels = (read_tissues if kind == "tissues" else read_labelled)(case, config)
+        image, labels = read_labelled(case, config)
         write_entry(path, {"warnings": [*image.warnings, *labels.warnings]})
+
+
+def image_of_tissues(case: Case, config: DataConfig, cache_dir: Path | str) -> tuple[Volume, Volume]:
+    """A random image of all of a tissue map, and its label map, at the network's spacing: the same each time.
+
+    They are kept in a cache folder. Raises InputError as `read_tissues`.
+    """
+    path = _path_of(case, config, Path(cache_dir), "image of tissues")
+    entry = read_entry(path, dict)
+    if entry is None:
+        entry = _drawn_volume(case, config)
+        write_entry(path, entry)
+    grid = Grid(tuple(entry["labels"].shape), np.array(entry["affine"]))
+    image = Volume(entry["image"].numpy(), grid, tuple(entry["warnings"]), case.source)
+    return image, Volume(entry["labels"].numpy(), grid)
+
+
+def _drawn_volume(case: Case, config: DataConfig) -> dict[str, Any]:
+    """What `image_of_tissues` keeps."""
+    tissues, labels = map(canonical, read_tissues(case, config))
+    sides_mm = tissues.data.shape * tissues.grid.spacing_mm
+    shape = np.ceil(sides_mm / config.spacing_mm).astype(int)
+    grid = network_grid(tissues.grid, shape.tolist(), config.spacing_mm)
+    structures = Structures.of(config)
+    classes = resample_labels(labels, grid, structures)
+    parts = tissue_parts(tissues, grid)
+    anatomy = anatomy_of(classes, parts[0], structures, grid)
+    generator = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
+    drawn = random_overview(
+        torch.from_numpy(parts),
+        torch.from_numpy(classes),
+        anatomy,
+        grid.spacing_mm,
+        generator,
+        structures.ignored_class,
+        without=("view",),
+    )
+    known = torch.where(drawn.label == structures.ignored_class, 0, drawn.label)
+    return {
+        "image": drawn.image[0],
+        "labels": torch.from_numpy(structures.label_map(known.numpy())),
+        "affine": grid.affine.tolist(),
+        "warnings": [*tissues.warnings, *labels.warnings],
+    }
 
 
 class TrainingSet:
