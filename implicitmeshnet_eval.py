@@ -231,7 +231,7 @@ from implicitmeshnet.training.provenance import LIBRARIES, commit, versions
 LABELMAP, SEGMENTATION = "_mesh_labelmap", "_unet_segmentation"
 REPORT = "report.html"
 MEASURED = ("volume_ml", "mesh_volume_ml", "surface_mm2")
-CHECKED = ("agreement", "self_intersecting_faces", "self_intersecting_faces_before_repair", "faces")
+CHECKED = ("agreement", "outside_share", "self_intersecting_faces", "self_intersecting_faces_before_repair", "faces")
 REPAIRED = ("faces_crossing_others", "faces_crossing_others_before_repair", "move_mean_mm", "move_p95_mm")
 COMPARED = ("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml")
 OPTIONS = (
@@ -730,6 +730,7 @@ def measure(surfaces: Surfaces, written: Mesh, structure: int, before: Sequence[
         "mesh_volume_ml": mesh_volume_ml(*written),
         "surface_mm2": mesh_area_mm2(*written),
         "agreement": surfaces.agreement[surfaces.names[structure]],
+        "outside_share": surfaces.outside[surfaces.names[structure]],
         "self_intersecting_faces": surfaces.crossing[structure],
         "self_intersecting_faces_before_repair": before[0][structure],
         "faces_crossing_others": surfaces.crossing_others[structure],

@@ -34,7 +34,7 @@ from implicitmeshnet.script import InputError, shorten
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import Figure, StructureView, case_preview
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
-from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
+from implicitmeshnet.surfaces.metrics import agreement_warning, agreements, outside_warning, share_outside
 from implicitmeshnet.surfaces.separation import GAP_MM, separate
 from implicitmeshnet.surfaces.soundness import crossing_faces_of
 from implicitmeshnet.surfaces.walls import WALL_MM, walls_mm
@@ -79,6 +79,7 @@ class Surfaces:
     agreement: dict[str, float]  # Dice of mesh and voxel segmentation, by structure
     crossing: list[int]  # (S,) faces that another face of the same mesh crosses, after the repair
     crossing_others: list[int]  # (S,) faces that another of these meshes crosses, after the repair
+    outside: dict[str, float]  # the share of each mesh's area that lies outside the image, by structure
     warnings: list[str]  # a sentence on each thing that may make this result wrong
     seconds: dict[str, float]  # by phase, from the image on
 
@@ -205,8 +206,11 @@ class Predictor:
         clock.lap("label maps")
         agreement = agreements(labelmap, segmentation, wanted.written)
         own, others = (crossed.sum(1).tolist() for crossed in crossing_faces_of(repaired, faces))
+        shares = [share_outside(mesh, faces, view.grid) for mesh in repaired]
+        outside = dict(zip(wanted.names, shares, strict=True))
         doubts = (
             agreement_warning(agreement),
+            outside_warning(outside),
             _crossing_warning(wanted.names, own, "themselves"),
             _crossing_warning(wanted.names, others, "each other"),
         )
@@ -223,6 +227,7 @@ class Predictor:
             agreement=agreement,
             crossing=own,
             crossing_others=others,
+            outside=outside,
             warnings=[*view.warnings, *(f"{view.name}: {doubt}" for doubt in doubts if doubt)],
             seconds=clock.seconds,
         )

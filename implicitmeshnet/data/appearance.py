@@ -103,8 +103,8 @@ def random_appearance(
 ) -> Drawn:
     """Draw what the network sees of a padded case: a grid of `shape` around the part of the heart that is in view.
 
-    parts (2 * PARTS, X', Y', Z') uint8, see `tissue_parts`, and label (X', Y', Z') uint8, on one device, of voxels of so
-    many mm; `anatomy` is seen from their middle. What lies outside the view is -1, as the reader pads, and `ignored`,
+    parts (2 * PARTS, X', Y', Z') uint8, see `tissue_parts`, and label (X', Y', Z') uint8, on one device, of voxels of
+    so many mm; `anatomy` is seen from their middle. What lies outside the view is -1, as the reader pads, and `ignored`,
     or background where that is None. `without` names kinds of randomness that are left out. The same state of the
     host's `generator` gives the same result on the same device.
     """
@@ -172,7 +172,7 @@ def _draw(
     mean, grain, mixing = F.grid_sample(painted[None], points, padding_mode="border", align_corners=True)[0]
     image = _textured(draws, mean, grain, mixing, of_device)
     image = _acquired(draws, image, lines, float(spacing.mean()), of_device)
-    inside = tuple(line.inside for line in lines)
+    inside = (lines[0].inside, lines[1].inside, lines[2].inside)
     image = _normalised(draws, image, inside)
     moved = warp_label(label, grid)
     if ignored is not None:
@@ -388,7 +388,7 @@ class Line:
 
 
 def _scan(draws: Draws, view: View, shape: Sequence[int], spacing: np.ndarray) -> list[Line]:
-    """How a scanner samples each axis: in plane 0.6 to 3 mm, seldom to 5 mm, and along one axis slices of 10 at most."""
+    """How a scanner samples each axis: in plane 0.6 to 3 mm, seldom to 5 mm, and in one axis slices of 10 at most."""
     in_plane = math.exp(draws.between(math.log(0.6), math.log(3)))
     if draws.has("resolution", 0.15):
         in_plane = draws.between(2, 5)

@@ -99,8 +99,8 @@ def find_cases(
     Layouts: imagesTr and labelsTr, or of the split 'Ts' imagesTs and labelsTs (Decathlon: NAME for both; nnU-Net: image
     NAME_0000, label NAME; dataset.json may name the file_ending), MM-WHS (NAME_image and NAME_label), or, for
     unlabelled cases, any volumes, NAME or NAME_0000. Files are NIfTI, NRRD or MetaImage. Images of several `channels`
-    are NAME_0000, NAME_0001, ...; beside these in one folder lies NAME_label. With a `kind` 'tissues' NAME_tissues takes
-    the place of NAME_image. Raises InputError for a missing or empty
+    are NAME_0000, NAME_0001, ...; beside these in one folder lies NAME_label. With a `kind` 'tissues' NAME_tissues
+    takes the place of NAME_image. Raises InputError for a missing or empty
     folder, a missing label, a name found twice, more channels or fewer.
     """
     folder = Path(folder)

@@ -1,7 +1,7 @@
 """A patient's tissues on a grid, and where in it the heart lies and how it is turned: what random appearance needs.
 
 Of each voxel the four tissues are kept that fill most of it, with their shares: an image of any contrast that is made
-of them has the partial volume that resampling the image itself would have, in eight bytes a voxel for any number of them.
+of them has the partial volume that resampling the image itself would have, in eight bytes a voxel.
 """
 
 from dataclasses import dataclass, replace

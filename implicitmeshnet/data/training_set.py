@@ -79,7 +79,8 @@ def image_of_tissues(case: Case, config: DataConfig, cache_dir: Path | str) -> t
     if entry is None:
         entry = _drawn_volume(case, config)
         write_entry(path, entry)
-    grid = Grid(tuple(entry["labels"].shape), np.array(entry["affine"]))
+    x, y, z = entry["labels"].shape
+    grid = Grid((x, y, z), np.array(entry["affine"]))
     image = Volume(entry["image"].numpy(), grid, tuple(entry["warnings"]), case.source)
     return image, Volume(entry["labels"].numpy(), grid)
 
@@ -88,7 +89,7 @@ def _drawn_volume(case: Case, config: DataConfig) -> dict[str, Any]:
     """What `image_of_tissues` keeps."""
     tissues, labels = map(canonical, read_tissues(case, config))
     sides_mm = tissues.data.shape * tissues.grid.spacing_mm
-    shape = np.ceil(sides_mm / config.spacing_mm).astype(int)
+    shape = np.ceil(np.divide(sides_mm, config.spacing_mm)).astype(int)
     grid = network_grid(tissues.grid, shape.tolist(), config.spacing_mm)
     structures = Structures.of(config)
     classes = resample_labels(labels, grid, structures)
