@@ -5,10 +5,10 @@
     python create_phantom_dataset.py --output_dir=data/phantom/wide --cases=5 --field_of_view=chest [--shift_mm=40]
 
     python create_phantom_dataset.py --output_dir=data/phantom/any --cases=200 --field_of_view=chest --spacing_mm=1.3 \
-        --files=label,tissues        # what training.appearance 'random' takes
+        --variety=wide --files=label,tissues        # what training.appearance 'random' takes
 
 Writes ct_train_1001_image.nii.gz, ct_train_1001_label.nii.gz and ct_train_1001_tissues.nii.gz, ...: case n has number
-1000 + n. The same seed, number, field of view, shift and spacing give the same case; the seed and the number alone
+1000 + n. The same seed, number, variety, field of view, shift and spacing give the same case; the first three
 decide on the patient.
 """
 
@@ -35,6 +35,11 @@ def parse_arguments() -> argparse.Namespace:
         "--spacing_mm", type=float, help="of all voxels, 0.3 to 8 mm; by default drawn, as clinics have it"
     )
     parser.add_argument(
+        "--variety",
+        default="usual",
+        help="of the patients, usual (adults) or wide (docs/phantom.md); default %(default)s",
+    )
+    parser.add_argument(
         "--files", default="image,label,tissues", help="which are written, some of %(default)s, which is the default"
     )
     parser.add_argument("--workers", type=int, default=core_count(), help="processes; default %(default)s, the cores")
@@ -57,6 +62,7 @@ import torch
 
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.phantom.case import FIELDS_OF_VIEW, Phantom, create_case
+from implicitmeshnet.phantom.patient import VARIETIES
 from implicitmeshnet.progress import progress
 from implicitmeshnet.script import InputError, make_folder, run_script
 
@@ -80,6 +86,7 @@ def main() -> None:
         spacing_mm=arguments.spacing_mm,
         field_of_view=arguments.field_of_view,
         shift_mm=arguments.shift_mm,
+        variety=arguments.variety,
     )
     write = partial(write_case, output_dir, kinds, draw)
     workers = min(arguments.workers, arguments.cases)
@@ -102,6 +109,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             raise InputError(f"--{name}: wanted an integer of at least {lowest}, found {value}")
     if arguments.field_of_view not in FIELDS_OF_VIEW:
         raise InputError(f"--field_of_view: wanted {' or '.join(FIELDS_OF_VIEW)}, found {arguments.field_of_view}")
+    if arguments.variety not in VARIETIES:
+        raise InputError(f"--variety: wanted {' or '.join(VARIETIES)}, found {arguments.variety}")
     if not (math.isfinite(arguments.shift_mm) and 0 <= arguments.shift_mm <= MAX_SHIFT_MM):
         raise InputError(f"--shift_mm: wanted a length of 0 to {MAX_SHIFT_MM} mm, found {arguments.shift_mm:g}")
     low, high = SPACINGS_MM

@@ -104,9 +104,9 @@ def random_appearance(
     """Draw what the network sees of a padded case: a grid of `shape` around the part of the heart that is in view.
 
     parts (2 * PARTS, X', Y', Z') uint8, see `tissue_parts`, and label (X', Y', Z') uint8, on one device, of voxels of
-    so many mm; `anatomy` is seen from their middle. What lies outside the view is -1, as the reader pads, and `ignored`,
-    or background where that is None. `without` names kinds of randomness that are left out. The same state of the
-    host's `generator` gives the same result on the same device.
+    so many mm; `anatomy` is seen from their middle. What lies outside the view is -1, as the reader pads, and
+    `ignored`, or background where that is None. `without` names kinds of randomness that are left out. The same state
+    of the host's `generator` gives the same result on the same device.
     """
     draws = Draws(generator, without)
     spacing = np.asarray(spacing_mm, np.float64)

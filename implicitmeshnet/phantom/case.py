@@ -57,14 +57,20 @@ Texture = Callable[[float], np.ndarray]
 
 
 def create_case(
-    seed: int, case: int, spacing_mm: float | None = None, field_of_view: str = "cardiac", shift_mm: float = 0.0
+    seed: int,
+    case: int,
+    spacing_mm: float | None = None,
+    field_of_view: str = "cardiac",
+    shift_mm: float = 0.0,
+    variety: str = "usual",
 ) -> Phantom:
     """Draw case number `case` of `seed`.
 
-    The three options are those of `draw_grid`. The same arguments give the same case to the bit.
+    The three options that follow are those of `draw_grid`, the last is one of VARIETIES. The same arguments give the
+    same case to the bit.
     """
     rng = np.random.default_rng([seed, case])
-    patient = Patient.draw(rng)
+    patient = Patient.draw(rng, variety)
     shape, affine, origin = draw_grid(rng, spacing_mm, field_of_view, shift_mm)
     return render(patient, shape, affine, origin, rng)
 
