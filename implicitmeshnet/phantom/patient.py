@@ -49,11 +49,11 @@ class Patient:
     warp_sd_mm: float = field(metadata=_uniform(2.5, 4.0))
     warp_smoothing_mm: float = field(metadata=_uniform(13, 20))
     # Its parts; a scale multiplies the part's three semi-axes.
-    lv_radius: float = field(metadata=_uniform(20.5, 27.5, wide=(18, 34)))
+    lv_radius: float = field(metadata=_uniform(20.5, 27.5, wide=(18, 36)))
     lv_length: float = field(metadata=_uniform(60, 71, wide=(54, 78)))
     wall_thickness: float = field(metadata=_uniform(7, 11, wide=(5, 15)))
     rv_scale: np.ndarray = field(metadata=_uniform(0.9, 1.12, (3,), wide=(0.8, 1.3)))
-    la_scale: np.ndarray = field(metadata=_uniform(0.82, 1.1, (3,), wide=(0.65, 1.4)))
+    la_scale: np.ndarray = field(metadata=_uniform(0.82, 1.1, (3,), wide=(0.6, 1.4)))
     ra_scale: np.ndarray = field(metadata=_uniform(0.85, 1.12, (3,), wide=(0.7, 1.35)))
     aorta_radius: float = field(metadata=_uniform(13, 18, wide=(11, 22)))
     pa_radius: float = field(metadata=_uniform(10.5, 15, wide=(9, 18)))
@@ -62,7 +62,9 @@ class Patient:
         metadata=_uniform(0, 5, (4,), wide=(0, 12))
     )  # how much of each vein is labelled left atrium
     # What only patients of wide variety differ in.
-    filling: float = field(metadata=_usually(1, wide=(0, 1)))  # of the ventricles, from end-systole to end-diastole
+    filling: float = field(
+        metadata=_usually(1, wide=(0, 1.6))
+    )  # of the ventricles, 0 at end-systole, from 1 on end-diastole
     septum_deg: float = field(metadata=_usually(0, wide=(-18, 18)))  # the right ventricle's turn about the left one
     veins: float = field(metadata=_usually(4, wide=(3, 6)))  # its whole part: pulmonary veins that join the left atrium
     appendage_scale: float = field(metadata=_usually(1, wide=(0.6, 1.45)))  # of both atria's
@@ -103,7 +105,7 @@ class Patient:
     @property
     def emptied(self) -> float:
         """How far the ventricles are from end-diastole: 0, to 1 at end-systole."""
-        return 1 - self.filling
+        return max(0.0, 1 - self.filling)
 
     @property
     def cavity_radius(self) -> float:
