@@ -20,7 +20,7 @@ from implicitmeshnet.phantom.case import (
     draw_grid,
     render,
 )
-from implicitmeshnet.phantom.patient import LABELS, PHASES, Patient
+from implicitmeshnet.phantom.patient import LABELS, PHASES, VARIETIES, Patient
 from implicitmeshnet.phantom.solids import ellipsoid, half_space, intersection, tube, union
 from implicitmeshnet.phantom.warp import integrate, jacobian_determinant, velocity_field
 from implicitmeshnet.script import InputError
@@ -180,6 +180,44 @@ def test_tissues_are_what_labels_and_densities_say(phantom):
     for tissue, low, high in ((Tissue.LUNG, -900, -750), (Tissue.FAT, -130, -60), (Tissue.LIVER, 60, 130)):
         inside = ndimage.binary_erosion(tissues == tissue)
         assert low < np.median(phantom.image[inside]) < high, tissue.name
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow), pytest.param(11, marks=pytest.mark.slow)])
+def test_patients_of_wide_variety_have_all_structures_in_one_part_each(seed):
+    rng = np.random.default_rng([7, seed])
+    affine = np.diag([4.0, 4, 4, 1])
+    affine[:3, 3] = CENTRE - 110
+    label = render(Patient.draw(rng, "wide"), (56, 56, 56), affine, np.zeros(3), rng).label
+    for name, value in LABELS.items():
+        assert ndimage.label(label == value)[1] == 1, name
+
+
+def test_only_wide_variety_goes_beyond_the_usual_ranges():
+    usual, wide = ([Patient.draw(np.random.default_rng(seed), kind) for seed in range(60)] for kind in VARIETIES)
+    assert {patient.filling for patient in usual} == {1}
+    assert all(patient.cavity_radius == patient.lv_radius for patient in usual)
+    assert all(patient.wall_mm == patient.wall_thickness for patient in usual)
+    assert {int(patient.veins) for patient in usual} == {4}
+    assert {int(patient.veins) for patient in wide} == {3, 4, 5}
+    assert max(patient.emptied for patient in wide) > 0.8
+    assert 0.2 < np.mean([patient.emptied == 0 for patient in wide]) < 0.6
+    assert max(patient.cavity_radius for patient in wide) > 30 > 16 > min(patient.cavity_radius for patient in wide)
+
+
+def test_at_end_systole_the_cavity_is_small_and_the_muscle_has_its_volume():
+    patient = Patient.draw(np.random.default_rng(0))
+    affine = np.diag([3.0, 3, 3, 1])
+    affine[:3, 3] = CENTRE - 96
+    volumes = []
+    for filling in (1, 0):
+        patient.filling = filling
+        label = render(patient, (64, 64, 64), affine, np.zeros(3), np.random.default_rng(0)).label
+        volumes.append({name: np.sum(label == value) for name, value in LABELS.items()})
+    diastole, systole = volumes
+    assert 0.35 < systole["LV"] / diastole["LV"] < 0.6
+    assert 0.85 < systole["Myo"] / diastole["Myo"] < 1.15
+    assert systole["RV"] < 0.85 * diastole["RV"]
+    assert systole["LA"] > diastole["LA"]
 
 
 def test_deterministic_per_seed_and_case():
@@ -359,6 +397,7 @@ def test_script_refuses_numbers_out_of_range(tmp_path, capsys, argument):
         ("--shift_mm=-1", "a length of 0 to 100 mm"),
         ("--shift_mm=101", "a length of 0 to 100 mm"),
         ("--shift_mm=nan", "a length of 0 to 100 mm"),
+        ("--variety=none", "usual or wide"),
         ("--spacing_mm=0.2", "a length of 0.3 to 8 mm"),
         ("--files=image,mesh", "some of image,label,tissues"),
     ],
