@@ -114,6 +114,13 @@ def parse_arguments() -> argparse.Namespace:
         help="the same where the segmentation shows a wall around an enclosed structure; default %(default)s",
     )
     parser.add_argument(
+        "--orientation",
+        choices=ORIENTATIONS,
+        default=ORIENTATIONS[0],
+        help="guess: where headers lie, try all flips of the axes and take the one whose results agree best; default"
+        " %(default)s",
+    )
+    parser.add_argument(
         "--figure",
         choices=FIGURE_THEMES,
         help="also a figure of each case for print, as PNG, SVG and PDF, on a light or a dark ground",
@@ -192,7 +199,7 @@ from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.jobs import Outcome, ahead, in_processes, serve
 from implicitmeshnet.models.weights import snapshot_path
 from implicitmeshnet.phases import Stopwatch
-from implicitmeshnet.predict import Predictor, Surfaces, View, preview
+from implicitmeshnet.predict import ORIENTATIONS, Predictor, Surfaces, View, preview
 from implicitmeshnet.progress import progress
 from implicitmeshnet.records import FOLDER, Record, Records, digest
 from implicitmeshnet.report.figure import ENDINGS as FIGURE_ENDINGS
@@ -247,6 +254,7 @@ OPTIONS = (
     "figure",
     "gap_mm",
     "wall_mm",
+    "orientation",
 )
 """Of the command line, that shape a case's files."""
 
@@ -282,6 +290,7 @@ def main():
         structures=arguments.structures,
         gap_mm=arguments.gap_mm,
         wall_mm=arguments.wall_mm,
+        orientation=arguments.orientation,
     )
     out = Path(arguments.output)
     records = Records(out, settings_of(arguments))

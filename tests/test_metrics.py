@@ -284,7 +284,9 @@ def test_the_share_of_a_mesh_outside_an_image_is_that_of_its_area():
     moved = vertices * 10 + [4.5, 4.5, 4.5]
     grid = Grid((40, 40, 40), np.diag([1.0, 1, 1, 1]))
     assert share_outside(moved + 15, faces, grid) == 0
-    assert share_outside(moved + [-5, 15, 15], faces, grid) == pytest.approx(0.5, abs=0.02)  # the image begins at -0.5
+    assert share_outside(moved - np.array([5, -15, -15]), faces, grid) == pytest.approx(
+        0.5, abs=0.02
+    )  # the image begins at -0.5
     assert share_outside(moved + 100, faces, grid) == 1
 
 

@@ -1,15 +1,19 @@
 """Tissue maps on the network's grid: shares of tissues, what a map may not hold, where the heart lies."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from volumes import tissue_heart, write_tissues
+from faults.project import NETWORK
+from scripts import call
+from volumes import tissue_heart, write_boxes, write_tissues
 
-from implicitmeshnet.config import DataConfig
+import implicitmeshnet_train
+from implicitmeshnet.config import DataConfig, load_config
 from implicitmeshnet.data import training_set
-from implicitmeshnet.data.dataset import find_cases, tissue_sample
+from implicitmeshnet.data.dataset import find_cases, tissue_sample, training_sample
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.data.tissue_maps import PARTS, WHOLE, anatomy_of, tissue_parts
 from implicitmeshnet.data.training_set import TrainingSet, check_cases, image_of_tissues
@@ -17,6 +21,7 @@ from implicitmeshnet.data.volume import Grid, Volume, network_grid
 from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.tissues import Tissue
+from implicitmeshnet.training.losses import kept_voxels
 
 CONFIG = DataConfig(
     structures={"LV": [500], "RV": [600], "LA": [420], "Myo": [205]},
@@ -130,3 +135,51 @@ def test_a_value_that_is_no_tissue_is_one_sentence(tmp_path):
     write_volume(case.image, tissues, AFFINE)
     with pytest.raises(InputError, match=r"a_tissues\.nii\.gz: wanted the values 0 to 25 of a tissue map, found 26"):
         tissue_sample(case, CONFIG)
+
+
+def test_around_an_image_voxels_are_ignored_where_the_config_says_so(tmp_path):
+    case = write_boxes(tmp_path)
+    config = DataConfig(structures={"LV": [500], "LA": [420]}, shape=(32, 32, 32), spacing_mm=2.0)
+    plain = training_sample(case, config)
+    sample = training_sample(case, replace(config, outside_view="ignored"))
+    outside = sample.label == 3
+    assert 0.3 < outside.float().mean() < 0.9
+    assert (sample.image[0][outside] == -1).all()
+    assert (plain.label[outside] == 0).all()
+    assert torch.equal(sample.label[~outside], plain.label[~outside])
+    structures = Structures.of(replace(config, outside_view="ignored"))
+    assert kept_voxels(plain.label[None], Structures.of(config)) is None
+    assert torch.equal(kept_voxels(sample.label[None], structures)[0, 0] == 0, outside)
+
+
+@pytest.mark.slow
+def test_a_training_on_tissue_maps_alone_learns_and_keeps_what_intensities_it_saw(tmp_path):
+    for name in "abc":
+        write_tissues(tmp_path / "data", name)
+    config = {
+        "data": {
+            "dir": str(tmp_path / "data"),
+            "structures": CONFIG.structures,
+            "encloses": CONFIG.encloses,
+            "region": "found",
+            "shape": [16, 16, 16],
+            "spacing_mm": 8.0,
+            "overview_spacing_mm": 12.0,
+            "intensity": "percentile",
+            "outside_view": "ignored",
+            "validation_cases": 1,
+        },
+        "network": NETWORK,
+        "training": {
+            "run_dir": str(tmp_path / "run"),
+            "appearance": "random",
+            "epochs": 3,
+            "repeats": 8,
+            "learning_rate": 1e-3,
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    call(implicitmeshnet_train, f"--config={tmp_path / 'config.json'}", "--device=cpu")
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert log[-1]["losses"]["segmentation"] < log[0]["losses"]["segmentation"]
+    assert load_config(tmp_path / "run/config.json").data.intensity_statistics.cases == 64

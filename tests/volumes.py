@@ -97,6 +97,7 @@ def tissue_heart() -> tuple[np.ndarray, np.ndarray]:
 
 def write_tissues(folder: Path, name: str) -> Case:
     """The `tissue_heart` as a case whose image is its tissue map."""
+    folder.mkdir(parents=True, exist_ok=True)
     case = Case(name, folder / f"{name}_tissues.nii.gz", folder / f"{name}_label.nii.gz")
     for path, data in zip(case.files, tissue_heart(), strict=True):
         write_volume(path, data, np.diag([4.0, 4, 4, 1]))
