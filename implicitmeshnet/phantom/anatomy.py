@@ -117,9 +117,10 @@ def _pulmonary_artery(points: np.ndarray, patient: Patient) -> np.ndarray:
 
 def _left_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
     """Body, funnel to the mitral valve, appendage and stubs of four pulmonary veins."""
-    body = ellipsoid(points, LEFT_ATRIUM, [31, 20, 25] * patient.la_scale * (1 + 0.12 * patient.emptied))
+    filled = [31, 20 * patient.la_depth, 25] * patient.la_scale * (1 + 0.12 * patient.emptied)
+    body = ellipsoid(points, LEFT_ATRIUM, filled)
     mitral_valve = BASE - 8 * SEPTUM + 3 * INFERIOR
-    funnel = tube(points, [LEFT_ATRIUM, mitral_valve], [17, 19])
+    funnel = tube(points, [LEFT_ATRIUM, mitral_valve], [17 * patient.la_depth, 19 * np.sqrt(patient.la_depth)])
     appendage = _appendage(points, [[-14, -28, 24], [-30, -18, 31], [-36, -6, 31]], [9, 8.5, 7], patient)
     stubs = []
     for path, radius, length in _veins(patient):
@@ -179,7 +180,7 @@ def _right_body(patient: Patient) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     It turns about the left one's axis and makes room for it; at end-systole it is smaller.
     """
     centre = np.array([-13.0, 39, -16])
-    lengths = [45, 24, 33] * patient.rv_scale * np.array([0.93, 0.8, 0.88]) ** patient.emptied
+    lengths = [45, 24 * patient.rv_depth, 33] * patient.rv_scale * np.array([0.93, 0.8, 0.88]) ** patient.emptied
     pushed = max(0.0, patient.cavity_radius + patient.wall_mm - WIDEST_MM) * SEPTUM
     if not patient.septum_deg:  # of usual patients, without the rounding of a turn
         return centre + pushed, lengths, LV_AXES

@@ -67,6 +67,8 @@ class Patient:
     )  # of the ventricles, 0 at end-systole, from 1 on end-diastole
     septum_deg: float = field(metadata=_usually(0, wide=(-18, 18)))  # the right ventricle's turn about the left one
     veins: float = field(metadata=_usually(4, wide=(3, 6)))  # its whole part: pulmonary veins that join the left atrium
+    la_depth: float = field(metadata=_usually(1, wide=(0.5, 1.05)))  # of the left atrium, front to back
+    rv_depth: float = field(metadata=_usually(1, wide=(1.0, 1.6)))  # of the right ventricle, from the septum
     appendage_scale: float = field(metadata=_usually(1, wide=(0.6, 1.45)))  # of both atria's
     # The chest around it.
     fat_thickness: float = field(metadata=_uniform(2, 6, wide=(1, 12)))  # on the heart
