@@ -117,7 +117,7 @@ def _pulmonary_artery(points: np.ndarray, patient: Patient) -> np.ndarray:
 
 def _left_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
     """Body, funnel to the mitral valve, appendage and stubs of four pulmonary veins."""
-    filled = [31, 20 * patient.la_depth, 25] * patient.la_scale * (1 + 0.12 * patient.emptied)
+    filled = np.array([31, 20 * patient.la_depth, 25]) * patient.la_scale * (1 + 0.12 * patient.emptied)
     body = ellipsoid(points, LEFT_ATRIUM, filled)
     mitral_valve = BASE - 8 * SEPTUM + 3 * INFERIOR
     funnel = tube(points, [LEFT_ATRIUM, mitral_valve], [17 * patient.la_depth, 19 * np.sqrt(patient.la_depth)])
@@ -135,7 +135,7 @@ def _appendage(points: np.ndarray, path: Curve, radii: Sequence[float], patient:
     return tube(points, [start, *scaled], np.array(radii) * np.sqrt(patient.appendage_scale))
 
 
-def _veins(patient: Patient) -> list[tuple[Curve, float, float]]:
+def _veins(patient: Patient) -> Sequence[tuple[Curve, float, float]]:
     """Path, radius and stub's length of each pulmonary vein that joins the left atrium.
 
     Where there are three, the left ones have a common trunk; a fifth is a middle one on the right.
@@ -180,7 +180,9 @@ def _right_body(patient: Patient) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     It turns about the left one's axis and makes room for it; at end-systole it is smaller.
     """
     centre = np.array([-13.0, 39, -16])
-    lengths = [45, 24 * patient.rv_depth, 33] * patient.rv_scale * np.array([0.93, 0.8, 0.88]) ** patient.emptied
+    lengths = (
+        np.array([45, 24 * patient.rv_depth, 33]) * patient.rv_scale * np.array([0.93, 0.8, 0.88]) ** patient.emptied
+    )
     pushed = max(0.0, patient.cavity_radius + patient.wall_mm - WIDEST_MM) * SEPTUM
     if not patient.septum_deg:  # of usual patients, without the rounding of a turn
         return centre + pushed, lengths, LV_AXES
