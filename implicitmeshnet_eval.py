@@ -115,8 +115,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--orientation",
-        choices=ORIENTATIONS,
-        default=ORIENTATIONS[0],
+        choices=("header", "guess"),
+        default="header",
         help="guess: where headers lie, try all flips of the axes and take the one whose results agree best; default"
         " %(default)s",
     )
@@ -199,7 +199,7 @@ from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.jobs import Outcome, ahead, in_processes, serve
 from implicitmeshnet.models.weights import snapshot_path
 from implicitmeshnet.phases import Stopwatch
-from implicitmeshnet.predict import ORIENTATIONS, Predictor, Surfaces, View, preview
+from implicitmeshnet.predict import Predictor, Surfaces, View, preview
 from implicitmeshnet.progress import progress
 from implicitmeshnet.records import FOLDER, Record, Records, digest
 from implicitmeshnet.report.figure import ENDINGS as FIGURE_ENDINGS
