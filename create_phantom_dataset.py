@@ -4,8 +4,12 @@
 
     python create_phantom_dataset.py --output_dir=data/phantom/wide --cases=5 --field_of_view=chest [--shift_mm=40]
 
-Writes ct_train_1001_image.nii.gz and ct_train_1001_label.nii.gz, ...: case n has number 1000 + n. The same
-seed, number, field of view and shift give the same case; the seed and the number alone decide on the patient.
+    python create_phantom_dataset.py --output_dir=data/phantom/any --cases=200 --field_of_view=chest --spacing_mm=1.3 \
+        --variety=wide --files=label,tissues        # what training.appearance 'random' takes
+
+Writes ct_train_1001_image.nii.gz, ct_train_1001_label.nii.gz and ct_train_1001_tissues.nii.gz, ...: case n has number
+1000 + n. The same seed, number, variety, field of view, shift and spacing give the same case; the first three
+decide on the patient.
 """
 
 import argparse
@@ -27,6 +31,17 @@ def parse_arguments() -> argparse.Namespace:
         default=0.0,
         help="distance of the heart from the volume's centre, in mm, 0 to 100; default %(default)g",
     )
+    parser.add_argument(
+        "--spacing_mm", type=float, help="of all voxels, 0.3 to 8 mm; by default drawn, as clinics have it"
+    )
+    parser.add_argument(
+        "--variety",
+        default="usual",
+        help="of the patients, usual (adults) or wide (docs/phantom.md); default %(default)s",
+    )
+    parser.add_argument(
+        "--files", default="image,label,tissues", help="which are written, some of %(default)s, which is the default"
+    )
     parser.add_argument("--workers", type=int, default=core_count(), help="processes; default %(default)s, the cores")
     parser.add_argument("--overwrite", action="store_true", help="replace cases that are there")
     return parser.parse_args()
@@ -38,7 +53,7 @@ if __name__ == "__main__":
 
 import math
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -46,11 +61,14 @@ from pathlib import Path
 import torch
 
 from implicitmeshnet.data.nifti import write_volume
-from implicitmeshnet.phantom.case import FIELDS_OF_VIEW, create_case
+from implicitmeshnet.phantom.case import FIELDS_OF_VIEW, Phantom, create_case
+from implicitmeshnet.phantom.patient import VARIETIES
 from implicitmeshnet.progress import progress
 from implicitmeshnet.script import InputError, make_folder, run_script
 
 MAX_SHIFT_MM = 100
+SPACINGS_MM = (0.3, 8.0)
+KINDS = ("image", "label", "tissues")
 
 
 def main() -> None:
@@ -58,10 +76,19 @@ def main() -> None:
     check_arguments(arguments)
     output_dir = Path(arguments.output_dir)
     numbers = range(arguments.first_case, arguments.first_case + arguments.cases)
+    kinds = arguments.files.split(",")
     if not arguments.overwrite:
-        check_absent(output_dir, numbers)
+        check_absent(output_dir, numbers, kinds)
     make_folder(output_dir, "--output_dir")
-    write = partial(write_case, output_dir, arguments.seed, arguments.field_of_view, arguments.shift_mm)
+    draw = partial(
+        create_case,
+        arguments.seed,
+        spacing_mm=arguments.spacing_mm,
+        field_of_view=arguments.field_of_view,
+        shift_mm=arguments.shift_mm,
+        variety=arguments.variety,
+    )
+    write = partial(write_case, output_dir, kinds, draw)
     workers = min(arguments.workers, arguments.cases)
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         try:
@@ -82,14 +109,23 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             raise InputError(f"--{name}: wanted an integer of at least {lowest}, found {value}")
     if arguments.field_of_view not in FIELDS_OF_VIEW:
         raise InputError(f"--field_of_view: wanted {' or '.join(FIELDS_OF_VIEW)}, found {arguments.field_of_view}")
+    if arguments.variety not in VARIETIES:
+        raise InputError(f"--variety: wanted {' or '.join(VARIETIES)}, found {arguments.variety}")
     if not (math.isfinite(arguments.shift_mm) and 0 <= arguments.shift_mm <= MAX_SHIFT_MM):
         raise InputError(f"--shift_mm: wanted a length of 0 to {MAX_SHIFT_MM} mm, found {arguments.shift_mm:g}")
+    low, high = SPACINGS_MM
+    if arguments.spacing_mm is not None and not low <= arguments.spacing_mm <= high:
+        raise InputError(f"--spacing_mm: wanted a length of {low:g} to {high:g} mm, found {arguments.spacing_mm:g}")
+    kinds = arguments.files.split(",")
+    if not set(kinds) <= set(KINDS):
+        raise InputError(f"--files: wanted some of {','.join(KINDS)}, found {arguments.files}")
 
 
-def check_absent(folder: Path, numbers: Iterable[int]) -> None:
-    """Refuse with InputError to write over a file of one of these cases."""
+def check_absent(folder: Path, numbers: Iterable[int], kinds: Sequence[str]) -> None:
+    """Refuse with InputError to write over a file of these kinds of one of these cases."""
     for number in numbers:
-        for path in case_paths(folder, number):
+        for kind in kinds:
+            path = case_path(folder, number, kind)
             if path.exists():
                 raise InputError(f"{path}: exists already; --overwrite replaces it")
 
@@ -100,16 +136,16 @@ def start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def case_paths(folder: Path, number: int) -> list[Path]:
-    """The image's and the label's file of a case."""
-    return [folder / f"ct_train_{1000 + number}_{kind}.nii.gz" for kind in ("image", "label")]
+def case_path(folder: Path, number: int, kind: str) -> Path:
+    """A case's file of a kind."""
+    return folder / f"ct_train_{1000 + number}_{kind}.nii.gz"
 
 
-def write_case(folder: Path, seed: int, field_of_view: str, shift_mm: float, number: int) -> None:
-    """Draw a case and write its two files."""
-    image, label, affine = create_case(seed, number, field_of_view=field_of_view, shift_mm=shift_mm)
-    for path, data in zip(case_paths(folder, number), (image, label), strict=True):
-        write_volume(path, data, affine)
+def write_case(folder: Path, kinds: Sequence[str], draw: Callable[[int], Phantom], number: int) -> None:
+    """Draw a case and write its files of some kinds."""
+    phantom = draw(number)
+    for kind in kinds:
+        write_volume(case_path(folder, number, kind), getattr(phantom, kind), phantom.affine)
 
 
 if __name__ == "__main__":

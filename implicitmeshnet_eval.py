@@ -114,6 +114,13 @@ def parse_arguments() -> argparse.Namespace:
         help="the same where the segmentation shows a wall around an enclosed structure; default %(default)s",
     )
     parser.add_argument(
+        "--orientation",
+        choices=("header", "guess"),
+        default="header",
+        help="guess: where headers lie, try all flips of the axes and take the one whose results agree best; default"
+        " %(default)s",
+    )
+    parser.add_argument(
         "--figure",
         choices=FIGURE_THEMES,
         help="also a figure of each case for print, as PNG, SVG and PDF, on a light or a dark ground",
@@ -230,7 +237,7 @@ from implicitmeshnet.training.provenance import LIBRARIES, commit, versions
 LABELMAP, SEGMENTATION = "_mesh_labelmap", "_unet_segmentation"
 REPORT = "report.html"
 MEASURED = ("volume_ml", "mesh_volume_ml", "surface_mm2")
-CHECKED = ("agreement", "self_intersecting_faces", "self_intersecting_faces_before_repair", "faces")
+CHECKED = ("agreement", "outside_share", "self_intersecting_faces", "self_intersecting_faces_before_repair", "faces")
 REPAIRED = ("faces_crossing_others", "faces_crossing_others_before_repair", "move_mean_mm", "move_p95_mm")
 COMPARED = ("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml")
 OPTIONS = (
@@ -246,6 +253,7 @@ OPTIONS = (
     "figure",
     "gap_mm",
     "wall_mm",
+    "orientation",
 )
 """Of the command line, that shape a case's files."""
 
@@ -281,6 +289,7 @@ def main():
         structures=arguments.structures,
         gap_mm=arguments.gap_mm,
         wall_mm=arguments.wall_mm,
+        orientation=arguments.orientation,
     )
     out = Path(arguments.output)
     records = Records(out, settings_of(arguments))
@@ -729,6 +738,7 @@ def measure(surfaces: Surfaces, written: Mesh, structure: int, before: Sequence[
         "mesh_volume_ml": mesh_volume_ml(*written),
         "surface_mm2": mesh_area_mm2(*written),
         "agreement": surfaces.agreement[surfaces.names[structure]],
+        "outside_share": surfaces.outside[surfaces.names[structure]],
         "self_intersecting_faces": surfaces.crossing[structure],
         "self_intersecting_faces_before_repair": before[0][structure],
         "faces_crossing_others": surfaces.crossing_others[structure],

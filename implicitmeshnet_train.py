@@ -21,7 +21,8 @@ import torch
 
 from implicitmeshnet.config import Config
 from implicitmeshnet.data.dataset import Case, configured_split, find_cases, read_case
-from implicitmeshnet.data.training_set import TrainingSet, check_cases, prepare
+from implicitmeshnet.data.training_set import TrainingSet, check_cases, image_of_tissues, prepare
+from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import Start, read_start, save_snapshot, start_from
 from implicitmeshnet.predict import NothingFound, Predictor, preview
@@ -49,7 +50,7 @@ def train(config: Config, run_dir: Path, device: torch.device, signals: Signals)
     deep = load_deep_route(config, device, run_dir)
     is_new = not (run_dir / "last.pt").exists()
     initial = read_start(settings.init_from) if settings.init_from and is_new else None
-    cases = find_cases(config.data.dir, labelled=True, channels=config.data.channels)
+    cases = find_cases(config.data.dir, labelled=True, channels=config.data.channels, kind=kind_of_images(config))
     training_cases, validation_cases = configured_split(cases, config)
     samples = read_cases(config, training_cases, validation_cases)
     learn_from_data(config, samples)
@@ -95,10 +96,25 @@ def train(config: Config, run_dir: Path, device: torch.device, signals: Signals)
 def read_cases(config: Config, training_cases: list[Case], validation_cases: list[Case]) -> TrainingSet:
     """The training samples, once each process has read its share of all cases."""
     margin = augmentation_margin(config)
-    check_cases(processes.share(validation_cases), config.data, config.cache_dir)
-    prepare(processes.share(training_cases), config.data, margin, config.cache_dir)
+    kind = kind_of_images(config)
+    check_cases(processes.share(validation_cases), config.data, config.cache_dir, kind)
+    prepare(processes.share(training_cases), config.data, margin, config.cache_dir, kind)
     processes.wait()
-    return TrainingSet(training_cases, config.data, margin, config.cache_dir)
+    return TrainingSet(training_cases, config.data, margin, config.cache_dir, kind)
+
+
+def kind_of_images(config: Config) -> str:
+    """What stands for the images of a training."""
+    return "tissues" if config.training.appearance == "random" else "image"
+
+
+def validation_case(case: Case, config: Config) -> tuple[Volume, Volume]:
+    """The image of a validation case, or the one that is drawn of its tissues, and its label map."""
+    if config.training.appearance == "random":
+        return image_of_tissues(case, config.data, config.cache_dir)
+    image, labels = read_case(case)
+    assert labels is not None, "validation cases are labelled"
+    return image, labels
 
 
 def listed(scores: dict[str, float]) -> str:
@@ -165,8 +181,7 @@ def case_scores(predictor: Predictor, case: Case) -> dict[str, float]:
     repaired.
     """
     structures = predictor.structures
-    image, labels = read_case(case)
-    assert labels is not None, "validation cases are labelled"
+    image, labels = validation_case(case, predictor.config)
     try:
         labelmap = predictor(image).labelmap
     except NothingFound:
@@ -182,7 +197,7 @@ def case_scores(predictor: Predictor, case: Case) -> dict[str, float]:
 
 def draw_preview(predictor: Predictor, case: Case, path: Path, events: EventFile, number: int) -> None:
     """Contours and meshes of a validation case, as a picture beside the snapshot and in TensorBoard."""
-    image, labels = read_case(case)
+    image, labels = validation_case(case, predictor.config)
     try:
         surfaces = predictor(image)
     except NothingFound:

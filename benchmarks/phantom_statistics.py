@@ -1,12 +1,15 @@
 """What a folder of phantoms is like against published ranges of adults; prints a Markdown table.
 
     python benchmarks/phantom_statistics.py --dir=data/phantom/train
+    python benchmarks/phantom_statistics.py --dir=data/phantom/any --against=DIR --values=LV=3,RV=1,Myo=2
 
 Sizes and densities are measured on the written files, resampled to 1.5 mm by nearest neighbour; volumes only where the
-structure does not touch the volume's border. How the rest is measured stands at its function.
+structure does not touch the volume's border. How the rest is measured stands at its function. With --against only the
+label maps are read, of both folders, and the sizes of structures are compared with those of real label maps.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
@@ -62,7 +65,13 @@ PUBLISHED = {  # row: (range or mean ± SD, source)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", required=True, help="folder of labelled phantoms")
-    cases = find_cases(parser.parse_args().dir, labelled=True)
+    parser.add_argument("--against", help="folder of real cases with label maps")
+    parser.add_argument("--values", help="their label values: LV=3,RV=1,Myo=2")
+    arguments = parser.parse_args()
+    if arguments.against:
+        compare_sizes(arguments.dir, arguments.against, arguments.values)
+        return
+    cases = find_cases(arguments.dir, labelled=True)
     rows: dict[str, list[float]] = {}
     for case in tqdm(cases, desc="cases"):
         for name, value in statistics(case).items():
@@ -74,6 +83,36 @@ def main() -> None:
             counted = f" (of {values.size})" if values.size < len(cases) else ""
             published, source = PUBLISHED.get(name, ("", ""))
             print(f"| {name}{counted} | {summary(name, values)} | {published} | {source} |")
+
+
+def compare_sizes(folder: str, real_folder: str, values: str) -> None:
+    """Print a table of the sizes of structures in phantoms and in real label maps."""
+    wanted = {name: int(value) for name, value in (pair.split("=") for pair in values.split(","))}
+    kind = "image" if any(Path(folder).glob("*_image.*")) else "tissues"
+    phantoms = [sizes(case, {name: LABELS[name] for name in wanted}) for case in find_cases(folder, True, kind=kind)]
+    real = [sizes(case, wanted) for case in find_cases(real_folder, True)]
+    print(f"| | {len(phantoms)} phantoms: mean ± SD | range | {len(real)} real: mean ± SD | range | real within |")
+    print("|---|---|---|---|---|---|")
+    for name in real[0]:
+        own, theirs = (np.array([row[name] for row in rows]) for rows in (phantoms, real))
+        own, theirs = own[np.isfinite(own)], theirs[np.isfinite(theirs)]
+        within = np.mean((theirs >= own.min()) & (theirs <= own.max()))
+        print(f"| {name} | {summary(name, own)} | {summary(name, theirs)} | {within:.0%} |")
+
+
+def sizes(case: Case, values: dict[str, int]) -> dict[str, float]:
+    """Volume, and the semi-axes of the ellipsoid with the same moments, of each structure; NaN for an empty one."""
+    labels = read_labels(case.label)
+    spacing = labels.grid.spacing_mm
+    row = {}
+    for name, value in values.items():
+        places = np.argwhere(labels.data == value) * spacing
+        found = len(places) > 3
+        semi_axes = np.sqrt(5 * np.linalg.eigvalsh(np.cov(places.T)))[::-1] if found else [np.nan] * 3
+        row[f"{name} volume, ml"] = len(places) * spacing.prod() / 1000 if found else np.nan
+        for number, length in zip(("longest", "middle", "shortest"), semi_axes, strict=True):
+            row[f"{name} {number} semi-axis, mm"] = length
+    return row
 
 
 def summary(name: str, values: np.ndarray) -> str:

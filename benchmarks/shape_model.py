@@ -359,7 +359,7 @@ def phantom(seed: int, name: str, value: float) -> Volume:
     patient = Patient.draw(rng)
     shape, affine, origin = draw_grid(rng, FAMILY_SPACING_MM)
     changed = replace(patient, **{name: np.full_like(getattr(patient, name), value)})
-    image, _ = render(changed, shape, affine, origin, rng)
+    image = render(changed, shape, affine, origin, rng).image
     return Volume(image, Grid(shape, affine))
 
 

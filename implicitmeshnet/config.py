@@ -55,6 +55,23 @@ Fold = Annotated[int, Range(0, 2**31 - 1)]
 Folds = Annotated[int, Range(2, 2**31 - 1)]
 PerQuantile = Annotated[tuple[float, ...], Length(len(QUANTILES), len(QUANTILES), "numbers")]
 
+# Of training.
+Variation = Literal[
+    "contrast",
+    "mixing",
+    "texture",
+    "scars",
+    "bias",
+    "orientation",
+    "view",
+    "resolution",
+    "motion",
+    "missing",
+    "noise",
+    "levels",
+    "gamma",
+]
+
 # Of the networks; a width is a layer's channels.
 Width = Annotated[int, Range(1, 4096)]
 Widths = Annotated[tuple[Width, ...], Length(1, items="widths")]
@@ -99,6 +116,9 @@ class DataConfig:
     """Structure -> others that its mesh holds too, as the epicardium holds the left ventricle: {"Myo": ["LV"]}."""
     ignore: list[LabelValue] = field(default_factory=list)
     """Label values of voxels of which nothing is known: they are out of all losses and metrics, no background."""
+    outside_view: Literal["background", "ignored"] = "background"
+    """What the network's grid holds beyond the volume's border: 'background', or 'ignored' voxels, which are out of all
+    losses, so that meshes there follow from what is in view."""
     region: Literal["centre", "found"] = "centre"
     """Where the network's grid lies. 'centre': of the volume, the paper's. 'found': around the structures, in training
     by the label, in evaluation by a coarse pass over the whole volume; one connected part of it counts."""
@@ -255,6 +275,11 @@ class TrainingConfig:
     """Weight decay of AdamW."""
     augmentation: bool = True
     """Whether training cases are warped and their intensities changed, at random and anew each time."""
+    appearance: Literal["image", "random"] = "image"
+    """What a training sees of its cases. 'image': their images. 'random': pictures that are made of their tissue maps,
+    NAME_tissues, each time with another contrast, resolution, view and orientation, so that any scanner's will do."""
+    appearance_without: list[Variation] = field(default_factory=list)
+    """Kinds of randomness that random appearance leaves out."""
     validate_every: Count = 10
     """Epochs between validations."""
     checkpoint_minutes: Minutes = 10.0
@@ -491,6 +516,15 @@ def deep_route_has_a_network(config: Config) -> None:
         refuse("loss.drn_config", wanted, config.loss.drn_config)
 
 
+def random_appearance_has_percentiles(config: Config) -> None:
+    """training.appearance: 'random' takes one channel, data.intensity 'percentile', and training.augmentation."""
+    data = config.data
+    fits = data.intensity_rules == ["percentile"] and config.training.augmentation
+    if config.training.appearance == "random" and not fits:
+        wanted = "'image', or beside 'random' data.intensity 'percentile' and training.augmentation true"
+        refuse("training.appearance", wanted, config.training.appearance)
+
+
 def learning_rate_does_not_rise(config: Config | DrnConfig) -> None:
     """training.learning_rate_end: not above training.learning_rate."""
     end = config.training.learning_rate_end
@@ -547,6 +581,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
         known_stage_levels,
         one_width_a_stage,
         deep_route_has_a_network,
+        random_appearance_has_percentiles,
         learning_rate_does_not_rise,
     ),
     DrnConfig: (

@@ -10,8 +10,9 @@ An image of several channels is a list of files, in the order of data.intensity'
 "a_0001.nii.gz"]). Several configs are averaged: Predictor.from_config("fold_0/config.json", "fold_1/config.json").
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ from implicitmeshnet.script import InputError, shorten
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import Figure, StructureView, case_preview
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
-from implicitmeshnet.surfaces.metrics import agreement_warning, agreements
+from implicitmeshnet.surfaces.metrics import agreement_warning, agreements, outside_warning, share_outside
 from implicitmeshnet.surfaces.separation import GAP_MM, separate
 from implicitmeshnet.surfaces.soundness import crossing_faces_of
 from implicitmeshnet.surfaces.subdivide import subdivide
@@ -42,7 +43,16 @@ from implicitmeshnet.surfaces.walls import WALL_MM, walls_mm
 
 POINTS_AT_ONCE = 2**18
 """Of which probabilities are interpolated: few enough to stay in the cache."""
-TRAINING_ALONE = ("dir", "validation_cases", "fold", "folds", "training_cases", "cache_dir", "intensity_statistics")
+TRAINING_ALONE = (
+    "dir",
+    "outside_view",
+    "validation_cases",
+    "fold",
+    "folds",
+    "training_cases",
+    "cache_dir",
+    "intensity_statistics",
+)
 """Keys of data in which averaged networks may differ: of a prediction only a warning hangs on one of them."""
 
 
@@ -50,6 +60,10 @@ LEAST_GAP_MM = 0.001
 """Several times what float32 tells apart half a metre from the origin."""
 MOST_MM = 10.0
 """That a gap or a wall may be."""
+
+
+ORIENTATIONS = ("header", "guess")
+"""Whom to believe about the direction of an image's axes."""
 
 
 class NothingFound(InputError):
@@ -71,6 +85,7 @@ class Surfaces:
     agreement: dict[str, float]  # Dice of mesh and voxel segmentation, by structure
     crossing: list[int]  # (S,) faces that another face of the same mesh crosses, after the repair
     crossing_others: list[int]  # (S,) faces that another of these meshes crosses, after the repair
+    outside: dict[str, float]  # the share of each mesh's area that lies outside the image, by structure
     warnings: list[str]  # a sentence on each thing that may make this result wrong
     seconds: dict[str, float]  # by phase, from the image on
 
@@ -93,6 +108,15 @@ class View(NamedTuple):
     name: str  # what messages call the image
     warnings: list[str]
     seconds: dict[str, float]  # by phase
+    others: tuple["Mirrored", ...] = ()  # the same image with some of its axes flipped, where orientation is guessed
+
+
+class Mirrored(NamedTuple):
+    """An image whose header is taken to be wrong about the direction of some axes."""
+
+    axes: str  # which, as "x z"
+    view: View
+    mirror: np.ndarray  # (4, 4), from the world that this view takes for true to the header's, and back
 
 
 class Predictor:
@@ -105,14 +129,19 @@ class Predictor:
         structures: Sequence[str] | None = None,
         gap_mm: float = GAP_MM,
         wall_mm: float = WALL_MM,
+        orientation: str = "header",
     ):
         """`network` stays where it is: volumes go to its device. `config` is its own, or the first of an ensemble's.
 
         `structures` names those that are wanted, by default all; label maps then leave out what the others claim.
         Meshes are moved `gap_mm` apart where they come closer, and where the segmentation shows a wall around an
-        enclosed structure `wall_mm`. Raises InputError for a name that the network does not have, or a length that is
-        out of reach.
+        enclosed structure `wall_mm`. With an `orientation` "guess" the header's is not believed: each of the eight ways
+        to flip an image's axes is tried, in eight times the time, and the one is taken in which meshes and segmentation
+        agree best. Raises InputError for a name that the network does not have, or a length that is out of reach.
         """
+        if orientation not in ORIENTATIONS:
+            raise InputError(f"orientation: wanted {' or '.join(ORIENTATIONS)}, found {shorten(repr(orientation))}")
+        self.orientation = orientation
         _check_length("gap_mm", gap_mm, LEAST_GAP_MM)
         _check_length("wall_mm", wall_mm, 0.0)
         self.gap_mm = gap_mm
@@ -132,6 +161,7 @@ class Predictor:
         structures: Sequence[str] | None = None,
         gap_mm: float = GAP_MM,
         wall_mm: float = WALL_MM,
+        orientation: str = "header",
     ) -> "Predictor":
         """The networks of JSON configs with the weights that they name, on 'cpu', 'cuda', 'mps', or the best there is.
 
@@ -146,7 +176,7 @@ class Predictor:
         for config, source in zip(configs, paths, strict=True):
             networks.append(load_network(config, snapshot_path(config, source), pick_device(device)))
         network = Ensemble(networks) if len(networks) > 1 else networks[0]
-        return cls(network, configs[0], structures, gap_mm, wall_mm)
+        return cls(network, configs[0], structures, gap_mm, wall_mm, orientation)
 
     def __call__(self, image: Volume | str | Path | Sequence[str | Path]) -> Surfaces:
         """Surfaces of a volume in the world, in any voxel order, or of a file; its name begins the warnings.
@@ -163,6 +193,28 @@ class Predictor:
 
     def look(self, image: Volume) -> View:
         """What `surfaces_of` takes, for callers who let go of the image before that. Raises InputError as a call."""
+        if self.orientation == "header":
+            return self._look(image)
+        looks: list[Mirrored] = []
+        lost: list[NothingFound] = []
+        for flips in product((1.0, -1.0), repeat=3):
+            mirror = _mirror(image.grid, flips)
+            flipped = replace(image, grid=replace(image.grid, affine=mirror @ image.grid.affine))
+            axes = " ".join(axis for axis, sign in zip("xyz", flips, strict=True) if sign < 0)
+            try:
+                looks.append(Mirrored(axes, self._look(flipped), mirror))
+            except NothingFound as error:
+                lost.append(error)
+        if not looks:
+            raise lost[0]
+        first = looks[0]
+        # What is written lies in the header's world, and so does the sample that previews show.
+        sample = replace(first.view.sample, grid=_in_world(first.mirror, first.view.sample.grid))
+        seconds = _summed(each.view.seconds for each in looks)
+        return first.view._replace(sample=sample, grid=image.grid, seconds=seconds, others=tuple(looks))
+
+    def _look(self, image: Volume) -> View:
+        """`look` in one orientation."""
         clock = Stopwatch()
         seen = standardise(image, self.data)
         clock.lap("normalise")
@@ -175,6 +227,28 @@ class Predictor:
 
     def surfaces_of(self, view: View) -> Surfaces:
         """Surfaces of an image that was looked at, as a call gives them of the image."""
+        if not view.others:
+            return self._surfaces_of(view)
+        guesses = [self._surfaces_of(each.view) for each in view.others]
+        scores = [np.nan_to_num(list(guess.agreement.values())).mean() for guess in guesses]
+        best = int(np.argmax(scores))  # the header's own comes first
+        chosen = guesses[best]
+        axes, _, mirror = view.others[best]
+        told = [f"{view.name}: taken with its axes {axes} flipped, against its header"] if axes else []
+        handed = np.linalg.det(mirror) > 0
+        return replace(
+            chosen,
+            vertices=transform(mirror, chosen.vertices),
+            raw_vertices=transform(mirror, chosen.raw_vertices),
+            faces=chosen.faces if handed else np.ascontiguousarray(chosen.faces[:, ::-1]),
+            grid=view.grid,
+            sample=view.sample,
+            warnings=[*told, *chosen.warnings],
+            seconds=view.seconds | _summed(guess.seconds for guess in guesses),
+        )
+
+    def _surfaces_of(self, view: View) -> Surfaces:
+        """`surfaces_of` in one orientation."""
         clock = Stopwatch(view.seconds)
         sample = view.sample
         grid = sample.grid
@@ -197,8 +271,11 @@ class Predictor:
         clock.lap("label maps")
         agreement = agreements(labelmap, segmentation, wanted.written)
         own, others = (crossed.sum(1).tolist() for crossed in crossing_faces_of(repaired, faces))
+        shares = [share_outside(mesh, faces, view.grid) for mesh in repaired]
+        outside = dict(zip(wanted.names, shares, strict=True))
         doubts = (
             agreement_warning(agreement),
+            outside_warning(outside),
             _crossing_warning(wanted.names, own, "themselves"),
             _crossing_warning(wanted.names, others, "each other"),
         )
@@ -215,6 +292,7 @@ class Predictor:
             agreement=agreement,
             crossing=own,
             crossing_others=others,
+            outside=outside,
             warnings=[*view.warnings, *(f"{view.name}: {doubt}" for doubt in doubts if doubt)],
             seconds=clock.seconds,
         )
@@ -273,6 +351,35 @@ class Predictor:
         prediction = self.network.eval()(image[None].to(device))
         self.network.train(training)
         return prediction.vertices[0].cpu().double().numpy(), prediction.segmentation[0].cpu()
+
+
+def _mirror(grid: Grid, flips: Sequence[float]) -> np.ndarray:
+    """The (4, 4) matrix that flips the world along some of a volume's axes, those that are nearest to R, A and S."""
+    directions = _canonical_directions(grid)
+    mirror = np.eye(4)
+    mirror[:3, :3] = directions @ np.diag(flips) @ np.linalg.inv(directions)
+    centre = transform(grid.affine, (np.array(grid.shape) - 1) / 2)
+    mirror[:3, 3] = centre - mirror[:3, :3] @ centre
+    return mirror
+
+
+def _canonical_directions(grid: Grid) -> np.ndarray:
+    """Of a volume's axes brought to the order of RAS: the columns of (3, 3)."""
+    canonical_grid = network_grid(grid, (1, 1, 1), 1.0)
+    return canonical_grid.affine[:3, :3]
+
+
+def _in_world(mirror: np.ndarray, grid: Grid) -> Grid:
+    return replace(grid, affine=mirror @ grid.affine)
+
+
+def _summed(seconds: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The sum of each phase's seconds."""
+    total: dict[str, float] = {}
+    for of_one in seconds:
+        for phase, value in of_one.items():
+            total[phase] = total.get(phase, 0.0) + value
+    return total
 
 
 def check_alike(configs: Sequence[Config], paths: Sequence[str | Path]) -> None:

@@ -31,6 +31,8 @@ class Structures:
     """Of each structure, which others its mesh holds beside its own, as the epicardium holds the left ventricle."""
     ignore: tuple[int, ...] = ()
     """The label values of voxels that are ignored."""
+    ignores_outside: bool = False
+    """Whether what lies beyond the volume's border is ignored too."""
 
     @classmethod
     def of(cls, data: DataConfig) -> "Structures":
@@ -41,7 +43,7 @@ class Structures:
         for name in names:
             inner = data.encloses.get(name, ())
             encloses.append(tuple(map(names.index, inner)))
-        return cls(names, values, tuple(encloses), tuple(data.ignore))
+        return cls(names, values, tuple(encloses), tuple(data.ignore), data.outside_view == "ignored")
 
     def chosen(self, names: Sequence[str]) -> "Structures":
         """Those of some names, in their own order. Raises InputError for a name that none has."""
@@ -58,10 +60,16 @@ class Structures:
             tuple(self.values[number] for number in kept),
             tuple(encloses),
             self.ignore,
+            self.ignores_outside,
         )
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def ignores(self) -> bool:
+        """Whether a class map may have ignored voxels."""
+        return bool(self.ignore) or self.ignores_outside
 
     @property
     def class_count(self) -> int:

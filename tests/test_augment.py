@@ -114,7 +114,7 @@ def test_labels_are_those_that_interpolated_indicators_give_beyond_the_border_to
     first, second = shares.topk(2, 0).values
     clear = first - second > 1e-5
     assert clear.float().mean() > 0.99
-    assert torch.equal(module._warp_label(label, grid)[clear], shares.argmax(0)[clear])
+    assert torch.equal(module.warp_label(label, grid)[clear], shares.argmax(0)[clear])
 
 
 def test_labels_are_the_same_whether_or_not_places_within_one_label_are_left_out():
@@ -122,14 +122,14 @@ def test_labels_are_the_same_whether_or_not_places_within_one_label_are_left_out
     label[:4] = 2
     corner, fractions = module._cells(label.shape, grid)
     everywhere = module._heaviest_of_corners(label.flatten(), label.shape, corner, fractions)
-    assert torch.equal(module._warp_label(label, grid).flatten(), everywhere.long())
+    assert torch.equal(module.warp_label(label, grid).flatten(), everywhere.long())
 
 
 def test_half_way_between_labels_the_smallest_wins():
     label = torch.tensor([2, 1, 3], dtype=torch.uint8).view(1, 1, 3).expand(2, 2, 3)
     along = torch.linspace(-1, 1, 5).expand(2, 2, 5)
     grid = torch.stack([along, torch.zeros_like(along), torch.zeros_like(along)])
-    assert torch.equal(module._warp_label(label, grid)[0, 0], torch.tensor([2, 1, 1, 1, 3]))
+    assert torch.equal(module.warp_label(label, grid)[0, 0], torch.tensor([2, 1, 1, 1, 3]))
     weights = torch.tensor([[0.25], [0.25], [0.25], [0.25]])
     assert module._heaviest(torch.tensor([[5], [4], [5], [4]]), weights) == 4
 
@@ -155,6 +155,6 @@ def test_a_volume_in_half_precision_is_changed_as_the_same_numbers_in_single():
 def test_what_runs_on_the_device_asks_for_no_number_from_it():
     """The meta device has none to give."""
     image, label = (volume.to("meta") for volume in sample())
-    grid = module._between_control_points(torch.zeros(3, 5, 5, 5, device="meta"), SHAPE)
-    assert module._warp_label(label, grid).shape == SHAPE
+    grid = module.between_control_points(torch.zeros(3, 5, 5, 5, device="meta"), SHAPE)
+    assert module.warp_label(label, grid).shape == SHAPE
     assert module._change_intensity(image[0], torch.Generator(), None).shape == PADDED

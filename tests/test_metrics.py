@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from meshes import sphere
 from volumes import ball_mask, block_mask
 
+from implicitmeshnet.data.volume import Grid
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.metrics import (
     LEAST_AGREEMENT,
@@ -17,6 +18,8 @@ from implicitmeshnet.surfaces.metrics import (
     agreements,
     dice,
     mean_and_deviation,
+    outside_warning,
+    share_outside,
     surface_distances,
     volume_ml,
 )
@@ -274,3 +277,19 @@ def test_the_least_agreement_is_still_enough_and_less_or_none_is_named():
 def test_agreement_is_the_dice_of_each_structures_value():
     labelmap, segmentation = np.array([[0, 5, 5, 7], [0, 5, 7, 7]])
     assert agreements(labelmap, segmentation, {"LV": 5, "LA": 7}) == {"LV": 2 / 3, "LA": 2 / 3}
+
+
+def test_the_share_of_a_mesh_outside_an_image_is_that_of_its_area():
+    vertices, faces = sphere()
+    moved = vertices * 10 + [4.5, 4.5, 4.5]
+    grid = Grid((40, 40, 40), np.diag([1.0, 1, 1, 1]))
+    assert share_outside(moved + 15, faces, grid) == 0
+    assert share_outside(moved - np.array([5, -15, -15]), faces, grid) == pytest.approx(
+        0.5, abs=0.02
+    )  # the image begins at -0.5
+    assert share_outside(moved + 100, faces, grid) == 1
+
+
+def test_what_lies_outside_is_worth_a_warning_from_a_twentieth_on():
+    assert outside_warning({"LV": 0.05, "AO": 0.0}) is None
+    assert outside_warning({"LV": 0.2, "AO": 0.051, "PA": 0.0}).endswith(": LV 20%, AO 5%")

@@ -20,10 +20,11 @@ from implicitmeshnet.phantom.case import (
     draw_grid,
     render,
 )
-from implicitmeshnet.phantom.patient import LABELS, PHASES, Patient
+from implicitmeshnet.phantom.patient import LABELS, PHASES, VARIETIES, Patient
 from implicitmeshnet.phantom.solids import ellipsoid, half_space, intersection, tube, union
 from implicitmeshnet.phantom.warp import integrate, jacobian_determinant, velocity_field
 from implicitmeshnet.script import InputError
+from implicitmeshnet.tissues import BLOOD_OF, Tissue
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "create_phantom_dataset.py"
@@ -40,13 +41,25 @@ VOLUMES_ML = {
 
 
 @pytest.fixture(scope="module", params=[1, 2, *(pytest.param(case, marks=pytest.mark.slow) for case in range(3, 7))])
-def case(request):
-    """(patient, image, label) of a case on a coarse axis-aligned grid."""
+def drawn(request):
+    """A patient, and his phantom on a coarse axis-aligned grid."""
     rng = np.random.default_rng([3, request.param])
     patient = Patient.draw(rng)
     affine = np.diag([SPACING_MM] * 3 + [1.0])
     affine[:3, 3] = CENTRE - 100
-    return patient, *render(patient, (81, 81, 81), affine, np.zeros(3), rng)
+    return patient, render(patient, (81, 81, 81), affine, np.zeros(3), rng)
+
+
+@pytest.fixture
+def phantom(drawn):
+    return drawn[1]
+
+
+@pytest.fixture
+def case(drawn):
+    """(patient, image, label)."""
+    patient, phantom = drawn
+    return patient, phantom.image, phantom.label
 
 
 def test_label_values_are_exact_and_volumes_plausible(case):
@@ -144,17 +157,75 @@ def test_grid_is_the_same_anatomy_in_every_orientation():
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = CENTRE - 84
     turned = affine @ np.array([[0, 0, -1, 42], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
-    _, label = render(patient, (43, 43, 43), affine, np.zeros(3), np.random.default_rng(1))
-    _, other = render(patient, (43, 43, 43), turned, np.zeros(3), np.random.default_rng(1))
+    label = render(patient, (43, 43, 43), affine, np.zeros(3), np.random.default_rng(1)).label
+    other = render(patient, (43, 43, 43), turned, np.zeros(3), np.random.default_rng(1)).label
     assert np.mean(label != other.transpose(2, 0, 1)[::-1]) < 1e-4
+
+
+@pytest.mark.parametrize(("case", "mean", "labelled"), [(1, -341.991, 0.11191), (2, -347.410, 0.05743)])
+def test_cases_are_those_that_earlier_versions_drew(case, mean, labelled):
+    """To what the rounding of other machines leaves."""
+    phantom = create_case(0, case, 5.0)
+    assert phantom.image.mean() == pytest.approx(mean, abs=0.01)
+    assert np.mean(phantom.label > 0) == pytest.approx(labelled, abs=2e-5)
+
+
+def test_tissues_are_what_labels_and_densities_say(phantom):
+    tissues = phantom.tissues
+    assert tissues.dtype == np.uint8
+    for name, blood in BLOOD_OF.items():
+        assert np.mean(phantom.label[tissues == blood] == LABELS[name]) > 0.98, name
+        assert np.mean(tissues[phantom.label == LABELS[name]] == blood) > 0.6, name  # but for trabeculae
+    assert np.mean(phantom.label[tissues == Tissue.MYOCARDIUM] == LABELS["Myo"]) > 0.9  # the rest is papillary
+    for tissue, low, high in ((Tissue.LUNG, -900, -750), (Tissue.FAT, -130, -60), (Tissue.LIVER, 60, 130)):
+        inside = ndimage.binary_erosion(tissues == tissue)
+        assert low < np.median(phantom.image[inside]) < high, tissue.name
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow), pytest.param(11, marks=pytest.mark.slow)])
+def test_patients_of_wide_variety_have_all_structures_in_one_part_each(seed):
+    rng = np.random.default_rng([7, seed])
+    affine = np.diag([4.0, 4, 4, 1])
+    affine[:3, 3] = CENTRE - 110
+    label = render(Patient.draw(rng, "wide"), (56, 56, 56), affine, np.zeros(3), rng).label
+    for name, value in LABELS.items():
+        assert ndimage.label(label == value)[1] == 1, name
+
+
+def test_only_wide_variety_goes_beyond_the_usual_ranges():
+    usual, wide = ([Patient.draw(np.random.default_rng(seed), kind) for seed in range(60)] for kind in VARIETIES)
+    assert {patient.filling for patient in usual} == {1}
+    assert all(patient.cavity_radius == patient.lv_radius for patient in usual)
+    assert all(patient.wall_mm == patient.wall_thickness for patient in usual)
+    assert {int(patient.veins) for patient in usual} == {4}
+    assert {int(patient.veins) for patient in wide} == {3, 4, 5}
+    assert max(patient.emptied for patient in wide) > 0.8
+    assert 0.2 < np.mean([patient.emptied == 0 for patient in wide]) < 0.6
+    assert max(patient.cavity_radius for patient in wide) > 30 > 16 > min(patient.cavity_radius for patient in wide)
+
+
+def test_at_end_systole_the_cavity_is_small_and_the_muscle_has_its_volume():
+    patient = Patient.draw(np.random.default_rng(0))
+    affine = np.diag([3.0, 3, 3, 1])
+    affine[:3, 3] = CENTRE - 96
+    volumes = []
+    for filling in (1, 0):
+        patient.filling = filling
+        label = render(patient, (64, 64, 64), affine, np.zeros(3), np.random.default_rng(0)).label
+        volumes.append({name: np.sum(label == value) for name, value in LABELS.items()})
+    diastole, systole = volumes
+    assert 0.35 < systole["LV"] / diastole["LV"] < 0.6
+    assert 0.85 < systole["Myo"] / diastole["Myo"] < 1.15
+    assert systole["RV"] < 0.97 * diastole["RV"]
+    assert systole["LA"] > diastole["LA"]
 
 
 def test_deterministic_per_seed_and_case():
     first, again = create_case(0, 1, 4.0), create_case(0, 1, 4.0)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     for other in (create_case(1, 1, 4.0), create_case(0, 2, 4.0)):
-        assert not np.array_equal(first[2], other[2])
-        assert first[1].shape != other[1].shape or not np.array_equal(first[1], other[1])
+        assert not np.array_equal(first.affine, other.affine)
+        assert first.label.shape != other.label.shape or not np.array_equal(first.label, other.label)
 
 
 def grids(count, **options):
@@ -223,7 +294,7 @@ def test_shift_puts_the_heart_off_centre_and_loses_nothing(field_of_view):
 @pytest.mark.slow
 def test_every_view_of_a_case_is_of_the_same_patient():
     """Where two views of a case have a voxel at the same place, its label is the same, up to rounding at surfaces."""
-    (_, near, near_affine), (_, far, far_affine) = (
+    (_, near, _, near_affine), (_, far, _, far_affine) = (
         create_case(5, 2, 4.0, field_of_view="chest"),
         create_case(5, 2, 4.0, field_of_view="chest", shift_mm=50),
     )
@@ -238,7 +309,7 @@ def test_the_table_lies_under_the_back_and_only_wide_views_reach_it():
     patient = Patient.draw(np.random.default_rng(0))
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = [-180, -204, -10]
-    image, _ = render(patient, (97, 70, 6), affine, np.zeros(3), np.random.default_rng(0))
+    image = render(patient, (97, 70, 6), affine, np.zeros(3), np.random.default_rng(0)).image
     points = np.tensordot(affine[:3, :3], np.indices(image.shape), 1) + affine[:3, 3].reshape(3, 1, 1, 1)
     height = -table(points.astype(np.float32), patient)  # mm above the table's upper surface
     assert np.median(image[(height < -6) & (height > -28)]) == pytest.approx(-850, abs=30)  # foam
@@ -290,7 +361,7 @@ def test_script_writes_cases_in_mmwhs_naming_whatever_the_workers(tmp_path):
     command = [sys.executable, ROOT / SCRIPT, "--cases=2", "--first_case=13", "--seed=4", "--workers=2"]
     both = subprocess.run([*command, f"--output_dir={tmp_path / 'two'}"], capture_output=True, text=True, check=False)
     assert both.returncode == 0, both.stderr
-    names = {f"ct_train_{number}_{kind}.nii.gz" for number in (1013, 1014) for kind in ("image", "label")}
+    names = {f"ct_train_{number}_{kind}.nii.gz" for number in (1013, 1014) for kind in ("image", "label", "tissues")}
     assert {path.name for path in (tmp_path / "two").iterdir()} == names
     options = [f"--output_dir={tmp_path / 'one'}", "--first_case=14", "--seed=4", "--workers=1"]
     call(create_phantom_dataset, *options, "--cases=1")
@@ -304,7 +375,7 @@ def test_script_writes_cases_in_mmwhs_naming_whatever_the_workers(tmp_path):
     with pytest.raises(InputError, match=r"ct_train_1014_image\.nii\.gz: exists already"):
         call(create_phantom_dataset, *options, "--cases=2")
     assert (tmp_path / "one" / "ct_train_1014_image.nii.gz").read_bytes() == before
-    assert len(list((tmp_path / "one").iterdir())) == 2
+    assert len(list((tmp_path / "one").iterdir())) == 3
 
 
 @pytest.mark.parametrize("argument", ["--cases=0", "--first_case=0", "--seed=-1", "--workers=0"])
@@ -326,6 +397,9 @@ def test_script_refuses_numbers_out_of_range(tmp_path, capsys, argument):
         ("--shift_mm=-1", "a length of 0 to 100 mm"),
         ("--shift_mm=101", "a length of 0 to 100 mm"),
         ("--shift_mm=nan", "a length of 0 to 100 mm"),
+        ("--variety=none", "usual or wide"),
+        ("--spacing_mm=0.2", "a length of 0.3 to 8 mm"),
+        ("--files=image,mesh", "some of image,label,tissues"),
     ],
 )
 def test_script_refuses_views_it_does_not_have(tmp_path, capsys, argument, wanted):

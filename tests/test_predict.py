@@ -240,3 +240,35 @@ def test_the_networks_mode_is_left_as_it_was(predictor):
     predictor.network.train()
     predictor(volume())
     assert predictor.network.training
+
+
+class WhereItIsBright(TwoSpheres):
+    """The first sphere lies towards -X, and the segmentation holds what is bright."""
+
+    def forward(self, image):
+        first = image[0, 0] > 0
+        logits = torch.stack([(~first).float(), first.float(), torch.zeros(SHAPE)])[None]
+        return Prediction([self.vertices[None]], self.certainty * logits)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_guessed_orientation_is_the_one_in_which_results_agree(predictor, side):
+    """A ball at one side of the world's first axis, which the network expects at its lower one."""
+    guessing = Predictor(WhereItIsBright(), predictor.config, ["LV"], orientation="guess")
+    middle = (AFFINE @ [24.5, 29.5, 19.5, 1])[:3]
+    ball = middle + np.array([side * 0.3 * 23, 0, 0])
+    places = np.moveaxis(np.indices((50, 60, 40)), 0, -1) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
+    image = np.where(np.linalg.norm(places - ball, axis=-1) < 11.5, 700.0, -300.0).astype(np.float32)
+    surfaces = guessing(Volume(image, Grid((50, 60, 40), AFFINE)))
+    assert surfaces.agreement["LV"] > 0.85
+    np.testing.assert_allclose(surfaces.vertices[0].mean(0), ball, atol=2)
+    np.testing.assert_allclose(surfaces.grid.affine, AFFINE)
+    assert mesh_volume_ml(surfaces.vertices[0], surfaces.faces) > 5
+    assert (image[surfaces.labelmap == 500] > 0).mean() > 0.85
+    told = [warning for warning in surfaces.warnings if "against its header" in warning]
+    assert told == ([] if side < 0 else ["volume: taken with its axes x flipped, against its header"])
+
+
+def test_whom_to_believe_about_the_axes_is_one_of_two(predictor):
+    with pytest.raises(InputError, match="orientation: wanted header or guess, found 'none'"):
+        Predictor(predictor.network, predictor.config, orientation="none")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from create_phantom_dataset import case_paths
+from create_phantom_dataset import case_path
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.phantom.case import create_case
 
@@ -33,8 +33,8 @@ def after_the_demo(tmp_path_factory):
     shutil.copytree(ROOT / "configs_implicitmeshnet", folder / "configs_implicitmeshnet")
     phantoms = folder / "demo/phantoms"
     phantoms.mkdir(parents=True)
-    image, _, affine = create_case(0, 901, spacing_mm=2.5)
-    write_volume(case_paths(phantoms, 901)[0], image, affine)
+    image, _, _, affine = create_case(0, 901, spacing_mm=2.5)
+    write_volume(case_path(phantoms, 901, "image"), image, affine)
     return folder
 
 

@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     """Four coarse phantoms in MM-WHS naming, and a config that trains on them in seconds."""
     path = tmp_path_factory.mktemp("scripts")
     for case in range(1, 5):
-        image, label, affine = create_case(0, case, spacing_mm=5.0)
+        image, label, _, affine = create_case(0, case, spacing_mm=5.0)
         write_case(path / "data", f"ct_train_{1000 + case}", image, label, affine)
     config = {
         "data": {"dir": str(path / "data"), "shape": [16, 16, 16], "spacing_mm": 8.0, "validation_cases": 1},

@@ -43,7 +43,7 @@ def unseen(tmp_path_factory):
     """An unseen phantom, and the same one 40 mm off the volume's centre."""
     folder = tmp_path_factory.mktemp("phantoms")
     for name, shift_mm in (("ct_1990", 0.0), ("ct_1991", 40.0)):
-        image, labels, affine = create_case(0, 990, 1.2, shift_mm=shift_mm)
+        image, labels, _, affine = create_case(0, 990, 1.2, shift_mm=shift_mm)
         write_case(folder, name, image, labels, affine)
     return folder
 

@@ -94,7 +94,7 @@ def test_two_label_maps_become_one_and_the_deeper_claim_wins(inputs):
 @pytest.mark.slow
 def test_the_papers_two_evaluations_and_its_submission_run_one_after_the_other(tmp_path):
     """The commands of the README; untrained weights leave the template, a ball of half the box's side across."""
-    image, labels, affine = create_case(0, 991, spacing_mm=4.0)
+    image, labels, _, affine = create_case(0, 991, spacing_mm=4.0)
     write_case(tmp_path / "test", "ct_test_2001", image, labels, affine)
     for stem, out in (("2025-03-31_13-45-41", "test_out_lv"), ("2025-03-30_10-03-29", "test_out_la")):
         config = load_config(REPOSITORY / f"configs_implicitmeshnet/{stem}.json")

@@ -166,6 +166,7 @@ def test_every_setting_counts_but_those_that_change_no_case(tmp_path):
         "structures": {"LV": [500]},
         "encloses": {"LV": ["LA"]},
         "ignore": [7],
+        "outside_view": "ignored",
         "region": "found",
         "overview_spacing_mm": 4.0,
         "shape": (16, 16, 24),

@@ -8,6 +8,7 @@ import numpy as np
 from implicitmeshnet.data.dataset import Case
 from implicitmeshnet.data.nifti import write_volume
 from implicitmeshnet.data.volume import Grid
+from implicitmeshnet.tissues import Tissue
 
 BOXES_AFFINE = np.array([[0, -1.0, 0, 30], [1.5, 0, 0, -8], [0, 0, 2.0, 5], [0, 0, 0, 1]])
 """Of `write_boxes`."""
@@ -70,3 +71,34 @@ def spoil(content: bytes, rng: random.Random, pieces: tuple[bytes, ...], header:
         if rng.random() < 0.15:
             del content[start:]
     return bytes(content)
+
+
+def tissue_heart() -> tuple[np.ndarray, np.ndarray]:
+    """Tissues (40, 36, 32) uint8 of voxels of 4 mm, and their label map: four balls in fat, in a body in air.
+
+    The left ventricle with its muscle lies in the middle, longer along z, the right one beside it along x, and the left
+    atrium below.
+    """
+    shape = (40, 36, 32)
+    tissues = np.full(shape, Tissue.AIR, np.uint8)
+    tissues[3:-3, 3:-3] = Tissue.FAT
+    for tissue, centre, radius_mm, spacing_mm in (
+        (Tissue.RV, (26, 18, 16), 22, (4, 4, 3)),
+        (Tissue.LA, (20, 18, 6), 18, (4, 4, 4)),
+        (Tissue.MYOCARDIUM, (19, 18, 16), 26, (4, 4, 3)),
+        (Tissue.LV, (19, 18, 16), 18, (4, 4, 2.5)),
+    ):
+        tissues[ball_mask(shape, centre, radius_mm, spacing_mm)] = tissue
+    labels = np.zeros(shape, np.int16)
+    for tissue, value in ((Tissue.LV, 500), (Tissue.RV, 600), (Tissue.LA, 420), (Tissue.MYOCARDIUM, 205)):
+        labels[tissues == tissue] = value
+    return tissues, labels
+
+
+def write_tissues(folder: Path, name: str) -> Case:
+    """The `tissue_heart` as a case whose image is its tissue map."""
+    folder.mkdir(parents=True, exist_ok=True)
+    case = Case(name, folder / f"{name}_tissues.nii.gz", folder / f"{name}_label.nii.gz")
+    for path, data in zip(case.files, tissue_heart(), strict=True):
+        write_volume(path, data, np.diag([4.0, 4, 4, 1]))
+    return case

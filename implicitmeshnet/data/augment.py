@@ -42,29 +42,31 @@ def augment(
     wins, the smallest label of equals. All channels are warped alike, and each changes its intensities by itself.
     `generator` is the host's; the same state of it gives the same result on the same device.
     """
-    control = _random_warp(image.shape[1:], shape, spacing_mm, generator)
+    matrix = _random_matrix(generator)
+    shift = TRANSLATION * uniform(generator, 3)
+    control = control_points(image.shape[1:], shape, spacing_mm, matrix, shift, random_field(generator))
     seed = int(torch.randint(2**32, (), generator=generator))
     of_noise = torch.Generator(image.device).manual_seed(seed)
-    grid = _between_control_points(control.to(image.device, non_blocking=image.is_cuda), shape)  # (3, X, Y, Z)
+    grid = between_control_points(control.to(image.device, non_blocking=image.is_cuda), shape)  # (3, X, Y, Z)
     points = grid.movedim(0, -1)[None]
     warped = F.grid_sample(image.float()[None], points, mode="bilinear", padding_mode="border", align_corners=True)[0]
     channels = [_change_intensity(channel, generator, of_noise) for channel in warped]
-    return torch.stack(channels), _warp_label(label, grid)
+    return torch.stack(channels), warp_label(label, grid)
 
 
-def _random_warp(
+def control_points(
     padded_shape: Sequence[int],
     shape: Sequence[int],
     spacing_mm: Sequence[float] | np.ndarray,
-    generator: torch.Generator,
+    matrix: torch.Tensor,
+    shift: torch.Tensor,
+    field: torch.Tensor,
 ) -> torch.Tensor:
     """Where control points over `shape` are read in the padded volume: (3, K, K, K), axes as grid_sample wants them.
 
-    Between them the warp is trilinear, so it is what its affine part is, too.
+    Each is moved by a matrix (3, 3) about the middle, a shift (3,) and a field (K, K, K, 3), both of the half of the
+    grid's longest side. Between them the warp is trilinear, so it is what its affine part is, too.
     """
-    matrix = _random_matrix(generator)
-    shift = TRANSLATION * _uniform(generator, 3)
-    field = _random_field(generator)  # (K, K, K, 3)
     size = torch.tensor(shape)
     padded = torch.tensor(padded_shape)
     axis = torch.linspace(-1, 1, CONTROL_POINTS)
@@ -80,14 +82,14 @@ def _random_warp(
 
 def _random_matrix(generator: torch.Generator) -> torch.Tensor:
     """Shear, a rotation about each axis and one scale: (3, 3)."""
-    matrix = torch.eye(3) + SHEAR * _uniform(generator, 3, 3)
-    angles = ROTATION_RAD * _uniform(generator, 3)
+    matrix = torch.eye(3) + SHEAR * uniform(generator, 3, 3)
+    angles = ROTATION_RAD * uniform(generator, 3)
     for axis, angle in enumerate(angles.tolist()):
-        matrix = matrix @ _rotation(axis, angle)
-    return matrix * (1 + SCALE * _uniform(generator, 1))
+        matrix = matrix @ rotation(axis, angle)
+    return matrix * (1 + SCALE * uniform(generator, 1))
 
 
-def _random_field(generator: torch.Generator) -> torch.Tensor:
+def random_field(generator: torch.Generator) -> torch.Tensor:
     """A smooth displacement of each control point, of the grid's half side: (K, K, K, 3)."""
     size = (1, 3, CONTROL_POINTS, CONTROL_POINTS, CONTROL_POINTS)
     control = DEFORMATION * torch.randn(size, generator=generator)
@@ -97,7 +99,7 @@ def _random_field(generator: torch.Generator) -> torch.Tensor:
     return smooth[0].movedim(0, -1)
 
 
-def _rotation(axis: int, angle: float) -> torch.Tensor:
+def rotation(axis: int, angle: float) -> torch.Tensor:
     """The rotation about an axis by an angle in rad: (3, 3)."""
     following = (axis + 1) % 3
     last = (axis + 2) % 3
@@ -107,15 +109,16 @@ def _rotation(axis: int, angle: float) -> torch.Tensor:
     return torch.linalg.matrix_exp(skew)
 
 
-def _between_control_points(control: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Control points (3, K, K, K) interpolated trilinearly: (3, X, Y, Z)."""
+def between_control_points(control: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Control points (C, I, J, K) interpolated trilinearly: (C, X, Y, Z)."""
     x, y, z = shape
+    channels, along_x, along_y, along_z = control.shape
     # Along the last two axes and then along the first, where the other is left as it is: on a CPU in less time than by
     # trilinear mode.
-    planes = control.reshape(1, -1, CONTROL_POINTS, CONTROL_POINTS)
-    planes = F.interpolate(planes, (y, z), mode="bilinear", align_corners=True)  # (1, 3 K, Y, Z)
-    planes = planes.reshape(1, 3, CONTROL_POINTS, y * z)
-    return F.interpolate(planes, (x, y * z), mode="bilinear", align_corners=True).reshape(3, x, y, z)
+    planes = control.reshape(1, -1, along_y, along_z)
+    planes = F.interpolate(planes, (y, z), mode="bilinear", align_corners=True)  # (1, C I, Y, Z)
+    planes = planes.reshape(1, channels, along_x, y * z)
+    return F.interpolate(planes, (x, y * z), mode="bilinear", align_corners=True).reshape(channels, x, y, z)
 
 
 def _change_intensity(image: torch.Tensor, generator: torch.Generator, of_noise: torch.Generator) -> torch.Tensor:
@@ -123,7 +126,7 @@ def _change_intensity(image: torch.Tensor, generator: torch.Generator, of_noise:
 
     The first four are drawn by the host's `generator`, the noise by one of the image's device.
     """
-    bend, stretch, lift, grain = _uniform(generator, 4).tolist()
+    bend, stretch, lift, grain = uniform(generator, 4).tolist()
     gain = 1 + GAIN * stretch
     unit = ((image + 1) / 2).clamp_(0, 1)  # a power needs numbers from 0 to 1
     bent = unit.pow_(math.exp(GAMMA * bend))
@@ -132,7 +135,7 @@ def _change_intensity(image: torch.Tensor, generator: torch.Generator, of_noise:
     return scaled.add_(noise, alpha=NOISE * abs(grain))
 
 
-def _warp_label(label: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+def warp_label(label: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """The label (X', Y', Z') at the places of a grid (3, X, Y, Z) as grid_sample wants it: (X, Y, Z) int64.
 
     Each of the eight labels around a place has its trilinear weight, and that of the largest sum wins: what indicator
@@ -204,6 +207,6 @@ def _heaviest(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return best
 
 
-def _uniform(generator: torch.Generator, *size: int) -> torch.Tensor:
+def uniform(generator: torch.Generator, *size: int) -> torch.Tensor:
     """Numbers in [-1, 1)."""
     return torch.rand(size, generator=generator) * 2 - 1

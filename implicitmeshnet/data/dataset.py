@@ -17,11 +17,13 @@ from implicitmeshnet.data.formats import ENDINGS, SEGMENTATION_ENDING, ending_of
 from implicitmeshnet.data.nifti import NOTICEABLE_VOXELS
 from implicitmeshnet.data.overview import Overview, label_centre_mm, overview_of
 from implicitmeshnet.data.plausibility import intensity_quantiles, shares_outside
+from implicitmeshnet.data.tissue_maps import Anatomy, anatomy_of, check_tissues, tissue_parts
 from implicitmeshnet.data.volume import (
     Grid,
     Volume,
     box_inside,
     canonical,
+    covered,
     in_order_of,
     network_grid,
     normalise_intensity,
@@ -74,27 +76,31 @@ class Facts:
     voxels: np.ndarray  # (S,) of each structure's own in the sample, margin included
     ellipsoids: np.ndarray  # (S, 2, 3) of what each structure's mesh holds in the grid, see `ellipsoids_of`
     shares_outside: np.ndarray  # (S,) of each structure's label that lies outside the grid
-    quantiles: list[list[float]]  # by channel, of the intensities in the grid, see `plausibility`
+    quantiles: list[list[float]]  # by channel, of the intensities in the grid, see `plausibility`; none of tissues
 
 
 @dataclass
 class Sample:
     """One case on the network's grid of (X, Y, Z) voxels, with a margin of m voxels on every side."""
 
-    image: torch.Tensor  # (C, X + 2m, Y + 2m, Z + 2m) float32 in [-1, 1]; of a training set float16
+    image: torch.Tensor  # (C, X + 2m, Y + 2m, Z + 2m) float32 in [-1, 1], of a training set float16; or parts
     label: torch.Tensor | None  # (X + 2m, Y + 2m, Z + 2m) uint8: a class map, see `Structures`
     grid: Grid  # without the margin
     overview: Overview | None = None  # of the whole volume, where data.region is 'found'
     facts: Facts | None = None  # of a training case
+    anatomy: Anatomy | None = None  # of one whose image are tissue parts
 
 
-def find_cases(folder: Path | str, labelled: bool, split: str = "Tr", channels: int = 1) -> list[Case]:
+def find_cases(
+    folder: Path | str, labelled: bool, split: str = "Tr", channels: int = 1, kind: str = "image"
+) -> list[Case]:
     """The cases of a folder, sorted by name; with `labelled` each must have a label.
 
     Layouts: imagesTr and labelsTr, or of the split 'Ts' imagesTs and labelsTs (Decathlon: NAME for both; nnU-Net: image
     NAME_0000, label NAME; dataset.json may name the file_ending), MM-WHS (NAME_image and NAME_label), or, for
     unlabelled cases, any volumes, NAME or NAME_0000. Files are NIfTI, NRRD or MetaImage. Images of several `channels`
-    are NAME_0000, NAME_0001, ...; beside these in one folder lies NAME_label. Raises InputError for a missing or empty
+    are NAME_0000, NAME_0001, ...; beside these in one folder lies NAME_label. With a `kind` 'tissues' NAME_tissues
+    takes the place of NAME_image. Raises InputError for a missing or empty
     folder, a missing label, a name found twice, more channels or fewer.
     """
     folder = Path(folder)
@@ -104,8 +110,10 @@ def find_cases(folder: Path | str, labelled: bool, split: str = "Tr", channels: 
         cases = _data_set_cases(folder, split, channels)
         wanted = f"images in images{split}"
     else:
-        cases = _flat_cases(folder, labelled, channels)
-        named = "NAME_image.nii.gz files (MM-WHS)" if channels == 1 else "NAME_0000.nii.gz, NAME_0001.nii.gz, ... files"
+        cases = _flat_cases(folder, labelled, channels, kind)
+        named = (
+            f"NAME_{kind}.nii.gz files (MM-WHS)" if channels == 1 else "NAME_0000.nii.gz, NAME_0001.nii.gz, ... files"
+        )
         wanted = f"{named} or an imagesTr folder with some"
     if not cases:
         raise InputError(f"{folder}: wanted {wanted}, found none")
@@ -125,9 +133,10 @@ def has_volumes(folder: Path) -> bool:
     return bool(_volume_files(folder, ENDINGS))
 
 
-def _flat_cases(folder: Path, labelled: bool, channels: int) -> list[Case]:
+def _flat_cases(folder: Path, labelled: bool, channels: int, kind: str) -> list[Case]:
     files = _volume_files(folder, ENDINGS)
-    images = {stem.removesuffix("_image"): path for stem, path in files.items() if stem.endswith("_image")}
+    ending = f"_{kind}"
+    images = {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
     if channels > 1:
         numbered = {stem: path for stem, path in files.items() if CHANNEL.search(stem)}
         grouped = _by_case(numbered, {}, channels)
@@ -333,9 +342,17 @@ def on_network_grid(
     padded = _pad(grid, margin)
     label = None
     if labels is not None:
-        label = torch.from_numpy(resample_labels(labels, padded, structures))
+        label = torch.from_numpy(_classes(labels, padded, structures))
     resampled = resample_channels(image, padded, background=-1.0)
     return Sample(torch.from_numpy(resampled), label, grid)
+
+
+def _classes(labels: Volume, grid: Grid, structures: Structures) -> np.ndarray:
+    """The class map of a canonical label map on a grid, as `resample_labels`; beyond the volume perhaps ignored."""
+    classes = resample_labels(labels, grid, structures)
+    if structures.ignores_outside:
+        classes[~covered(labels.grid, grid)] = structures.ignored_class
+    return classes
 
 
 def read_labelled(case: Case, config: DataConfig) -> tuple[Volume, Volume]:
@@ -348,6 +365,20 @@ def read_labelled(case: Case, config: DataConfig) -> tuple[Volume, Volume]:
     say(image.warnings + labels.warnings)
     check_labels(labels, Structures.of(config))
     return image, labels
+
+
+def read_tissues(case: Case, config: DataConfig) -> tuple[Volume, Volume]:
+    """Read a case whose image is a tissue map, and its label map, as `read_labelled`.
+
+    Raises InputError as that, and for values that are no tissue's.
+    """
+    assert case.label is not None, "find_cases was asked for labelled cases"
+    tissues = read_labels(case.image)
+    labels = _on_grid_of(tissues, read_labels(case.label), "the tissue map")
+    say(tissues.warnings + labels.warnings)
+    check_tissues(tissues)
+    check_labels(labels, Structures.of(config))
+    return tissues, labels
 
 
 def say(warnings: Iterable[str]) -> None:
@@ -383,6 +414,38 @@ def training_sample(case: Case, config: DataConfig, margin: int = 0) -> Sample:
         quantiles=list(map(intensity_quantiles, seen)),
     )
     return replace(sample, overview=overview, facts=facts)
+
+
+def tissue_sample(case: Case, config: DataConfig, margin: int = 0) -> Sample:
+    """As `training_sample`, of a case whose image is a tissue map: tissue parts take the image's place, and the
+    overview's.
+
+    Raises InputError as `read_tissues`.
+    """
+    tissues, labels = map(canonical, read_tissues(case, config))
+    structures = Structures.of(config)
+    overview = None
+    centre_mm = None
+    if config.region == "found":
+        seen = overview_of(tissues.with_channels([np.zeros(tissues.data.shape, np.float32)]), labels, config)
+        overview = replace(seen, image=torch.from_numpy(tissue_parts(tissues, seen.grid)))
+        centre_mm = label_centre_mm(labels, config)
+    grid = network_grid(tissues.grid, config.shape, config.spacing_mm, centre_mm)
+    padded = _pad(grid, margin)
+    classes = _classes(labels, padded, structures)
+    parts = tissue_parts(tissues, padded)
+    anatomy = anatomy_of(classes, parts[0], structures, padded)
+    if overview is not None:
+        overview = replace(overview, anatomy=anatomy.seen_from(padded, overview.grid))
+    label = torch.from_numpy(classes)
+    facts = Facts(
+        warnings=tissues.warnings + labels.warnings,
+        voxels=structures.counts(classes),
+        ellipsoids=ellipsoids_of(without_margin(label, grid.shape).numpy(), structures),
+        shares_outside=shares_outside(labels, grid, config),
+        quantiles=[],
+    )
+    return Sample(torch.from_numpy(parts), label, grid, overview, facts, anatomy)
 
 
 def without_margin(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from implicitmeshnet.config import DataConfig
 from implicitmeshnet.coordinates import transform
+from implicitmeshnet.data.tissue_maps import Anatomy
 from implicitmeshnet.data.volume import Grid, Volume, network_grid, resample_channels, shares
 from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
@@ -22,9 +23,10 @@ MAX_VOXELS = 2**24  # of an overview: a body of 2 m at 4 mm
 class Overview:
     """A whole volume at a coarse spacing."""
 
-    image: torch.Tensor  # (C, X, Y, Z) in [-1, 1]
+    image: torch.Tensor  # (C, X, Y, Z) in [-1, 1], or tissue parts
     label: torch.Tensor | None  # (X, Y, Z) uint8: 1 where any structure is, or IGNORED
     grid: Grid
+    anatomy: Anatomy | None = None  # where the image are tissue parts
 
 
 def overview_of(image: Volume, labels: Volume | None, config: DataConfig) -> Overview:

@@ -133,6 +133,15 @@ def resample_image(volume: Volume, target: Grid, background: float) -> np.ndarra
     return np.where(inside, resampled, np.float32(background))
 
 
+def covered(source: Grid, target: Grid) -> np.ndarray:
+    """Which voxels of a target grid a volume's grid covers: bool (X, Y, Z).
+
+    A voxel whose centre lies more than half a source voxel beyond the volume is not covered. Raises ValueError as
+    `resample_image`.
+    """
+    return _axis_weights(source, target)[1]
+
+
 def resample_channels(volume: Volume, target: Grid, background: float) -> np.ndarray:
     """All channels of an image on the target grid, float32 (C, X, Y, Z), each as `resample_image`."""
     resampled = []

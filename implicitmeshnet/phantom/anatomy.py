@@ -6,6 +6,8 @@ Labelled structures cannot overlap: where b is carved from a, a >= -b holds at e
 holds for whatever is interpolated linearly between them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -37,6 +39,12 @@ PULMONARY_VEINS = (
     [[-14, -42, 24], [-38, -50, 33], [-64, -50, 48]],
     [[-14, -44, 10], [-36, -56, 5], [-62, -64, -6]],
 )
+COMMON_VEIN = [[-14, -43, 17], [-37, -53, 19], [-63, -57, 21]]
+"""In place of the two left ones."""
+MIDDLE_VEIN = [[26, -40, 13], [48, -42, 14], [72, -36, 12]]
+"""A third one on the right."""
+WIDEST_MM = 38.5
+"""Outer radius of a usual left ventricle, at the most."""
 SUPRA_AORTIC = (
     [[4, -10, 90], [14, -8, 118], [24, -12, 190]],
     [[-4, -24, 92], [-8, -18, 125], [-14, -16, 190]],
@@ -80,11 +88,11 @@ def _left_ventricle(points: np.ndarray, patient: Patient) -> tuple[np.ndarray, n
     """The cavity, and the solid that it and its wall fill: two ellipsoids cut at the base."""
     base = half_space(points, BASE, -APEX)
     middle = BASE + 18 * APEX
-    radius = patient.lv_radius
-    cavity = ellipsoid(points, middle, [patient.lv_length, radius, radius], LV_AXES)
+    radius = patient.cavity_radius
+    cavity = ellipsoid(points, middle, [patient.cavity_length, radius, radius], LV_AXES)
     # The wall is thinner at the apex than at the sides.
-    outer_radius = radius + patient.wall_thickness
-    outer_length = patient.lv_length + 0.8 * patient.wall_thickness
+    outer_radius = radius + patient.wall_mm
+    outer_length = patient.cavity_length + 0.8 * patient.wall_mm
     cup = ellipsoid(points, middle, [outer_length, outer_radius, outer_radius], LV_AXES)
     return intersection(cavity, base, blend_mm=3), intersection(cup, base + 1, blend_mm=3)
 
@@ -109,17 +117,39 @@ def _pulmonary_artery(points: np.ndarray, patient: Patient) -> np.ndarray:
 
 def _left_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
     """Body, funnel to the mitral valve, appendage and stubs of four pulmonary veins."""
-    body = ellipsoid(points, LEFT_ATRIUM, [31, 20, 25] * patient.la_scale)
+    filled = np.array([31, 20 * patient.la_depth, 25]) * patient.la_scale * (1 + 0.12 * patient.emptied)
+    body = ellipsoid(points, LEFT_ATRIUM, filled)
     mitral_valve = BASE - 8 * SEPTUM + 3 * INFERIOR
-    funnel = tube(points, [LEFT_ATRIUM, mitral_valve], [17, 19])
-    appendage = tube(points, [[-14, -28, 24], [-30, -18, 31], [-36, -6, 31]], [9, 8.5, 7])
+    funnel = tube(points, [LEFT_ATRIUM, mitral_valve], [17 * patient.la_depth, 19 * np.sqrt(patient.la_depth)])
+    appendage = _appendage(points, [[-14, -28, 24], [-30, -18, 31], [-36, -6, 31]], [9, 8.5, 7], patient)
     stubs = []
-    for path, radius, length in zip(PULMONARY_VEINS, patient.vein_radius, patient.stub_length, strict=True):
+    for path, radius, length in _veins(patient):
         stubs.append(tube(points, _stub(path, length), [radius + 1, radius]))
     return union(body, funnel, appendage, *stubs, blend_mm=8)
 
 
-def _stub(path: list[list[int]], length: float) -> list[np.ndarray]:
+def _appendage(points: np.ndarray, path: Curve, radii: Sequence[float], patient: Patient) -> np.ndarray:
+    """A tube from the first point of a path on, as long and wide as the patient has it."""
+    start, *others = np.array(path, float)
+    scaled = [start + patient.appendage_scale * (point - start) for point in others]
+    return tube(points, [start, *scaled], np.array(radii) * np.sqrt(patient.appendage_scale))
+
+
+def _veins(patient: Patient) -> Sequence[tuple[Curve, float, float]]:
+    """Path, radius and stub's length of each pulmonary vein that joins the left atrium.
+
+    Where there are three, the left ones have a common trunk; a fifth is a middle one on the right.
+    """
+    veins = list(zip(PULMONARY_VEINS, patient.vein_radius, patient.stub_length, strict=True))
+    number = int(patient.veins)
+    if number == 3:
+        return [*veins[:2], (COMMON_VEIN, 1.35 * patient.vein_radius[2], patient.stub_length[2])]
+    if number == 5:
+        veins.append((MIDDLE_VEIN, 0.7 * patient.vein_radius[0], patient.stub_length[0]))
+    return veins
+
+
+def _stub(path: Curve, length: float) -> list[np.ndarray]:
     """The first part of a vein's path, to `length` mm beyond the atrium's surface, which lies 8 mm from its start."""
     start = np.array(path[0])
     step = np.subtract(path[1], path[0])
@@ -129,7 +159,7 @@ def _stub(path: list[list[int]], length: float) -> list[np.ndarray]:
 def _right_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
     """Body, appendage in front of the aorta, and stubs of the two venae cavae."""
     body = ellipsoid(points, [44, 1, -3], [23, 27, 31] * patient.ra_scale)
-    appendage = tube(points, [[40, 2, 10], [34, 20, 20], [26, 27, 22]], [11, 10, 8])
+    appendage = _appendage(points, [[40, 2, 10], [34, 20, 20], [26, 27, 22]], [11, 10, 8], patient)
     upper = tube(points, [[41, -6, 10], [38, -6, 32]], [10, 9])
     lower = tube(points, [[40, -8, -15], [37, -14, -36]], [13, 11.5])
     return union(body, appendage, upper, lower, blend_mm=8)
@@ -137,11 +167,27 @@ def _right_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
 
 def _right_ventricle(points: np.ndarray, patient: Patient) -> np.ndarray:
     """Body, inlet from the tricuspid valve and outflow tract; carving makes it a crescent around the septum."""
-    body = ellipsoid(points, [-13, 39, -16], [45, 24, 33] * patient.rv_scale, LV_AXES)
+    body = ellipsoid(points, *_right_body(patient))
     inlet = tube(points, [[-5, 30, -18], [22, 15, -9]], [20, 20])
     path: Curve = [[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]]
     outflow = tube(points, path, [20, 16, patient.pa_radius])
     return union(body, inlet, outflow, blend_mm=10)
+
+
+def _right_body(patient: Patient) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre, semi-axes and directions of the right ventricle's body.
+
+    It turns about the left one's axis and makes room for it; at end-systole it is smaller.
+    """
+    centre = np.array([-13.0, 39, -16])
+    lengths = (
+        np.array([45, 24 * patient.rv_depth, 33]) * patient.rv_scale * np.array([0.93, 0.8, 0.88]) ** patient.emptied
+    )
+    pushed = max(0.0, patient.cavity_radius + patient.wall_mm - WIDEST_MM) * SEPTUM
+    if not patient.septum_deg:  # of usual patients, without the rounding of a turn
+        return centre + pushed, lengths, LV_AXES
+    turn = Rotation.from_rotvec(np.radians(patient.septum_deg) * APEX / np.linalg.norm(APEX)).as_matrix()
+    return BASE + turn @ (centre + pushed - BASE), lengths, turn @ LV_AXES
 
 
 def _left_vessels(points: np.ndarray, chambers: Fields, cup: np.ndarray, patient: Patient) -> np.ndarray:
@@ -161,7 +207,7 @@ def _aortic_arch(points: np.ndarray, patient: Patient) -> np.ndarray:
 
 def _pulmonary_veins(points: np.ndarray, patient: Patient) -> list[np.ndarray]:
     veins = []
-    for path, radius in zip(PULMONARY_VEINS, patient.vein_radius, strict=True):
+    for path, radius, _ in _veins(patient):
         veins.append(tube(points, path, [radius, radius, 3]))
     return veins
 
@@ -193,8 +239,8 @@ def _right_vessels(points: np.ndarray) -> np.ndarray:
 def _papillary_muscles(points: np.ndarray, patient: Patient) -> np.ndarray:
     muscles = []
     for side in (0.8 * INFERIOR + 0.2 * SEPTUM, -0.5 * INFERIOR - 0.75 * SEPTUM):
-        tip = BASE + 30 * APEX + 0.6 * patient.lv_radius * side
-        root = BASE + 60 * APEX + 0.85 * patient.lv_radius * side
+        tip = BASE + 30 * APEX + 0.6 * patient.cavity_radius * side
+        root = BASE + 60 * APEX + 0.85 * patient.cavity_radius * side
         muscles.append(tube(points, [tip, root], [3, 5]))
     return union(*muscles)
 

@@ -22,6 +22,7 @@ from implicitmeshnet.phantom.anatomy import CENTRE, CHEST_CENTRE, Fields, heart,
 from implicitmeshnet.phantom.patient import LABELS, Patient
 from implicitmeshnet.phantom.solids import intersection, union
 from implicitmeshnet.phantom.warp import integrate, sample, velocity_field
+from implicitmeshnet.tissues import BLOOD_OF, Tissue
 
 FIELDS_OF_VIEW = ("cardiac", "chest")
 WIDE_SHARE = 0.25  # of the cardiac views, that have the chest's width and depth
@@ -33,24 +34,45 @@ WARP_STEP_MM = 8.0
 WARP_LOW_MM = np.array([-216.0, -216.0, -176.0])  # corner of the warp's lattice in the patient frame
 AIR_HU = -1000
 
-Layer = tuple[np.ndarray, float | np.ndarray]
-"""What is painted over the layers before it: a field of distances in mm, and its density in HU, a number or a field."""
+
+class Layer(NamedTuple):
+    """What is painted over the layers before it."""
+
+    distance: np.ndarray  # a field in mm
+    density: float | np.ndarray  # in HU, a number or a field
+    tissue: Tissue
+
+
+class Phantom(NamedTuple):
+    """What is drawn of a case."""
+
+    image: np.ndarray  # (X, Y, Z) int16, HU
+    label: np.ndarray  # (X, Y, Z) int16
+    tissues: np.ndarray  # (X, Y, Z) uint8, see `Tissue`
+    affine: np.ndarray  # (4, 4)
+
+
 Texture = Callable[[float], np.ndarray]
 """Draws a random field of mean 0 and variance 1 on the lattice, given its correlation width in mm."""
 
 
 def create_case(
-    seed: int, case: int, spacing_mm: float | None = None, field_of_view: str = "cardiac", shift_mm: float = 0.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw case number `case` of `seed`: image (X, Y, Z) int16 in HU, label (X, Y, Z) int16, affine (4, 4).
+    seed: int,
+    case: int,
+    spacing_mm: float | None = None,
+    field_of_view: str = "cardiac",
+    shift_mm: float = 0.0,
+    variety: str = "usual",
+) -> Phantom:
+    """Draw case number `case` of `seed`.
 
-    The three options are those of `draw_grid`. The same arguments give the same case to the bit.
+    The three options that follow are those of `draw_grid`, the last is one of VARIETIES. The same arguments give the
+    same case to the bit.
     """
     rng = np.random.default_rng([seed, case])
-    patient = Patient.draw(rng)
+    patient = Patient.draw(rng, variety)
     shape, affine, origin = draw_grid(rng, spacing_mm, field_of_view, shift_mm)
-    image, label = render(patient, shape, affine, origin, rng)
-    return image, label, affine
+    return render(patient, shape, affine, origin, rng)
 
 
 def draw_grid(
@@ -126,8 +148,8 @@ def _draw_axes(rng: np.random.Generator, order: np.ndarray) -> np.ndarray:
 
 def render(
     patient: Patient, shape: tuple[int, ...], affine: np.ndarray, origin: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Image and label, both (X, Y, Z) int16, of a patient on the grid of this shape and (4, 4) affine.
+) -> Phantom:
+    """A patient on the grid of this shape and (4, 4) affine.
 
     `origin` (3,) is the world position of the patient frame's origin; `rng` draws textures, streaks and noise.
     """
@@ -138,19 +160,20 @@ def render(
     chambers, vessels = heart(_in_heart_frame(warped, patient), patient)
     body = thorax(warped, chambers, vessels, patient)
     body["table"] = table(points, patient)
-    layers = list(tissues(body, chambers, vessels, patient, rng))
+    layers = list(layers_of(body, chambers, vessels, patient, rng))
     streaks = _streaks(points, patient, rng)
     noise = _noise(shape, spacing, patient, rng)
     edge_mm = max(patient.blur_mm, spacing.mean())
     label = np.zeros(shape, dtype=np.int16)
     image = np.empty(shape, dtype=np.int16)
+    tissues = np.full(shape, Tissue.AIR, dtype=np.uint8)
     for tile in _tiles(shape, lattice):
         _write_labels(label, chambers, tile)
-        values = _paint(layers, tile, edge_mm) + noise[tile.voxels] + tile.upsample(streaks)
+        values = _paint(layers, tile, edge_mm, tissues) + noise[tile.voxels] + tile.upsample(streaks)
         image[tile.voxels] = np.rint(np.clip(values, -1024, 3071))  # the range of a 12-bit scanner
     for value in LABELS.values():
         _keep_largest_part(label, value)
-    return image, label
+    return Phantom(image, label, tissues, affine)
 
 
 def _lattice_shape(shape: tuple[int, ...], spacing: np.ndarray) -> list[int]:
@@ -188,7 +211,7 @@ def _in_heart_frame(points: np.ndarray, patient: Patient) -> np.ndarray:
     return np.tensordot(undo, points, 1) + shift[:, None, None, None]
 
 
-def tissues(
+def layers_of(
     body: Fields, chambers: Fields, vessels: Fields, patient: Patient, rng: np.random.Generator
 ) -> Iterator[Layer]:
     """The layers in painting order, the later over the earlier; `body` is what `thorax` gives and the "table"."""
@@ -208,25 +231,25 @@ def _texture(rng: np.random.Generator, shape: tuple[int, ...], width_mm: float) 
 def _surroundings(body: Fields, fibres: np.ndarray, patient: Patient, texture: Texture) -> Iterator[Layer]:
     """The table, the body's wall, the lungs with their vessels, and the organs below and between them."""
     foam = np.abs(body["table"] - 18) - 17
-    yield foam, -850
-    yield np.abs(foam) - 1.2, patient.table_hu  # the shell around it
+    yield Layer(foam, -850, Tissue.TABLE_FOAM)
+    yield Layer(np.abs(foam) - 1.2, patient.table_hu, Tissue.TABLE_SHELL)  # around it
     skin = intersection(body["skin"], body["table"])
-    yield skin, 30
-    yield skin + 2.5, -100 + 10 * texture(4)  # fat under the skin
-    yield body["muscle"], 50 + 12 * fibres
-    yield body["bone"], 550
-    yield body["bone"] + 2, 200 + 50 * texture(2)  # marrow
-    yield body["lung"], patient.lung_hu + 25 * texture(4)
+    yield Layer(skin, 30, Tissue.SKIN)
+    yield Layer(skin + 2.5, -100 + 10 * texture(4), Tissue.FAT)
+    yield Layer(body["muscle"], 50 + 12 * fibres, Tissue.MUSCLE)
+    yield Layer(body["bone"], 550, Tissue.BONE)
+    yield Layer(body["bone"] + 2, 200 + 50 * texture(2), Tissue.MARROW)
+    yield Layer(body["lung"], patient.lung_hu + 25 * texture(4), Tissue.LUNG)
     # Lung vessels of three sizes: the wider ones are fewer, as their fields vary more slowly.
     for width_mm, radius_mm in ((14, 4.5), (9, 3.2), (6, 2.2)):
         threads = _random_threads(texture(width_mm), texture(width_mm), width_mm, radius_mm)
-        yield intersection(body["lung"], threads), 200
-    yield body["diaphragm"], 45
-    yield body["stomach"] + 7, -30 + 40 * texture(10)
-    yield body["spleen"], 120 + 6 * fibres
-    yield body["liver"] + 2, 95 + 6 * fibres
-    yield body["trachea"] - 1.5, 40  # its wall, then its air
-    yield body["trachea"], -980
+        yield Layer(intersection(body["lung"], threads), 200, Tissue.LUNG_VESSEL)
+    yield Layer(body["diaphragm"], 45, Tissue.DIAPHRAGM)
+    yield Layer(body["stomach"] + 7, -30 + 40 * texture(10), Tissue.STOMACH)
+    yield Layer(body["spleen"], 120 + 6 * fibres, Tissue.SPLEEN)
+    yield Layer(body["liver"] + 2, 95 + 6 * fibres, Tissue.LIVER)
+    yield Layer(body["trachea"] - 1.5, 40, Tissue.AIRWAY_WALL)
+    yield Layer(body["trachea"], -980, Tissue.AIRWAY)
 
 
 def _random_threads(first: np.ndarray, second: np.ndarray, width_mm: float, radius_mm: float) -> np.ndarray:
@@ -245,16 +268,16 @@ def _vessels_and_heart(
 ) -> Iterator[Layer]:
     """The walls of vessels and chambers, the blood in them, and muscle; `mixing` varies the right heart's contrast."""
     muscle_hu = patient.myocardium_hu
-    yield _walls(chambers, vessels), muscle_hu
-    yield vessels["left"], patient.left_hu
-    yield vessels["right"], patient.right_hu * mixing
-    yield chambers["Myo"], muscle_hu + 6 * fibres
+    yield Layer(_walls(chambers, vessels), muscle_hu, Tissue.WALL)
+    yield Layer(vessels["left"], patient.left_hu, Tissue.LEFT_VESSEL)
+    yield Layer(vessels["right"], patient.right_hu * mixing, Tissue.RIGHT_VESSEL)
+    yield Layer(chambers["Myo"], muscle_hu + 6 * fibres, Tissue.MYOCARDIUM)
     # Muscle stands into some chambers by this much at the most; the labels ignore it.
     trabeculae = np.maximum(texture(2.5) - 0.3, 0)
     for name, height_mm in (("LV", 2.5), ("RV", 3.5), ("LA", 0), ("RA", 1.5), ("AO", 0), ("PA", 0)):
         blood_hu = patient.blood_hu[name] * (mixing if name in ("RV", "RA") else 1)
-        yield chambers[name] + height_mm * trabeculae, blood_hu
-    yield intersection(vessels["papillary"], chambers["LV"]), muscle_hu
+        yield Layer(chambers[name] + height_mm * trabeculae, blood_hu, BLOOD_OF[name])
+    yield Layer(intersection(vessels["papillary"], chambers["LV"]), muscle_hu, Tissue.MYOCARDIUM)
 
 
 def _walls(chambers: Fields, vessels: Fields) -> np.ndarray:
@@ -353,13 +376,19 @@ def _write_labels(label: np.ndarray, chambers: Fields, tile: Tile):
             label[tile.voxels][tile.upsample(distance) < 0] = LABELS[name]
 
 
-def _paint(layers: list[Layer], tile: Tile, edge_mm: float) -> np.ndarray:
-    """The density of a tile in HU: each layer painted over the earlier ones, its edge a ramp of `edge_mm`."""
+def _paint(layers: list[Layer], tile: Tile, edge_mm: float, tissues: np.ndarray) -> np.ndarray:
+    """The density of a tile in HU: each layer painted over the earlier ones, its edge a ramp of `edge_mm`.
+
+    The tile's voxels of a map of `tissues` (X, Y, Z) become what fills most of them.
+    """
     image = np.full(tile.shape, AIR_HU, dtype=np.float32)
-    for distance, density in _visible(layers, tile, edge_mm):
+    of_tile = tissues[tile.voxels]  # a view
+    for layer in _visible(layers, tile, edge_mm):
+        density = layer.density
         hu = tile.upsample(density) if isinstance(density, np.ndarray) else np.float32(density)
         # The layer's share of a voxel falls from 1 to 0 over the ramp; in place, as this is where the time goes.
-        share = tile.upsample(distance)
+        share = tile.upsample(layer.distance)
+        of_tile[share < 0] = layer.tissue
         share *= np.float32(-1 / edge_mm)
         share += np.float32(0.5)
         np.clip(share, 0, 1, out=share)
@@ -370,10 +399,10 @@ def _paint(layers: list[Layer], tile: Tile, edge_mm: float) -> np.ndarray:
 def _visible(layers: list[Layer], tile: Tile, edge_mm: float) -> Iterator[Layer]:
     """The layers that show in a tile, in painting order: those that reach it and that no later one hides."""
     seen = []
-    for distance, density in reversed(layers):
-        part = distance[tile.nodes]
+    for layer in reversed(layers):
+        part = layer.distance[tile.nodes]
         if part.min() < edge_mm / 2:
-            seen.append((distance, density))
+            seen.append(layer)
             if part.max() < -edge_mm / 2:  # it fills the tile
                 break
     return reversed(seen)

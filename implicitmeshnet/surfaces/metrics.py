@@ -6,10 +6,33 @@ import numpy as np
 from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 
+from implicitmeshnet.coordinates import transform
+from implicitmeshnet.data.volume import Grid
 from implicitmeshnet.script import InputError
 
 LEAST_AGREEMENT = 0.7
 """Dice of a structure's mesh and its voxel segmentation below which one of them is wrong."""
+
+LARGEST_SHARE_OUTSIDE = 0.05
+"""Of a mesh's area outside the image, above which it is worth a warning: that part follows no voxels."""
+
+
+def share_outside(vertices: np.ndarray, faces: np.ndarray, grid: Grid) -> float:
+    """The share of the area of a mesh, vertices (V, 3) in world mm and faces (F, 3), that lies outside an image's grid.
+
+    The image ends with its outermost voxels; a face is where its centroid is.
+    """
+    corners = vertices[faces]  # (F, 3, 3)
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    voxels = transform(np.linalg.inv(grid.affine), corners.mean(1))
+    inside = ((voxels >= -0.5) & (voxels <= np.array(grid.shape) - 0.5)).all(1)
+    return float(areas[~inside].sum() / max(areas.sum(), 1e-12))
+
+
+def outside_warning(outside: dict[str, float]) -> str | None:
+    """A sentence on the structures of which much lies outside the image, by the share of each; None where none does."""
+    named = [f"{name} {share:.0%}" for name, share in outside.items() if share > LARGEST_SHARE_OUTSIDE]
+    return f"meshes lie outside the image by these shares of their area: {', '.join(named)}" if named else None
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray, ignored: np.ndarray | None = None) -> float:

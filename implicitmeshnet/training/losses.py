@@ -32,8 +32,8 @@ def structure_masks(classes: torch.Tensor, structures: Structures) -> torch.Tens
 
 
 def kept_voxels(classes: torch.Tensor, structures: Structures) -> torch.Tensor | None:
-    """Which voxels of a class map (B, X, Y, Z) are not ignored, float32 (B, 1, X, Y, Z); None where no values are."""
-    if not structures.ignore:
+    """Which voxels of a class map (B, X, Y, Z) are not ignored, float32 (B, 1, X, Y, Z); None where none can be."""
+    if not structures.ignores:
         return None
     return (~structures.ignored(classes)).float()[:, None]
 

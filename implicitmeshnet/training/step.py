@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from implicitmeshnet.config import Config
+from implicitmeshnet.config import Config, IntensityStatistics
+from implicitmeshnet.data.appearance import Drawn, random_appearance, random_overview
 from implicitmeshnet.data.augment import augment
 from implicitmeshnet.data.dataset import Sample
 from implicitmeshnet.data.ellipsoids import template_statistics
 from implicitmeshnet.data.overview import IGNORED, Overview
+from implicitmeshnet.data.plausibility import intensity_quantiles, intensity_statistics
 from implicitmeshnet.data.training_set import TrainingSet
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet, Prediction, build_network
 from implicitmeshnet.script import InputError
@@ -20,6 +22,9 @@ from implicitmeshnet.training import processes
 from implicitmeshnet.training.deep_route import DeepRoute
 from implicitmeshnet.training.losses import MeshLoss, class_loss
 from implicitmeshnet.training.run import AUGMENTATION, OVERVIEW, Moment, Parts, adamw, clipped_step
+
+MEASURED_DRAWS = 64
+"""Random images that the intensities are measured of."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +51,35 @@ class Run:
 
 
 def augmentation_margin(config: Config) -> int:
-    """Voxels around the network's grid that augmentation may move into it."""
+    """Voxels around the network's grid that augmentation may move into it.
+
+    There are more of them for random appearance, whose views may end in the heart and lie around what they show of it.
+    """
+    if config.training.appearance == "random":
+        return max(config.data.shape) // 4
     return max(config.data.shape) // 8 if config.training.augmentation else 0
 
 
 def learn_from_data(config: Config, samples: TrainingSet) -> None:
     """Fill in what the config takes from the training cases: intensities, and the template's centres and radii."""
-    config.data.intensity_statistics = samples.intensity_statistics
+    random = config.training.appearance == "random"
+    config.data.intensity_statistics = drawn_statistics(config, samples) if random else samples.intensity_statistics
     if config.network.template == "mean":
         centres, radii = template_statistics(samples.ellipsoids, config.data)
         config.network.template_centres = tuple(map(tuple, centres.tolist()))
         config.network.template_radii = tuple(map(tuple, radii.tolist()))
+
+
+def drawn_statistics(config: Config, samples: TrainingSet) -> IntensityStatistics:
+    """The intensities of random images of the training cases, as `TrainingSet.intensity_statistics` of given ones."""
+    quantiles = []
+    for number in range(MEASURED_DRAWS):
+        sample = samples[number % len(samples)]
+        # Epoch 0 is none of the training's.
+        generator = Moment(config.training.seed, 0, number).generator(AUGMENTATION)
+        drawn = drawn_sample(config, sample, sample.image, sample.label, generator)
+        quantiles.append(intensity_quantiles(drawn.image[0][drawn.view].numpy()))
+    return intensity_statistics(quantiles)
 
 
 def start_run(config: Config, device: torch.device, deep: DeepRoute | None) -> Run:
@@ -147,11 +170,34 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Image (C, X, Y, Z) and label (X, Y, Z) on the device, augmented onto `shape` where the config asks for it."""
     assert volume.label is not None, "training cases are labelled"
-    image = to_device(volume.image, run.device).float()  # there: half the bytes are moved
+    image = to_device(volume.image, run.device)
     label = to_device(volume.label, run.device)
+    if run.config.training.appearance == "random":
+        return drawn_sample(run.config, volume, image, label, generator)[:2]
+    image = image.float()  # there: half the bytes are moved
     if not run.config.training.augmentation:
         return image, label
     return augment(image, label, shape, volume.grid.spacing_mm, generator)
+
+
+def drawn_sample(
+    config: Config,
+    volume: Sample | Overview,
+    parts: torch.Tensor,
+    label: torch.Tensor | None,
+    generator: torch.Generator,
+) -> Drawn:
+    """A random image of a volume's tissue parts and label, which lie on the device."""
+    assert label is not None, "training cases are labelled"
+    assert volume.anatomy is not None, "tissue_sample fills it in"
+    spacing_mm = volume.grid.spacing_mm
+    without = config.training.appearance_without
+    if isinstance(volume, Overview):
+        return random_overview(parts, label, volume.anatomy, spacing_mm, generator, IGNORED, without)
+    structures = Structures.of(config.data)
+    ignored = structures.ignored_class if structures.ignores_outside else None
+    shape = config.data.shape
+    return random_appearance(parts, label, volume.anatomy, shape, spacing_mm, generator, ignored, without)
 
 
 def to_device(volume: torch.Tensor, device: torch.device) -> torch.Tensor:
