@@ -7,19 +7,16 @@ import shutil
 import subprocess
 import types
 import warnings
-from pathlib import Path
 
 import pytest
 import setuptools
 import torch
+from host_kernels import CSRC, ROOT, SHIM, HostKernels, compile_kernels
 from meshes import bumpy_sphere
 
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.ops import _gpu, _kernels, mesh2sdf, reference, voxelize
 
-ROOT = Path(__file__).resolve().parents[1]
-CSRC, SHIM = ROOT / "csrc", ROOT / "tests" / "gpu_shim"
-HOST_COMPILER = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Wno-attributes", f"-I{SHIM}", f"-I{CSRC}"]
 PRESENT = [
     name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there
 ]
@@ -29,31 +26,8 @@ CASES = [("cuda", torch.float32), ("cuda", torch.float64), ("metal", torch.float
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile the kernels for the host")
 
 
-class HostKernels(_gpu.CudaKernels):
-    """Kernels compiled for the host, on CPU tensors."""
-
-    @contextlib.contextmanager
-    def _current(self, device):
-        yield 0
-
-
-def host_source(language, name):
-    """C++ that g++ takes: CUDA as it is, Metal with its headers inlined and its kernels exported."""
-    if language == "cuda":
-        return (CSRC / f"{name}.cu").read_text()
-    text = _gpu.metal_source(CSRC / f"{name}.metal")
-    exports = (f"IMN_EXPORT({kernel}, {kernel}, {_gpu.GROUP})\n" for kernel in _gpu.kernel_names(text))
-    return text + "".join(exports)
-
-
 def compile_for_the_host(folder, name):
-    loaded = {}
-    for language in ("cuda", "metal"):
-        source, target = folder / f"{language}.cpp", folder / f"{language}.so"
-        source.write_text(host_source(language, name))
-        subprocess.run([*HOST_COMPILER, source, "-o", target], check=True)
-        loaded[language] = HostKernels(target)
-    return loaded
+    return {language: compile_kernels(folder, language, name) for language in ("cuda", "metal")}
 
 
 @pytest.fixture(scope="session")

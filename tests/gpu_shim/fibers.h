@@ -2,8 +2,6 @@
 // shared memory and warps mean what they mean on the device. A barrier that only some threads reach is an error.
 #pragma once
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -13,19 +11,22 @@
 #include <utility>
 #include <vector>
 
+#include "context.h"
+#include "counts.h"
+
 namespace shim {
 
 constexpr int WARP = 32, STACK = 128 << 10;
 enum State { READY, AT_GROUP, AT_WARP, DONE };
 
 struct Fiber {
-    ucontext_t context;
+    Context context;
     std::vector<char> stack;
     State state = READY;
 };
 
 struct Scheduler {
-    ucontext_t main;
+    Context main;
     std::vector<Fiber> fibers;
     std::function<void()> body;
     int current = 0;
@@ -38,11 +39,11 @@ inline Scheduler& scheduler() {
     return instance;
 }
 
-inline void wait(State state) {
+__attribute__((noinline)) inline void wait(State state) {
     Scheduler& s = scheduler();
     Fiber& fiber = s.fibers[s.current];
     fiber.state = state;
-    swapcontext(&fiber.context, &s.main);
+    fiber.context.switch_to(s.main);
 }
 
 inline void run_fiber() {
@@ -61,6 +62,7 @@ inline bool release(int begin, int end, State state) {
     }
     for (int i = begin; any && i < end; i++)
         if (fibers[i].state == state) fibers[i].state = READY;
+    if (any) counts::end_segment(begin / WARP, (end + WARP - 1) / WARP);
     return any;
 }
 
@@ -71,16 +73,16 @@ inline void run_group(int64_t group, int size, std::function<void()> body) {
     s.fibers.resize(size);
     for (Fiber& fiber : s.fibers) {
         fiber.stack.resize(STACK), fiber.state = READY;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data(), fiber.context.uc_stack.ss_size = STACK;
-        makecontext(&fiber.context, run_fiber, 0);
+        fiber.context.start(fiber.stack, run_fiber);
     }
+    counts::begin_group();
     for (bool moved = true; moved;) {
         moved = false;
         for (int n = 0; n < size; n++) {
             s.current = group % 2 ? size - 1 - n : n;
             if (s.fibers[s.current].state != READY) continue;
-            swapcontext(&s.main, &s.fibers[s.current].context);
+            s.main.switch_to(s.fibers[s.current].context);
+            counts::end_turn(s.current / WARP);
             moved = true;
         }
         for (int begin = 0; begin < size; begin += WARP) moved |= release(begin, std::min(begin + WARP, size), AT_WARP);
@@ -88,13 +90,14 @@ inline void run_group(int64_t group, int size, std::function<void()> body) {
     }
     for (Fiber& fiber : s.fibers)
         if (fiber.state != DONE) std::fprintf(stderr, "a barrier that not all threads reach\n"), std::abort();
+    counts::end_group((size + WARP - 1) / WARP);
 }
 
 inline int lane() { return scheduler().current % WARP; }
 
 // The value that each lane passes, seen by lane `from`.
 template <typename T, typename Reduce>
-T collective(T value, Reduce reduce) {
+__attribute__((noinline)) T collective(T value, Reduce reduce) {
     Scheduler& s = scheduler();
     s.exchange[s.current] = double(value);  // exact for float, double and int
     wait(AT_WARP);
