@@ -26,7 +26,7 @@ def host_source(language: str, name: str) -> str:
         return (CSRC / f"{name}.cu").read_text()
     text = _gpu.metal_source(CSRC / f"{name}.metal")
     exports = (f"IMN_EXPORT({kernel}, {kernel}, {_gpu.GROUP})\n" for kernel in _gpu.kernel_names(text))
-    return text + "".join(exports)
+    return text + '#include "run.h"\n' + "".join(exports)
 
 
 def compile_kernels(folder: Path, language: str, name: str, options: Sequence[str] = ("-O2",)) -> HostKernels:

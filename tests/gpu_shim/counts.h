@@ -9,7 +9,7 @@
 #if defined(IMN_COUNT_BLOCKS)
 
 extern "C" {
-extern uint32_t imn_block_count[];            // of the running lane, since its turn began
+extern uint32_t imn_block_count[];               // of the running lane, since its turn began
 extern const uint32_t imn_block_instructions[];  // of one run of each block
 extern const uint32_t imn_blocks;
 }

@@ -30,6 +30,33 @@ T __shfl_xor_sync(unsigned, T value, int step) {
     return shim::collective(value, [other](const double* lanes, int) { return T(lanes[other]); });
 }
 
+template <typename T>
+T __shfl_up_sync(unsigned, T value, int step) {
+    int lane = shim::lane(), other = lane < step ? lane : lane - step;
+    return shim::collective(value, [other](const double* lanes, int) { return T(lanes[other]); });
+}
+
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+    return shim::collective(value, [lane](const double* lanes, int) { return T(lanes[lane]); });
+}
+
+inline bool __all_sync(unsigned, bool value) {
+    return shim::collective(int(value), [](const double* lanes, int count) {
+        return int(std::all_of(lanes, lanes + count, [](double lane) { return lane != 0; }));
+    });
+}
+
+template <typename To, typename From>
+To shim_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof(to));
+    return to;
+}
+inline unsigned __float_as_uint(float value) { return shim_bits<unsigned>(value); }
+inline long long __double_as_longlong(double value) { return shim_bits<long long>(value); }
+
 inline float __uint_as_float(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, sizeof(value));
@@ -40,6 +67,13 @@ template <typename T>
 T atomicAdd(T* sum, T value) {
     T old = *sum;
     *sum += value;
+    return old;
+}
+
+template <typename T>
+T atomicMax(T* most, T value) {
+    T old = *most;
+    *most = std::max(old, value);
     return old;
 }
 
