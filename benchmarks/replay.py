@@ -1,19 +1,18 @@
 """Replays the CUDA kernels of mesh2sdf on the host, counts each warp's instructions and models a GPU's time.
 
     python benchmarks/replay.py [--sizes 64 128] [--meshes b sphere slab vessels] [--backward] [--json FILE]
-                                [--sms 132] [--ghz 1.7] [--latency 4] [--issue 0.6] [--warps 24] [--gbytes 3350]
+                                [--sms 132] [--ghz 1.7] [--scale 0.7] [--latency 4] [--issue 0.6] [--warps 24] [--gbytes 3350]
 
 It needs g++ on x86-64, no GPU. The kernels' own code runs on fibers (tests/gpu_shim). g++ compiles it to scalar code
 with fused multiplications; every basic block of that gets a counter, and a block counts as many instructions as it has.
 The lanes of a warp run a block together: between two barriers a warp takes it as often as the lane that takes it most.
 
-Counts are x86's, not a GPU's: there an address takes more instructions and a load is one of its own, here a store to
-the stack is. What is compared are kernels that are counted alike; docs/performance.md says how far they are from SASS.
+Counts are x86's, without moves from and to the stack, and constants. The model takes each for --scale GPU instructions:
+the loop that holds two voxels against a face has 107 in nvcc's PTX for sm_90, and about 150 here.
 
 The model: groups start in their order on the SM that is free first, as many at once as --warps allows. A warp issues an
 instruction every --latency cycles at best, and an SM's four schedulers fill the share --issue of their slots, which
-the warps that are there share. A kernel's time is no less than its bytes (results written, faces read once) take at
---gbytes a second. Between kernels pass --gap microseconds. This is a model, no measurement.
+the warps that are there share. A kernel's time is no less than the bytes of its volumes take at --gbytes a second. Between kernels pass --gap microseconds. This is a model, no measurement.
 
 - warp instructions: of all warps of a kernel. median, slowest: of a group's slowest warp; ratio: slowest to median.
 """
@@ -40,7 +39,9 @@ from implicitmeshnet.script import InputError, run_script
 
 FLAGS = ["-O2", "-march=x86-64-v3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 FLAGS += ["-fno-tree-vectorize", "-mno-red-zone", "-DIMN_COUNT_BLOCKS"]
-UNCOUNTED = re.compile(r"shim|^_ZN?K?S|^_ZSt|^imn_")  # the host's own part
+UNCOUNTED = re.compile(r"shim|^_ZN?K?S|^_ZSt|^imn_|IdE")  # the host's own part, and kernels of double
+BYTES = {"clear": 4, "accumulate": 4, "solve": 12, "differentiate": 12}  # moved a voxel
+CHUNK = 16  # as in tests/gpu_shim/counts.h
 BRANCH = re.compile(r"j\w+$")
 READS_FLAGS = ("j", "set", "cmov", "adc", "sbb")
 # What a GPU, with its 255 registers and numbers within instructions, does without: moves from and to the stack, and
@@ -114,6 +115,7 @@ def with_counters(lines: list[str]) -> str:
             add = ["\tpushfq", *add, "\tpopfq"]
         text += part[:head] + add + part[head:]
         sizes.append(sum(not LEFT_OUT.match(line) for line in run))
+    sizes += [0] * (-len(sizes) % CHUNK)
     table = "\n".join(f"\t.long\t{size}" for size in sizes)
     text.append(
         f"\t.data\n\t.align 64\nimn_block_count:\n\t.zero\t{4 * len(sizes)}\nimn_block_instructions:\n{table}\n"
@@ -149,7 +151,7 @@ class CountingKernels(HostKernels):
 # The model
 
 
-def sm_cycles(groups: list[list[int]], at_once: int, latency: float, issued: float) -> float:
+def sm_cycles(groups: list[list[float]], at_once: int, latency: float, issued: float) -> float:
     """Cycles that one SM takes for groups of warps, at most `at_once` of them there at a time.
 
     All warps that are there go on at the same rate: one instruction in `latency` cycles, or less where together they
@@ -185,12 +187,12 @@ def sm_cycles(groups: list[list[int]], at_once: int, latency: float, issued: flo
     return cycles
 
 
-def modelled_ms(warps: list[int], bytes_moved: float, options: argparse.Namespace) -> float:
+def modelled_ms(warps: list[float], bytes_moved: float, options: argparse.Namespace) -> float:
     """Milliseconds of one kernel."""
     width = _gpu.GROUP // _gpu.WARP
     groups = [warps[i : i + width] for i in range(0, len(warps), width)]
     # Groups go to the SM with the least work so far, which is nearly the one that is free first.
-    shares: list[list[list[int]]] = [[] for _ in range(options.sms)]
+    shares: list[list[list[float]]] = [[] for _ in range(options.sms)]
     loads = [(0.0, sm) for sm in range(options.sms)]
     for group in groups:
         load, sm = heapq.heappop(loads)
@@ -265,14 +267,14 @@ def replay(kernels: CountingKernels, mesh, size: int, backward: bool) -> list[tu
     return list(kernels.launches)
 
 
-def rows(launches: list[tuple[str, list[int]]], size: int, faces: int, options: argparse.Namespace) -> list[dict]:
+def rows(launches: list[tuple[str, list[int]]], size: int, options: argparse.Namespace) -> list[dict]:
     """One row a launch, and one of all of them."""
     found = []
     width = _gpu.GROUP // _gpu.WARP
     for kernel, warps in launches:
         slowest_of_groups = [max(warps[i : i + width]) for i in range(0, len(warps), width)]
         median = statistics.median(slowest_of_groups)
-        bytes_moved = 8 * size**3 + 96 * faces
+        bytes_moved = BYTES.get(kernel.removesuffix("_float"), 0) * size**3
         found.append(
             {
                 "kernel": kernel,
@@ -281,7 +283,7 @@ def rows(launches: list[tuple[str, list[int]]], size: int, faces: int, options: 
                 "median": median,
                 "slowest": max(warps),
                 "ratio": max(warps) / max(median, 1),
-                "ms": modelled_ms(warps, bytes_moved, options) + options.gap * 1e-3,
+                "ms": modelled_ms([options.scale * warp for warp in warps], bytes_moved, options) + options.gap * 1e-3,
             }
         )
     return found
@@ -307,6 +309,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the rows there")
     parser.add_argument("--sms", type=at_least(1), default=132, help="multiprocessors; default %(default)s")
     parser.add_argument("--ghz", type=float, default=1.7, help="of their clock; default %(default)s")
+    parser.add_argument("--scale", type=float, default=0.7, help="GPU instructions for one counted; default %(default)s")
     parser.add_argument("--latency", type=float, default=4, help="cycles between a warp's instructions; %(default)s")
     parser.add_argument("--issue", type=float, default=0.6, help="share of the issue slots filled; %(default)s")
     parser.add_argument("--warps", type=at_least(8), default=24, help="on an SM at once; default %(default)s")
@@ -317,7 +320,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main():
     options = parse_arguments()
-    wrong = [name for name in ("ghz", "latency", "issue", "gbytes") if not 0 < getattr(options, name) < math.inf]
+    wrong = [name for name in ("ghz", "scale", "latency", "issue", "gbytes") if not 0 < getattr(options, name) < math.inf]
     for name in wrong:
         raise InputError(f"--{name}: wanted a number above 0, found {getattr(options, name)}")
     tables = {}
@@ -327,7 +330,7 @@ def main():
             mesh = MESHES[name]()
             for size in options.sizes:
                 launches = replay(kernels, mesh, size, options.backward)
-                found = rows(launches, size, len(mesh[1]), options)
+                found = rows(launches, size, options)
                 print(f"\n{name}, {len(mesh[1])} faces, {size}^3{', backward' if options.backward else ''}")
                 print_rows(found)
                 tables[f"{name} {size}"] = found

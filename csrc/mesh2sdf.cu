@@ -12,8 +12,9 @@ using imn::Thread;
 
 __device__ Thread here() { return {Integer(blockIdx.x), int(threadIdx.x)}; }
 
-__global__ void __launch_bounds__(imn::GROUP) clear(int* words, int* more, Integer count, Integer more_count) {
-    imn::clear_words(words, count, more, more_count, here());
+__global__ void __launch_bounds__(imn::GROUP)
+    clear(int* words, int* more, int* counter, Integer count, Integer more_count) {
+    imn::clear_words(words, count, more, more_count, counter, here());
 }
 
 template <typename T>

@@ -9,9 +9,10 @@ using imn::Shape;
 using imn::Thread;
 
 [[max_total_threads_per_threadgroup(256)]]
-kernel void clear(device int* words, device int* more, constant Integer& count, constant Integer& more_count,
-                  uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
-    imn::clear_words(words, count, more, more_count, Thread{Integer(group), int(index)});
+kernel void clear(device int* words, device int* more, device int* counter, constant Integer& count,
+                  constant Integer& more_count, uint group [[threadgroup_position_in_grid]],
+                  uint index [[thread_position_in_threadgroup]]) {
+    imn::clear_words(words, count, more, more_count, counter, Thread{Integer(group), int(index)});
 }
 
 [[max_total_threads_per_threadgroup(256)]]

@@ -14,12 +14,17 @@ namespace imn {
 IMN_CONSTANT int BLOCK = 16, BOX = 8, TILE = 4, CELL = 2;  // voxels along
 IMN_CONSTANT int BLOCK_FACES = 8192;  // listed, at most as many bytes as the block's results; beyond, all are read
 IMN_CONSTANT int BOX_FACES = 1024;    // listed; the tiles of a box with more are crowded
-IMN_CONSTANT int TILE_FACES = 128;    // listed; a tile with more is crowded
 IMN_CONSTANT int CELL_FACES = 1024;   // listed at a time
-IMN_CONSTANT int SLOTS = 4;           // faces that a lane keeps in registers at a time
+IMN_CONSTANT int SLOTS = 6;           // faces that a lane keeps in registers at a time
 IMN_CONSTANT int RUN = 8;             // voxels along Z that one thread differentiates
 IMN_CONSTANT float LIMIT = 1e9f;      // a mesh with a vertex beyond, or not finite, has no distance
 IMN_CONSTANT int TRIANGLE_FIELDS = 20, BALL_FIELDS = 4, BOUND_FIELDS = 4;
+
+// Faces that a tile's list has room for, so that a group's lists fit into what it shares; with more it is crowded.
+template <typename T>
+IMN_INLINE constexpr int tile_faces() {
+    return sizeof(T) == 4 ? 256 : 128;
+}
 
 template <typename T>
 IMN_INLINE T epsilon_of() {
@@ -153,11 +158,13 @@ IMN_KERNEL_INLINE void find_bounds(Meshes<T> meshes, Bounds<T> bounds, Thread me
     raise_to(bounds.wrong(item), wrong);
 }
 
-// One thread a word of two arrays, which become 0.
-IMN_INLINE void clear_words(IMN_DEVICE int* words, Integer count, IMN_DEVICE int* more, Integer more_count, Thread me) {
+// One thread a word: two arrays and a counter become 0.
+IMN_INLINE void clear_words(IMN_DEVICE int* words, Integer count, IMN_DEVICE int* more, Integer more_count,
+                            IMN_DEVICE int* counter, Thread me) {
     Integer i = me.group * GROUP + me.index;
     if (i < count) words[i] = 0;
     if (i < more_count) more[i] = 0;
+    if (i == 0) *counter = 0;
 }
 
 // Where `prepare` writes, one entry a face of each batch item.
@@ -245,7 +252,9 @@ IMN_KERNEL_INLINE void accumulate_column(IMN_DEVICE int* changes, Integer count,
     for (Integer start = 0; start < size; start += WARP) {
         Integer k = start + me.index % WARP;
         int change = k < size ? changes[i * size + k] : 0;
-        int winding = before + warp_running_sum(change);
+        // Most faces are elsewhere: without a change the count stays what it was.
+        int winding = before;
+        if (!all_of_warp(change == 0)) winding += warp_running_sum(change);
         if (k < size && change != (winding != 0)) changes[i * size + k] = winding != 0;
         before = from_last_lane(winding);
     }
@@ -484,8 +493,8 @@ struct SolveShared {
     NearestOfWarps<T> nearest;
     int box_count, tile_count[WARPS];
     int box[BOX_FACES];
-    int tile[WARPS][TILE_FACES];
-    Quad<T> plane[WARPS][TILE_FACES];
+    int tile[WARPS][tile_faces<T>()];
+    Quad<T> plane[WARPS][tile_faces<T>()];
 };
 
 // One warp's part of that.
@@ -523,7 +532,7 @@ IMN_KERNEL_INLINE Nearest<T> list_tile(Faces<T> faces, const IMN_SHARED int* box
             T squared = dot(offset[k], offset[k]);
             if (!rule.keeps(offset[k], squared)) continue;
             int place = take_next(list.count);
-            if (place >= TILE_FACES) continue;
+            if (place >= tile_faces<T>()) continue;
             list.face[place] = box[n];
             list.plane[place] = plane_of(offset[k], squared, radius, slack);
         }
@@ -564,7 +573,7 @@ IMN_KERNEL_INLINE bool solve_tile(Faces<T> faces, const IMN_SHARED int* box, int
     Nearest<T> middle = list_tile(faces, box, count, tile, slack, lane, list);
     warp_barrier();
     int listed = *list.count;
-    if (listed > TILE_FACES) return false;
+    if (listed > tile_faces<T>()) return false;
     Vec3<T> point[2];
     Nearest<T> mine[2];
     Triangle<T> first = load_triangle(faces.triangles, middle.face);

@@ -220,11 +220,12 @@ def _find_bounds(vertices: torch.Tensor, faces: torch.Tensor, bounds: torch.Tens
     return f"bounds{suffix(vertices)}", groups, vertices, faces, bounds, batch, count, len(faces)
 
 
-def _clear(bounds: torch.Tensor, words: torch.Tensor) -> Launch:
-    """Both become 0; `words` are of 32 bits."""
+def _clear(bounds: torch.Tensor, words: torch.Tensor, counter: torch.Tensor | None = None) -> Launch:
+    """All become 0; `words` and the counter are of 32 bits."""
     count = words.numel()
     bound_words = bounds.numel() * bounds.element_size() // 4
-    return "clear", groups_of(max(count, bound_words)), words, bounds, count, bound_words
+    first = words if counter is None else counter
+    return "clear", groups_of(max(count, bound_words)), words, bounds, first, count, bound_words
 
 
 def _prepare(vertices: torch.Tensor, faces: torch.Tensor, bounds: torch.Tensor) -> tuple[Prepared, Launch]:
@@ -297,8 +298,7 @@ def mesh2sdf(
     crowded_groups = min(8 * tiles, CROWDED_GROUPS)
     kernels.run(
         device,
-        _clear(bounds, face),
-        ("clear", 1, crowded, crowded, 1, 0),
+        _clear(bounds, face, crowded),
         _find_bounds(vertices, faces, bounds),
         preparing,
         *_cross(vertices, faces, bounds, face, normalised=True),

@@ -11,7 +11,7 @@
 extern "C" {
 extern uint32_t imn_block_count[];               // of the running lane, since its turn began
 extern const uint32_t imn_block_instructions[];  // of one run of each block
-extern const uint32_t imn_blocks;
+extern const uint32_t imn_blocks;                // a multiple of CHUNK
 }
 
 namespace shim::counts {
@@ -29,24 +29,37 @@ inline Tally& tally() {
 
 inline void begin_group() { tally().instructions.assign(tally().most.size(), 0); }
 
+constexpr uint32_t CHUNK = 16;  // blocks that are looked at together, as most have not run
+
+inline bool any(const uint32_t* counts) {
+    uint32_t all = 0;
+    for (uint32_t i = 0; i < CHUNK; i++) all |= counts[i];
+    return all != 0;
+}
+
 __attribute__((optimize("O3"))) inline void end_turn(size_t warp) {
     auto& most = tally().most;
     while (most.size() <= warp) most.emplace_back(imn_blocks), tally().instructions.push_back(0);
     uint32_t* of_warp = most[warp].data();
-    uint32_t count = imn_blocks;
-    for (uint32_t b = 0; b < count; b++) {
-        of_warp[b] = of_warp[b] > imn_block_count[b] ? of_warp[b] : imn_block_count[b];
-        imn_block_count[b] = 0;
+    for (uint32_t first = 0; first < imn_blocks; first += CHUNK) {
+        if (!any(imn_block_count + first)) continue;
+        for (uint32_t b = first; b < first + CHUNK; b++) {
+            of_warp[b] = of_warp[b] > imn_block_count[b] ? of_warp[b] : imn_block_count[b];
+            imn_block_count[b] = 0;
+        }
     }
 }
 
-__attribute__((optimize("O3"))) inline void end_segment(size_t first, size_t last) {
-    for (size_t warp = first; warp < last && warp < tally().most.size(); warp++) {
+__attribute__((optimize("O3"))) inline void end_segment(size_t begin, size_t end) {
+    for (size_t warp = begin; warp < end && warp < tally().most.size(); warp++) {
         uint32_t* of_warp = tally().most[warp].data();
-        uint32_t count = imn_blocks, sum = 0;
-        for (uint32_t b = 0; b < count; b++) {
-            sum += of_warp[b] * imn_block_instructions[b];
-            of_warp[b] = 0;
+        uint64_t sum = 0;
+        for (uint32_t first = 0; first < imn_blocks; first += CHUNK) {
+            if (!any(of_warp + first)) continue;
+            for (uint32_t b = first; b < first + CHUNK; b++) {
+                sum += uint64_t(of_warp[b]) * imn_block_instructions[b];
+                of_warp[b] = 0;
+            }
         }
         tally().instructions[warp] += sum;
     }

@@ -23,6 +23,7 @@ struct Fiber {
     Context context;
     std::vector<char> stack;
     State state = READY;
+    int collectives = 0;  // so far
 };
 
 struct Scheduler {
@@ -31,7 +32,7 @@ struct Scheduler {
     std::function<void()> body;
     int current = 0;
     int64_t group = 0;
-    double exchange[1024];  // what collectives pass between lanes
+    double exchange[2][1024];  // what collectives pass between lanes: each other one, as a lane may be one ahead
 };
 
 inline Scheduler& scheduler() {
@@ -72,7 +73,7 @@ inline void run_group(int64_t group, int size, std::function<void()> body) {
     s.group = group, s.body = std::move(body);
     s.fibers.resize(size);
     for (Fiber& fiber : s.fibers) {
-        fiber.stack.resize(STACK), fiber.state = READY;
+        fiber.stack.resize(STACK), fiber.state = READY, fiber.collectives = 0;
         fiber.context.start(fiber.stack, run_fiber);
     }
     counts::begin_group();
@@ -99,12 +100,11 @@ inline int lane() { return scheduler().current % WARP; }
 template <typename T, typename Reduce>
 __attribute__((noinline)) T collective(T value, Reduce reduce) {
     Scheduler& s = scheduler();
-    s.exchange[s.current] = double(value);  // exact for float, double and int
+    double* exchange = s.exchange[s.fibers[s.current].collectives++ % 2];
+    exchange[s.current] = double(value);  // exact for float, double and int
     wait(AT_WARP);
-    T result =
-        reduce(s.exchange + s.current / WARP * WARP, std::min<int>(WARP, s.fibers.size() - s.current / WARP * WARP));
-    wait(AT_WARP);
-    return result;
+    int first = s.current / WARP * WARP;
+    return reduce(exchange + first, std::min<int>(WARP, s.fibers.size() - first));
 }
 
 template <typename... A, size_t... I>
