@@ -34,4 +34,6 @@ def compile_kernels(folder: Path, language: str, name: str, options: Sequence[st
     source, target = folder / f"{language}_{name}.cpp", folder / f"{language}_{name}.so"
     source.write_text(host_source(language, name))
     subprocess.run([*HOST_COMPILER, *options, "-shared", "-fPIC", source, "-o", target], check=True)
-    return HostKernels(target)
+    kernels = HostKernels(target)
+    kernels.FIXED_POINT = language == "cuda"
+    return kernels

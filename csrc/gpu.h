@@ -53,6 +53,24 @@ IMN_INLINE int take_next_of_all(device int* counter) {
     return metal::atomic_fetch_add_explicit(reinterpret_cast<device metal::atomic_int*>(counter), 1,
                                             metal::memory_order_relaxed);
 }
+// Puts `x` where -1 was; returns what was there before.
+IMN_INLINE int take_place(threadgroup int* place, int x) {
+    int found = -1;
+    while (!metal::atomic_compare_exchange_weak_explicit(reinterpret_cast<threadgroup metal::atomic_int*>(place),
+                                                         &found, x, metal::memory_order_relaxed,
+                                                         metal::memory_order_relaxed)) {
+        if (found != -1) return found;
+    }
+    return -1;
+}
+// Metal adds no floats within a group at once: the sum of what was there replaces that, until no other came between.
+IMN_INLINE void add_in_group(threadgroup float* sum, float x) {
+    threadgroup metal::atomic_uint* bits = reinterpret_cast<threadgroup metal::atomic_uint*>(sum);
+    uint found = metal::atomic_load_explicit(bits, metal::memory_order_relaxed);
+    while (!metal::atomic_compare_exchange_weak_explicit(bits, &found, as_type<uint>(as_type<float>(found) + x),
+                                                         metal::memory_order_relaxed, metal::memory_order_relaxed)) {
+    }
+}
 // Makes a value that is not negative at least x; such floats order as their bits do.
 IMN_INLINE void raise_to(device float* value, float x) {
     metal::atomic_fetch_max_explicit(reinterpret_cast<device metal::atomic_uint*>(value), as_type<uint>(x),
@@ -115,6 +133,29 @@ template <typename T>
 __device__ __forceinline__ void add_to(T* sum, T x) {
     atomicAdd(sum, x);
 }
+// A sum in fixed point does not depend on the order of its terms.
+__device__ __forceinline__ void add_to(Integer* sum, Integer x) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(sum), static_cast<unsigned long long>(x));
+}
+template <typename T>
+__device__ __forceinline__ void add_in_group(T* sum, T x) {
+    add_to(sum, x);
+}
+__device__ __forceinline__ int take_place(int* place, int x) { return atomicCAS(place, -1, x); }
+#endif
+
+// How a number becomes a term of a sum: as it is, or in fixed point, in units of 1 / scale.
+template <typename T>
+struct Terms {
+    IMN_INLINE T term(T x) const { return x; }
+};
+
+#if !defined(__METAL_VERSION__)
+struct FixedTerms {
+    const double* scale;
+
+    IMN_INLINE Integer term(float x) const { return Integer(round_even(double(x) * *scale)); }
+};
 #endif
 
 }  // namespace imn

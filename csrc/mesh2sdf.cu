@@ -81,9 +81,21 @@ __global__ void __launch_bounds__(imn::GROUP)
     differentiate(const T* grad, const T* triangles, const Integer* faces, const int* first, T* bounds, const T* sdf,
                   const int* face, T* result, Integer batch, Integer vertex_count, Integer face_count, Integer x,
                   Integer y, Integer z) {
-    imn::differentiate_run(imn::GradientInput<T>{grad, triangles, faces, first, imn::Bounds<T>{bounds}, sdf, face,
-                                                 batch, vertex_count, face_count, Shape{int(x), int(y), int(z)}},
-                           result, here());
+    IMN_SHARED_VARIABLE(imn::GradientShared<T>, shared);
+    imn::differentiate_block(imn::GradientInput<T>{grad, triangles, faces, first, imn::Bounds<T>{bounds}, sdf, face,
+                                                   batch, vertex_count, face_count, Shape{int(x), int(y), int(z)}},
+                             result, imn::Terms<T>{}, here(), &shared);
+}
+
+__global__ void __launch_bounds__(imn::GROUP)
+    differentiate_fixed(const float* grad, const float* triangles, const Integer* faces, const int* first,
+                        float* bounds, const float* sdf, const int* face, Integer* result, const double* scale,
+                        Integer batch, Integer vertex_count, Integer face_count, Integer x, Integer y, Integer z) {
+    IMN_SHARED_VARIABLE(imn::GradientShared<Integer>, shared);
+    imn::differentiate_block(
+        imn::GradientInput<float>{grad, triangles, faces, first, imn::Bounds<float>{bounds}, sdf, face, batch,
+                                  vertex_count, face_count, Shape{int(x), int(y), int(z)}},
+        result, imn::FixedTerms{scale}, here(), &shared);
 }
 
 }  // namespace
@@ -104,3 +116,4 @@ IMN_EXPORT(solve_crowded_float, solve_crowded<float>, imn::GROUP)
 IMN_EXPORT(solve_crowded_double, solve_crowded<double>, imn::GROUP)
 IMN_EXPORT(differentiate_float, differentiate<float>, imn::GROUP)
 IMN_EXPORT(differentiate_double, differentiate<double>, imn::GROUP)
+IMN_EXPORT(differentiate_fixed, differentiate_fixed, imn::GROUP)

@@ -97,8 +97,9 @@ kernel void differentiate_float(const device float* grad, const device float* tr
                                 constant Integer& vertex_count, constant Integer& face_count, constant Integer& x,
                                 constant Integer& y, constant Integer& z, uint group [[threadgroup_position_in_grid]],
                                 uint index [[thread_position_in_threadgroup]]) {
-    imn::differentiate_run(
+    IMN_SHARED_VARIABLE(imn::GradientShared<float>, shared);
+    imn::differentiate_block(
         imn::GradientInput<float>{grad, triangles, faces, first, imn::Bounds<float>{bounds}, sdf, face, batch,
                                   vertex_count, face_count, Shape{int(x), int(y), int(z)}},
-        result, Thread{Integer(group), int(index)});
+        result, imn::Terms<float>{}, Thread{Integer(group), int(index)}, &shared);
 }

@@ -17,13 +17,14 @@ IMN_CONSTANT int BOX_FACES = 1024;    // listed; the tiles of a box with more ar
 IMN_CONSTANT int CELL_FACES = 1024;   // listed at a time
 IMN_CONSTANT int SLOTS = 6;           // faces that a lane keeps in registers at a time
 IMN_CONSTANT int RUN = 8;             // voxels along Z that one thread differentiates
+IMN_CONSTANT int TABLE = 1024;        // vertices that a block's sums have room for
 IMN_CONSTANT float LIMIT = 1e9f;      // a mesh with a vertex beyond, or not finite, has no distance
 IMN_CONSTANT int TRIANGLE_FIELDS = 20, BALL_FIELDS = 4, BOUND_FIELDS = 4;
 
 // Faces that a tile's list has room for, so that a group's lists fit into what it shares; with more it is crowded.
 template <typename T>
 IMN_INLINE constexpr int tile_faces() {
-    return sizeof(T) == 4 ? 256 : 128;
+    return sizeof(T) == 4 ? 192 : 128;
 }
 
 template <typename T>
@@ -582,13 +583,17 @@ IMN_KERNEL_INLINE bool solve_tile(Faces<T> faces, const IMN_SHARED int* box, int
         mine[v] = {squared_distance(first, to_frame(first, point[v])), middle.face};
     }
     for (int m = 0; m < listed; m++) {
+        int face = list.face[m];
+        if (face == middle.face) continue;
         Quad<T> plane = list.plane[m];
-        bool behind = is_behind(plane, point[0] - tile.centre, mine[0].squared) &&
-                      is_behind(plane, point[1] - tile.centre, mine[1].squared);
-        if (all_of_warp(behind)) continue;
-        Triangle<T> t = load_triangle(faces.triangles, list.face[m]);
-        for (int v = 0; v < 2; v++)
-            mine[v] = nearer(mine[v], Nearest<T>{squared_distance(t, to_frame(t, point[v])), list.face[m]});
+        bool behind[2];  // all voxels of each half of the tile
+        for (int v = 0; v < 2; v++) behind[v] = all_of_warp(is_behind(plane, point[v] - tile.centre, mine[v].squared));
+        if (behind[0] && behind[1]) continue;
+        Triangle<T> t = load_triangle(faces.triangles, face);
+        for (int v = 0; v < 2; v++) {
+            if (behind[v]) continue;
+            mine[v] = nearer(mine[v], Nearest<T>{squared_distance(t, to_frame(t, point[v])), face});
+        }
     }
     for (int v = 0; v < 2; v++) put(out, voxel_of(low, lane, v), mine[v]);
     return true;
@@ -755,16 +760,48 @@ struct GradientInput {
     Shape shape;
 };
 
-// Adds a face's sums, one vector a corner in the order of its triangle, to the item's result (V, 3).
-template <typename T>
+// What a group's threads share: sums of a block's gradients for the vertices that it meets. A free place holds -1.
+template <typename S>
+struct GradientShared {
+    int vertex[TABLE];
+    S sum[3 * TABLE];
+};
+
+// Where a vertex's sums are in the table, which it joins; -1 if the places that it may take are taken.
+IMN_KERNEL_INLINE int place_of(IMN_SHARED int* vertices, int vertex) {
+    for (int n = 0; n < 16; n++) {
+        int place = (vertex + n) % TABLE;
+        int found = take_place(vertices + place, vertex);
+        if (found == -1 || found == vertex) return place;
+    }
+    return -1;
+}
+
+// Where sums of an item go: those of a block first, and the item's own (V, 3).
+template <typename S>
+struct Sums {
+    IMN_SHARED GradientShared<S>* block;
+    IMN_DEVICE S* result;
+};
+
+// Adds a face's sums, one vector a corner in the order of its triangle.
+template <typename T, typename S, typename By>
 IMN_KERNEL_INLINE void add_corners(const IMN_LOCAL GradientInput<T>& in, Integer item, Integer face,
-                                   const IMN_LOCAL Vec3<T>* sums, IMN_DEVICE T* result) {
+                                   const IMN_LOCAL Vec3<T>* sums, Sums<S> to, By by) {
     int first = in.first[item * in.face_count + face];
     for (int k = 0; k < 3; k++) {
-        IMN_DEVICE T* to = result + 3 * vertex_of(in.faces, face, (first + k) % 3, in.vertex_count);
-        add_to(to, sums[k].x);
-        add_to(to + 1, sums[k].y);
-        add_to(to + 2, sums[k].z);
+        int vertex = int(vertex_of(in.faces, face, (first + k) % 3, in.vertex_count));
+        int place = place_of(to.block->vertex, vertex);
+        S x = by.term(sums[k].x), y = by.term(sums[k].y), z = by.term(sums[k].z);
+        if (place >= 0) {
+            add_in_group(to.block->sum + 3 * place, x);
+            add_in_group(to.block->sum + 3 * place + 1, y);
+            add_in_group(to.block->sum + 3 * place + 2, z);
+        } else {
+            add_to(to.result + 3 * Integer(vertex), x);
+            add_to(to.result + 3 * Integer(vertex) + 1, y);
+            add_to(to.result + 3 * Integer(vertex) + 2, z);
+        }
     }
 }
 
@@ -792,32 +829,54 @@ IMN_INLINE void add_shares(const IMN_LOCAL Triangle<T>& t, Sample<T> voxel, T ro
     sums[2] = sums[2] + beta.c * pull;
 }
 
-// One thread a run of voxels along Z: adds their shares to the result (B, V, 3), once for each face that it meets.
-template <typename T>
-IMN_KERNEL_INLINE void differentiate_run(GradientInput<T> in, IMN_DEVICE T* result, Thread me) {
+// A run of voxels along Z: adds their shares, once for each face that it meets.
+template <typename T, typename S, typename By>
+IMN_KERNEL_INLINE void differentiate_run(const IMN_LOCAL GradientInput<T>& in, Integer item, Voxel low, Sums<S> to,
+                                         By by) {
     Shape shape = in.shape;
-    Integer runs = (shape.z + RUN - 1) / RUN, i = me.group * GROUP + me.index;
-    Integer row = i / runs, item = row / (Integer(shape.x) * shape.y);
-    if (item >= in.batch) return;
-    int x = int(row / shape.y % shape.x), y = int(row % shape.y), z = int(i % runs) * RUN;
+    Integer row = (item * shape.x + low.x) * shape.y + low.y;
     int met = -1;  // the face that the sums are of
     Vec3<T> sums[3];
     Triangle<T> t;
-    result += 3 * in.vertex_count * item;
-    for (int k = z; k < minimum(z + RUN, shape.z); k++) {
+    for (int k = low.z; k < minimum(low.z + RUN, shape.z); k++) {
         Integer at = row * shape.z + k;
         if (in.grad[at] == T(0)) continue;
         int closest = minimum(maximum(in.face[at], 0), int(in.face_count) - 1);  // nothing is read out of bounds
         if (closest != met) {
-            if (met >= 0) add_corners(in, item, met, sums, result);
+            if (met >= 0) add_corners(in, item, met, sums, to, by);
             met = closest;
             t = load_triangle(in.triangles, item * in.face_count + met);
             for (int c = 0; c < 3; c++) sums[c] = {T(0), T(0), T(0)};
         }
-        Vec3<T> point = {coordinate<T>(2 * x, shape.x), coordinate<T>(2 * y, shape.y), coordinate<T>(2 * k, shape.z)};
+        Vec3<T> point = centre_of<T>(Voxel{low.x, low.y, k}, shape);
         add_shares(t, Sample<T>{point, in.sdf[at], in.grad[at]}, in.bounds.slack(item) / 4, sums);
     }
-    if (met >= 0) add_corners(in, item, met, sums, result);
+    if (met >= 0) add_corners(in, item, met, sums, to, by);
+}
+
+// One group a block of a batch item, each thread two runs in there: what they add up in the block is added to the
+// result (B, V, 3) once for each vertex.
+template <typename T, typename S, typename By>
+IMN_KERNEL_INLINE void differentiate_block(GradientInput<T> in, IMN_DEVICE S* result, By by, Thread me,
+                                           IMN_SHARED GradientShared<S>* shared) {
+    Cubes blocks = {in.shape, BLOCK};
+    Integer item = me.group / blocks.count();
+    Voxel low = blocks.low(me.group % blocks.count());
+    for (int n = me.index; n < TABLE; n += GROUP) {
+        shared->vertex[n] = -1;
+        for (int a = 0; a < 3; a++) shared->sum[3 * n + a] = S(0);
+    }
+    group_barrier();
+    Sums<S> to = {shared, result + 3 * in.vertex_count * item};
+    for (int n = me.index; n < BLOCK * BLOCK * BLOCK / RUN; n += GROUP) {
+        int across = BLOCK / RUN;
+        Voxel first = {low.x + n / (BLOCK * across), low.y + n / across % BLOCK, low.z + n % across * RUN};
+        if (first.x < in.shape.x && first.y < in.shape.y) differentiate_run(in, item, first, to, by);
+    }
+    group_barrier();
+    for (int n = me.index; n < TABLE; n += GROUP)
+        for (int a = 0; a < 3 && shared->vertex[n] >= 0; a++)
+            add_to(to.result + 3 * Integer(shared->vertex[n]) + a, shared->sum[3 * n + a]);
 }
 
 }  // namespace imn

@@ -115,17 +115,38 @@ def test_inside_is_the_cpus_on_the_grids_own_lines(kernels, language, dtype):
         _gpu.voxelize(kernels[language], voxels, faces[:0], [3, 3, 3])
 
 
-@needs_compiler
-def test_a_deterministic_backward_is_the_references(kernels):
-    vertices, faces = bumpy(1, torch.float32)
-    sdf, face = _gpu.mesh2sdf(kernels["cuda"], vertices, faces, (5, 6, 7))
-    arguments = torch.ones_like(sdf), vertices, faces, sdf, face
+@pytest.fixture
+def deterministic():
     torch.use_deterministic_algorithms(True)
-    try:
-        found = _gpu.mesh2sdf_backward(kernels["cuda"], *arguments)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert torch.equal(found, reference.mesh2sdf_backward(*arguments))
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize(("language", "dtype"), CASES)
+def test_deterministic_sums_are_the_references(kernels, projection, language, dtype):
+    """In fixed point in float32 on CUDA, where the order of groups and threads makes no difference to any bit."""
+    vertices, faces = bumpy(1, dtype)
+    sdf, face = _gpu.mesh2sdf(kernels[language], vertices, faces, (18, 6, 7))
+    grad = torch.randn(sdf.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    arguments = grad, vertices, faces, sdf, face
+    found = _gpu.mesh2sdf_backward(kernels[language], *arguments)
+    torch.testing.assert_close(found, reference.mesh2sdf_backward(*arguments), atol=2e-6, rtol=1e-5)
+    features = torch.randn(1, vertices.shape[1], 5, dtype=dtype)
+    order = torch.randperm(vertices.shape[1])
+    for channels_last in (False, True):
+        options = ([3, 4, 5], channels_last)
+        volume = _gpu.splat(projection[language], vertices, features, *options)
+        expected = reference.splat(vertices, features, *options)
+        torch.testing.assert_close(volume, expected)
+        assert volume.stride() == expected.stride()
+        if (language, dtype) == ("cuda", torch.float32):
+            again = _gpu.splat(projection[language], vertices[:, order], features[:, order], *options)
+            assert torch.equal(volume, again)
+    if (language, dtype) == ("cuda", torch.float32):
+        broken = torch.full_like(grad, torch.inf)
+        assert not _gpu.mesh2sdf_backward(kernels[language], broken, *arguments[1:]).isfinite().any()
 
 
 @needs_compiler
@@ -163,6 +184,71 @@ def test_splat_and_gather_are_the_references(projection, language, dtype, channe
         torch.testing.assert_close(found, expected)
         assert found.stride() == expected.stride()
     assert _gpu.splat(host, positions[:0], features[:0], [2, 3, 4]).shape == (0, 37, 2, 3, 4)
+
+
+@pytest.fixture(scope="session")
+def norm(tmp_path_factory):
+    return compile_kernels(tmp_path_factory.mktemp("norm"), "cuda", "instance_norm")
+
+
+NORMED = [(2, 3, 4, 3, 5), (1, 300, 2, 3, 2), (1, 17, 11, 9, 13), (2, 1, 7, 3, 4)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", NORMED)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-10), (torch.bfloat16, 2e-2)]
+)
+@pytest.mark.parametrize("both", [False, True])
+def test_norm_and_its_gradients_are_the_references(norm, shape, dtype, tolerance, both):
+    """Channels with means far from zero; what is stored in bfloat16 is held against float32."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.float64 if dtype == torch.float64 else torch.float32
+    volume, residual, grad = torch.randn(3, *shape, generator=generator).to(dtype)
+    volume = 3 * volume + 10
+    weight, bias = torch.randn(2, shape[1], generator=generator).to(whole)
+    multiplier = 2 * torch.randint(0, 2, shape[:2], generator=generator).to(whole)
+    extra = (residual, multiplier) if both else (None, None)
+    found = _gpu.instance_norm_leaky_relu(norm, volume, weight, bias, *extra, 0.01)
+    wide = [None if each is None else each.to(whole) for each in (volume, weight, bias, *extra)]
+    expected = reference.instance_norm_leaky_relu(*wide, 0.01)
+    assert found[0].dtype == dtype
+    assert found[0].is_contiguous(memory_format=torch.channels_last_3d)
+    close = {"atol": 10 * tolerance, "rtol": tolerance}
+    for own, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(own.to(whole), wanted, **close)
+    saved = (volume, found[0], weight, extra[1], *found[1:])
+    found = _gpu.instance_norm_leaky_relu_backward(norm, grad, *saved, 0.01, both)
+    saved = [None if each is None else each.to(whole) for each in (grad, *saved)]
+    expected = reference.instance_norm_leaky_relu_backward(*saved, 0.01, both)
+    for own, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(own.to(whole), wanted, **close)
+
+
+@needs_compiler
+def test_a_norm_of_nothing_or_of_float16_is_the_references(norm):
+    for volume in (torch.ones(1, 2, 0, 3, 4), torch.randn(1, 2, 3, 3, 4).half()):
+        found = _gpu.instance_norm_leaky_relu(norm, volume, torch.ones(2), torch.zeros(2), None, None, 0.01)
+        assert found[0].shape == volume.shape
+        assert found[0].dtype == volume.dtype
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("own", [False, True])
+def test_neighbour_sums_and_their_gradients_are_the_references(tmp_path_factory, dtype, own):
+    host = compile_kernels(tmp_path_factory.mktemp("graph"), "cuda", "neighbour_sum", ["-O0"])
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 10, (10, 4), generator=generator)
+    weight = torch.randn(10, 4, generator=generator)
+    features = torch.randn(2, 3, 10, 70, generator=generator, dtype=dtype)
+    graph = (index, weight.to(dtype), own)
+    found = _gpu.neighbour_sum(host, features, *graph)
+    torch.testing.assert_close(found, reference.neighbour_sum(features, *graph))
+    found = _gpu.neighbour_sum_backward(host, features, *graph)
+    torch.testing.assert_close(found, reference.neighbour_sum_backward(features, *graph))
+    beyond = (index + 100, *graph[1:])
+    assert _gpu.neighbour_sum(host, features, *beyond).isfinite().all()  # no error, as nothing waits for the device
 
 
 def test_constants_are_the_kernels():

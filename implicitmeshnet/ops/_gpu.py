@@ -8,8 +8,9 @@ import ctypes
 import functools
 import math
 import re
+import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,6 +88,8 @@ class MetalKernels:
 
     MOST_GROUPS = (2**32 - 1) // GROUP
     """Metal counts a grid's threads in 32 bits."""
+    FIXED_POINT = False
+    """Whether there are kernels that add in 64 bits; Metal has no such additions."""
 
     def __init__(self, name: str):
         self.path = CSRC / f"{name}.metal"
@@ -127,6 +130,8 @@ class CudaKernels:
 
     MOST_GROUPS = 2**31 - 1
     """CUDA's limit along a grid's first axis."""
+    FIXED_POINT = True
+    """As of `MetalKernels`."""
 
     def __init__(self, path: Path):
         self.library = ctypes.CDLL(str(path))
@@ -317,24 +322,65 @@ def mesh2sdf_backward(
     sdf: torch.Tensor,
     face: torch.Tensor,
 ) -> torch.Tensor:
-    """Sums by atomic additions, in any order; in the reference's fixed one where torch is to be deterministic."""
-    if torch.are_deterministic_algorithms_enabled():
+    """Sums by atomic additions, in any order; in fixed point where torch is to be deterministic.
+
+    Metal and float64 have no such sums, and run the reference then.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if deterministic and not _sums_in_fixed_point(kernels, vertices):
         return reference.mesh2sdf_backward(grad, vertices, faces, sdf, face)
     check_size(sdf, (len(vertices), *sdf.shape[1:]), "sdf")
     check_size(grad, sdf.shape, "grad")
     check_size(face, sdf.shape, "face")
     vertices = vertices.contiguous()
     faces = faces.contiguous()
-    prepared = prepare(kernels, vertices, faces)
-    result = torch.zeros_like(vertices)
+    grad = grad.contiguous()
+    bounds = _bounds(vertices)
+    prepared, preparing = _prepare(vertices, faces, bounds)
     batch, x, y, z = sdf.shape
-    runs = batch * x * y * -(-z // RUN)
     mesh = (prepared.triangles, faces, prepared.first, prepared.bounds)
     distances = (sdf.contiguous(), face.contiguous())
     sizes = (batch, vertices.shape[1], len(faces), x, y, z)
-    name = f"differentiate{suffix(vertices)}"
-    kernels.run(vertices.device, (name, groups_of(runs), grad.contiguous(), *mesh, *distances, result, *sizes))
+    groups = batch * _cubes((x, y, z), BLOCK)
+
+    def launch(name: str, result: torch.Tensor, *scale: torch.Tensor) -> None:
+        kernels.run(
+            vertices.device,
+            _clear(bounds, prepared.first),
+            _find_bounds(vertices, faces, bounds),
+            preparing,
+            (name, groups, grad, *mesh, *distances, result, *scale, *sizes),
+        )
+
+    if deterministic:
+        return _fixed_point_sum(vertices.shape, grad, x * y * z, lambda *to: launch("differentiate_fixed", *to))
+    result = torch.zeros_like(vertices)
+    launch(f"differentiate{suffix(vertices)}", result)
     return result
+
+
+def _sums_in_fixed_point(kernels: Kernels, values: torch.Tensor) -> bool:
+    return kernels.FIXED_POINT and values.dtype == torch.float32
+
+
+def _fixed_point_sum(
+    size: Sequence[int],
+    values: torch.Tensor,
+    most: int,
+    add: Callable[[torch.Tensor, torch.Tensor], None],
+    layout: torch.memory_format = torch.contiguous_format,
+) -> torch.Tensor:
+    """Sums in float32 that do not depend on the order of their terms, by whole numbers of 64 bits.
+
+    add(sums, scale) adds terms times the scale, a float64, to int64 zeros of a size; each sum has at most `most` terms,
+    none larger than the largest of the values. So a term is right to 2^-60 most of that. NaN where one is not finite.
+    """
+    largest = values.abs().amax() if values.numel() else values.new_zeros(())
+    bits = 61 - max(most, 1).bit_length()
+    scale = torch.ldexp(torch.ones((), dtype=torch.float64, device=values.device), bits - torch.frexp(largest).exponent)
+    sums = torch.empty(size, dtype=torch.int64, device=values.device, memory_format=layout).zero_()
+    add(sums, scale)
+    return torch.where(largest.isfinite(), sums / scale, torch.nan).float()
 
 
 def voxelize(kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -362,20 +408,31 @@ def splat(
     channels_last: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Sums by atomic additions, in any order; in the reference's fixed one where torch is to be deterministic."""
+    """Sums by atomic additions, in any order; in fixed point where torch is to be deterministic.
+
+    Metal and float64 have no such sums, and run the reference then.
+    """
     batch, count, _ = vertices.shape
     check_size(features, (batch, count, features.shape[-1]), "features")
     dtype = dtype or features.dtype
-    if torch.are_deterministic_algorithms_enabled():
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if deterministic and not _sums_in_fixed_point(kernels, vertices):
         return reference.splat(vertices, features, shape, channels_last, dtype)
     vertices = vertices.contiguous()
     features = features.to(vertices.dtype).contiguous()
     layout = reference.memory_format(channels_last)
     size = (batch, features.shape[2], *shape)
-    volume = torch.empty(size, dtype=vertices.dtype, device=vertices.device, memory_format=layout).zero_()
     groups = groups_of(features.numel())
-    name = f"splat{suffix(vertices)}"
-    kernels.run(vertices.device, (name, groups, vertices, features, volume, batch, count, *_layout(volume)))
+
+    def launch(name: str, volume: torch.Tensor, *scale: torch.Tensor) -> None:
+        sizes = (batch, count, *_layout(volume))
+        kernels.run(vertices.device, (name, groups, vertices, features, volume, *scale, *sizes))
+
+    if deterministic:
+        volume = _fixed_point_sum(size, features, count, lambda *to: launch("splat_fixed", *to), layout)
+        return volume.to(dtype)
+    volume = torch.empty(size, dtype=vertices.dtype, device=vertices.device, memory_format=layout).zero_()
+    launch(f"splat{suffix(vertices)}", volume)
     return volume.to(dtype)
 
 
@@ -437,3 +494,172 @@ def splat_backward(
     by_position = position_gradient(kernels, [grad], vertices, features)
     by_features = gather(kernels, [grad], vertices)
     return by_position, by_features.to(features.dtype)
+
+
+PART_VOXELS, MOST_PARTS = 256, 512
+"""Voxels of a part of an item that a group norms, at least, and parts of an item, at most."""
+
+
+class NormCut(NamedTuple):
+    """How the items of a volume are cut for `csrc/instance_norm.cu`, whose kernels take these numbers last."""
+
+    channels: int
+    voxels: int
+    parts: int
+    part: int  # voxels
+
+
+def _norm_cut(volume: torch.Tensor) -> NormCut:
+    voxels = math.prod(volume.shape[2:])
+    parts = min(-(-voxels // PART_VOXELS), MOST_PARTS)
+    part = -(-voxels // parts)
+    return NormCut(volume.shape[1], voxels, -(-voxels // part), part)
+
+
+def _is_normed(volume: torch.Tensor) -> bool:
+    """Whether there are kernels for it: numbers, and not float16."""
+    return volume.numel() > 0 and volume.dtype in (torch.bfloat16, torch.float32, torch.float64)
+
+
+def _channels_last(volume: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return volume.to(dtype).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _bits(number: float) -> int:
+    """A double as the integer of the same bits: kernels take integers and pointers alone."""
+    return struct.unpack("q", struct.pack("d", number))[0]
+
+
+def instance_norm_leaky_relu(
+    kernels: Kernels,
+    volume: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    multiplier: torch.Tensor | None,
+    slope: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `reference.instance_norm_leaky_relu`."""
+    if not _is_normed(volume):
+        return reference.instance_norm_leaky_relu(volume, weight, bias, residual, multiplier, slope)
+    volume = _channels_last(volume, volume.dtype)
+    summand = 0 if residual is None else _channels_last(residual, volume.dtype)
+    factor = 0 if multiplier is None else multiplier.to(weight.dtype).contiguous()
+    weight, bias = weight.contiguous(), bias.contiguous()
+    result = torch.empty_like(volume, memory_format=torch.channels_last_3d)
+    mean = weight.new_empty(volume.shape[:2])
+    scale = torch.empty_like(mean)
+    cut = _norm_cut(volume)
+    means = weight.new_empty(len(volume), cut.parts, cut.channels)
+    squares = torch.empty_like(means)
+    stored = "_bfloat16" if volume.dtype == torch.bfloat16 else suffix(volume)
+    groups = len(volume) * cut.parts
+    coefficients = (weight, bias, factor, mean, scale, _bits(slope))
+    kernels.run(
+        volume.device,
+        (f"moments{stored}", groups, volume, means, squares, *cut),
+        (f"normalise{suffix(weight)}", warp_groups_of(mean.numel()), means, squares, mean, scale, mean.numel(), *cut),
+        (f"activate{stored}", groups, volume, summand, result, *coefficients, *cut),
+    )
+    return result, mean, scale
+
+
+def instance_norm_leaky_relu_backward(
+    kernels: Kernels,
+    grad: torch.Tensor,
+    volume: torch.Tensor,
+    result: torch.Tensor,
+    weight: torch.Tensor,
+    multiplier: torch.Tensor | None,
+    mean: torch.Tensor,
+    scale: torch.Tensor,
+    slope: float,
+    summed: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `reference.instance_norm_leaky_relu_backward`."""
+    if not _is_normed(volume):
+        given = (grad, volume, result, weight, multiplier, mean, scale)
+        return reference.instance_norm_leaky_relu_backward(*given, slope, summed)
+    check_size(grad, volume.shape, "grad")
+    check_size(result, volume.shape, "result")
+    grad, volume, result = (_channels_last(each, volume.dtype) for each in (grad, volume, result))
+    factor = 0 if multiplier is None else multiplier.to(weight.dtype).contiguous()
+    weight, mean, scale = weight.contiguous(), mean.contiguous(), scale.contiguous()
+    by_volume = torch.empty_like(volume, memory_format=torch.channels_last_3d)
+    by_residual = torch.empty_like(by_volume) if summed else volume.new_empty(0)
+    written = by_residual if summed else by_volume  # the gradient by the sum before the activation
+    cut = _norm_cut(volume)
+    sums = weight.new_empty(len(volume), cut.parts, cut.channels)
+    products = torch.empty_like(sums)
+    constant, by_offset = torch.empty_like(mean), torch.empty_like(mean)
+    by_weight = torch.empty_like(mean, dtype=torch.float64)
+    by_bias = torch.empty_like(by_weight)
+    stored = "_bfloat16" if volume.dtype == torch.bfloat16 else suffix(volume)
+    groups, channels = len(volume) * cut.parts, mean.numel()
+    gathered = (by_weight, by_bias, constant, by_offset)
+    kernels.run(
+        volume.device,
+        (f"reduce{stored}", groups, grad, volume, result, written, factor, mean, sums, products, _bits(slope), *cut),
+        (
+            f"gather_sums{suffix(weight)}",
+            warp_groups_of(channels),
+            *(sums, products, weight, scale, *gathered, channels, *cut[:3]),
+        ),
+        (
+            f"differentiate_norm{stored}",
+            groups,
+            *(written, volume, by_volume, weight, mean, scale, constant, by_offset, *cut),
+        ),
+    )
+    return by_volume, by_weight.sum(0).to(weight.dtype), by_bias.sum(0).to(weight.dtype), by_residual
+
+
+class Rows(NamedTuple):
+    """Which channels of the rows of features are summed, and where they go in the rows of the result."""
+
+    channels: int
+    stride: int
+    first: int
+    wide: int
+    start: int
+    own: int  # 1 where the features' first channels are added
+
+
+def _sum_neighbours(
+    kernels: Kernels,
+    features: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    result: torch.Tensor,
+    rows: Rows,
+) -> torch.Tensor:
+    features, index = features.contiguous(), index.contiguous()
+    weight = weight.to(features.dtype).contiguous()
+    count = features.numel() // max(rows.stride, 1)
+    launch = (f"neighbour_sum{suffix(features)}", warp_groups_of(count), features, index, weight, result)
+    kernels.run(features.device, (*launch, count, *index.shape, *rows))
+    return result
+
+
+def neighbour_sum(
+    kernels: Kernels, features: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, own: bool
+) -> torch.Tensor:
+    """See `implicitmeshnet.ops.neighbour_sum`; what is no vertex is moved into range."""
+    stride = features.shape[-1]
+    channels = stride // 2 if own else stride
+    result = features.new_empty(*features.shape[:-1], channels)
+    rows = Rows(channels, stride, stride - channels, channels, 0, int(own))
+    return _sum_neighbours(kernels, features, index, weight, result, rows)
+
+
+def neighbour_sum_backward(
+    kernels: Kernels, grad: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, own: bool
+) -> torch.Tensor:
+    """The gradient by the features of sum(neighbour_sum(features) * grad), the operator being symmetric."""
+    channels = grad.shape[-1]
+    wide = 2 * channels if own else channels
+    result = grad.new_empty(*grad.shape[:-1], wide)
+    if own:
+        result[..., :channels] = grad
+    rows = Rows(channels, channels, 0, wide, wide - channels, 0)
+    return _sum_neighbours(kernels, grad, index, weight, result, rows)

@@ -71,6 +71,13 @@ T atomicAdd(T* sum, T value) {
 }
 
 template <typename T>
+T atomicCAS(T* place, T expected, T value) {
+    T old = *place;
+    if (old == expected) *place = value;
+    return old;
+}
+
+template <typename T>
 T atomicMax(T* most, T value) {
     T old = *most;
     *most = std::max(old, value);
