@@ -12,7 +12,8 @@ the loop that holds two voxels against a face has 107 in nvcc's PTX for sm_90, a
 
 The model: groups start in their order on the SM that is free first, as many at once as --warps allows. A warp issues an
 instruction every --latency cycles at best, and an SM's four schedulers fill the share --issue of their slots, which
-the warps that are there share. A kernel's time is no less than the bytes of its volumes take at --gbytes a second. Between kernels pass --gap microseconds. This is a model, no measurement.
+the warps that are there share. A kernel's time is no less than the bytes of its volumes take at --gbytes a second.
+Between kernels pass --gap microseconds. This is a model, no measurement.
 
 - warp instructions: of all warps of a kernel. median, slowest: of a group's slowest warp; ratio: slowest to median.
 """
@@ -55,9 +56,7 @@ WRITES_FLAGS = ("cmp", "test", "ucomi", "comi", "vucomi", "vcomi", "add", "sub",
 
 def assembly(source: Path) -> list[str]:
     """What g++ makes of the kernels."""
-    run = subprocess.run(
-        [*HOST_COMPILER, *FLAGS, "-S", source, "-o", "-"], capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([*HOST_COMPILER, *FLAGS, "-S", source, "-o", "-"], capture_output=True, text=True, check=True)
     return run.stdout.splitlines()
 
 
@@ -309,7 +308,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the rows there")
     parser.add_argument("--sms", type=at_least(1), default=132, help="multiprocessors; default %(default)s")
     parser.add_argument("--ghz", type=float, default=1.7, help="of their clock; default %(default)s")
-    parser.add_argument("--scale", type=float, default=0.7, help="GPU instructions for one counted; default %(default)s")
+    parser.add_argument(
+        "--scale", type=float, default=0.7, help="GPU instructions for one counted; default %(default)s"
+    )
     parser.add_argument("--latency", type=float, default=4, help="cycles between a warp's instructions; %(default)s")
     parser.add_argument("--issue", type=float, default=0.6, help="share of the issue slots filled; %(default)s")
     parser.add_argument("--warps", type=at_least(8), default=24, help="on an SM at once; default %(default)s")
@@ -320,7 +321,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main():
     options = parse_arguments()
-    wrong = [name for name in ("ghz", "scale", "latency", "issue", "gbytes") if not 0 < getattr(options, name) < math.inf]
+    wrong = [
+        name for name in ("ghz", "scale", "latency", "issue", "gbytes") if not 0 < getattr(options, name) < math.inf
+    ]
     for name in wrong:
         raise InputError(f"--{name}: wanted a number above 0, found {getattr(options, name)}")
     tables = {}

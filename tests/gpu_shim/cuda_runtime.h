@@ -63,25 +63,29 @@ inline float __uint_as_float(unsigned bits) {
     return value;
 }
 
+// By whole numbers of as many bits, so that ThreadSanitizer knows them for atomic.
+template <typename T, typename Change>
+T change_at_once(T* at, Change change) {
+    using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+    Bits* bits = reinterpret_cast<Bits*>(at);
+    Bits found = __atomic_load_n(bits, __ATOMIC_RELAXED);
+    T old = shim_bits<T>(found);
+    while (!__atomic_compare_exchange_n(bits, &found, shim_bits<Bits>(change(old)), false, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED))
+        old = shim_bits<T>(found);
+    return old;
+}
 template <typename T>
 T atomicAdd(T* sum, T value) {
-    T old = *sum;
-    *sum += value;
-    return old;
+    return change_at_once(sum, [=](T old) { return T(old + value); });
 }
-
 template <typename T>
 T atomicCAS(T* place, T expected, T value) {
-    T old = *place;
-    if (old == expected) *place = value;
-    return old;
+    return change_at_once(place, [=](T old) { return old == expected ? value : old; });
 }
-
 template <typename T>
 T atomicMax(T* most, T value) {
-    T old = *most;
-    *most = std::max(old, value);
-    return old;
+    return change_at_once(most, [=](T old) { return std::max(old, value); });
 }
 
 template <typename... A>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -13,6 +14,7 @@
 
 #include "context.h"
 #include "counts.h"
+#include "races.h"
 
 namespace shim {
 
@@ -23,11 +25,13 @@ struct Fiber {
     Context context;
     std::vector<char> stack;
     State state = READY;
-    int collectives = 0;  // so far
+    int collectives = 0, barriers = 0;  // so far
+    races::Strand strand;
 };
 
 struct Scheduler {
     Context main;
+    races::Strand main_strand;
     std::vector<Fiber> fibers;
     std::function<void()> body;
     int current = 0;
@@ -40,14 +44,28 @@ inline Scheduler& scheduler() {
     return instance;
 }
 
+constexpr int GROUP_STARTS = 0, GROUP_ENDS = 1, BARRIERS = 2;  // places of races.h
+
+// The place of a barrier of a fiber's warp or group: each other one, as a fiber may be one ahead.
+inline int place_of(int fiber, State state, int number) {
+    int of = state == AT_GROUP ? 0 : 1 + fiber / WARP;
+    return BARRIERS + 2 * of + number % 2;
+}
+
 __attribute__((noinline)) inline void wait(State state) {
     Scheduler& s = scheduler();
-    Fiber& fiber = s.fibers[s.current];
+    int own = s.current;
+    Fiber& fiber = s.fibers[own];
+    int place = state == DONE ? GROUP_ENDS : place_of(own, state, fiber.barriers++);
     fiber.state = state;
+    races::release(place);
+    races::before_switch(s.main_strand);
     fiber.context.switch_to(s.main);
+    races::acquire(place);
 }
 
 inline void run_fiber() {
+    races::acquire(GROUP_STARTS);
     scheduler().body();
     wait(DONE);
 }
@@ -73,15 +91,19 @@ inline void run_group(int64_t group, int size, std::function<void()> body) {
     s.group = group, s.body = std::move(body);
     s.fibers.resize(size);
     for (Fiber& fiber : s.fibers) {
-        fiber.stack.resize(STACK), fiber.state = READY, fiber.collectives = 0;
+        fiber.stack.resize(STACK), fiber.state = READY, fiber.collectives = fiber.barriers = 0;
+        races::start(fiber.strand);
         fiber.context.start(fiber.stack, run_fiber);
     }
     counts::begin_group();
+    races::name_current(s.main_strand);
+    races::release(GROUP_STARTS);
     for (bool moved = true; moved;) {
         moved = false;
         for (int n = 0; n < size; n++) {
             s.current = group % 2 ? size - 1 - n : n;
             if (s.fibers[s.current].state != READY) continue;
+            races::before_switch(s.fibers[s.current].strand);
             s.main.switch_to(s.fibers[s.current].context);
             counts::end_turn(s.current / WARP);
             moved = true;
@@ -91,6 +113,7 @@ inline void run_group(int64_t group, int size, std::function<void()> body) {
     }
     for (Fiber& fiber : s.fibers)
         if (fiber.state != DONE) std::fprintf(stderr, "a barrier that not all threads reach\n"), std::abort();
+    races::acquire(GROUP_ENDS);
     counts::end_group((size + WARP - 1) / WARP);
 }
 
