@@ -24,7 +24,7 @@ IMN_CONSTANT int TRIANGLE_FIELDS = 20, BALL_FIELDS = 4, BOUND_FIELDS = 4;
 // Faces that a tile's list has room for, so that a group's lists fit into what it shares; with more it is crowded.
 template <typename T>
 IMN_INLINE constexpr int tile_faces() {
-    return sizeof(T) == 4 ? 192 : 128;
+    return sizeof(T) == 4 ? 256 : 128;
 }
 
 template <typename T>
@@ -586,14 +586,12 @@ IMN_KERNEL_INLINE bool solve_tile(Faces<T> faces, const IMN_SHARED int* box, int
         int face = list.face[m];
         if (face == middle.face) continue;
         Quad<T> plane = list.plane[m];
-        bool behind[2];  // all voxels of each half of the tile
-        for (int v = 0; v < 2; v++) behind[v] = all_of_warp(is_behind(plane, point[v] - tile.centre, mine[v].squared));
-        if (behind[0] && behind[1]) continue;
+        bool behind = is_behind(plane, point[0] - tile.centre, mine[0].squared) &&
+                      is_behind(plane, point[1] - tile.centre, mine[1].squared);
+        if (all_of_warp(behind)) continue;
         Triangle<T> t = load_triangle(faces.triangles, face);
-        for (int v = 0; v < 2; v++) {
-            if (behind[v]) continue;
+        for (int v = 0; v < 2; v++)
             mine[v] = nearer(mine[v], Nearest<T>{squared_distance(t, to_frame(t, point[v])), face});
-        }
     }
     for (int v = 0; v < 2; v++) put(out, voxel_of(low, lane, v), mine[v]);
     return true;
