@@ -22,7 +22,7 @@ from implicitmeshnet.script import InputError, run_script
 
 FLAGS = {
     "undefined": ["-O1", "-g", "-fsanitize=undefined,float-cast-overflow", "-fno-sanitize-recover=all"],
-    "thread": ["-O1", "-g", "-fsanitize=thread"],
+    "thread": ["-O2", "-g", "-fsanitize=thread"],
 }
 LIBRARIES = {"undefined": "libubsan.so", "thread": "libtsan.so"}
 SOURCES = ("mesh2sdf", "grid_feature_projection", "instance_norm", "neighbour_sum")

@@ -18,8 +18,8 @@ struct dim3 {
     explicit dim3(unsigned x) : x(x) {}
 };
 
-#define threadIdx (dim3(unsigned(shim::scheduler().current)))
-#define blockIdx (dim3(unsigned(shim::scheduler().group)))
+#define threadIdx (dim3(unsigned(shim::current())))
+#define blockIdx (dim3(unsigned(shim::group())))
 
 inline void __syncthreads() { shim::wait(shim::AT_GROUP); }
 inline void __syncwarp() { shim::wait(shim::AT_WARP); }

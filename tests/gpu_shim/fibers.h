@@ -52,7 +52,7 @@ inline int place_of(int fiber, State state, int number) {
     return BARRIERS + 2 * of + number % 2;
 }
 
-__attribute__((noinline)) inline void wait(State state) {
+SHIM_UNWATCHED __attribute__((noinline)) inline void wait(State state) {
     Scheduler& s = scheduler();
     int own = s.current;
     Fiber& fiber = s.fibers[own];
@@ -64,14 +64,14 @@ __attribute__((noinline)) inline void wait(State state) {
     races::acquire(place);
 }
 
-inline void run_fiber() {
+SHIM_UNWATCHED inline void run_fiber() {
     races::acquire(GROUP_STARTS);
     scheduler().body();
     wait(DONE);
 }
 
 // Lets [begin, end) go on if all of them that are not done wait at `state`.
-inline bool release(int begin, int end, State state) {
+SHIM_UNWATCHED inline bool release(int begin, int end, State state) {
     auto& fibers = scheduler().fibers;
     bool any = false;
     for (int i = begin; i < end; i++) {
@@ -86,7 +86,7 @@ inline bool release(int begin, int end, State state) {
 }
 
 // One group. Threads run in an order that differs from group to group, so that nothing may lean on it.
-inline void run_group(int64_t group, int size, std::function<void()> body) {
+SHIM_UNWATCHED inline void run_group(int64_t group, int size, std::function<void()> body) {
     Scheduler& s = scheduler();
     s.group = group, s.body = std::move(body);
     s.fibers.resize(size);
@@ -117,11 +117,13 @@ inline void run_group(int64_t group, int size, std::function<void()> body) {
     counts::end_group((size + WARP - 1) / WARP);
 }
 
-inline int lane() { return scheduler().current % WARP; }
+SHIM_UNWATCHED inline int current() { return scheduler().current; }
+SHIM_UNWATCHED inline int64_t group() { return scheduler().group; }
+inline int lane() { return current() % WARP; }
 
 // The value that each lane passes, seen by lane `from`.
 template <typename T, typename Reduce>
-__attribute__((noinline)) T collective(T value, Reduce reduce) {
+SHIM_UNWATCHED __attribute__((noinline)) T collective(T value, Reduce reduce) {
     Scheduler& s = scheduler();
     double* exchange = s.exchange[s.fibers[s.current].collectives++ % 2];
     exchange[s.current] = double(value);  // exact for float, double and int

@@ -4,6 +4,8 @@
 
 #if defined(__SANITIZE_THREAD__)
 
+#define SHIM_UNWATCHED __attribute__((no_sanitize("thread")))  // the scheduler's own part
+
 #include <sanitizer/tsan_interface.h>
 
 namespace shim::races {
@@ -28,6 +30,8 @@ inline void acquire(int at) { __tsan_acquire(&place(at)); }
 }  // namespace shim::races
 
 #else
+
+#define SHIM_UNWATCHED
 
 namespace shim::races {
 
