@@ -7,7 +7,7 @@ PYTEST := $(RUN) -m pytest -q -n 2 --dist loadfile
 SOURCES := setup.py pyproject.toml requirements.txt $(wildcard csrc/*)
 KERNELS := $(wildcard csrc/* benchmarks/*.cu tests/gpu_shim/*.h)
 
-.PHONY: demo test check lint install clean
+.PHONY: demo test check lint install sanitize gpu clean
 
 install: $(VENV)/installed
 
@@ -30,6 +30,14 @@ check: lint
 
 test: lint
 	$(PYTEST)
+
+# The GPU kernels on the host under the sanitizers; not part of `make test`.
+sanitize: install
+	$(RUN) benchmarks/sanitize.py
+
+# On a machine with a CUDA GPU and nvcc: builds, tests and times the kernels. Elsewhere it says so, status 2.
+gpu: install
+	$(RUN) benchmarks/gpu.py
 
 demo: install
 	$(RUN) create_phantom_dataset.py --output_dir=demo/phantoms --cases=4 --first_case=901 --overwrite

@@ -81,19 +81,13 @@ def _brute_force_kernel(problem):
     )
     kernels = _gpu.CudaKernels(folder / "brute_force.so")
     vertices, faces = problem.vertices.to(problem.device)[None], problem.faces.to(problem.device)
-    triangles = _gpu.prepare(cuda_kernels, vertices, faces)[0]
+    triangles = _gpu.prepare(cuda_kernels, vertices, faces).triangles
     distance = torch.empty(problem.size**3, device=problem.device)
 
     def compute():
-        kernels.launch(
-            "brute_force",
-            _gpu.groups_of(len(distance)),
-            problem.device,
-            triangles,
-            distance,
-            len(faces),
-            *[problem.size] * 3,
-        )
+        groups = _gpu.groups_of(len(distance))
+        sizes = (len(faces), *[problem.size] * 3)
+        kernels.run(problem.device, ("brute_force", groups, triangles, distance, *sizes))
         return distance
 
     return Row("brute force kernel", compute, problem.pick, False)

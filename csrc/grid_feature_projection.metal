@@ -16,7 +16,7 @@ kernel void splat_float(const device float* vertices, const device float* featur
                         constant Integer& step_z, uint group [[threadgroup_position_in_grid]],
                         uint index [[thread_position_in_threadgroup]]) {
     imn::splat_channel(imn::Vertices<float>{vertices, batch, count}, features, volume,
-                       Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z},
+                       Layout{channels, x, y, z, step_b, step_channel, step_x, step_y, step_z}, imn::Terms<float>{},
                        Thread{Integer(group), int(index)});
 }
 

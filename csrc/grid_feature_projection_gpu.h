@@ -2,21 +2,10 @@
 // come in any layout, as strides; features are (B, V, C), some of a row's channels where a list of volumes is read.
 #pragma once
 
-#include "gpu.h"
+#include "bfloat16.h"
 #include "trilinear.h"
 
 namespace imn {
-
-typedef unsigned short Bfloat16;  // its bits
-
-template <typename T>
-IMN_KERNEL_INLINE T value_of(T x) {
-    return x;
-}
-template <typename T>
-IMN_KERNEL_INLINE T value_of(Bfloat16 x) {
-    return T(bits_to_float(unsigned(x) << 16));
-}
 
 struct Layout {
     Integer channels, x, y, z;                             // sizes
@@ -44,9 +33,9 @@ IMN_INLINE Cell<T> cell_of(const IMN_LOCAL Vertices<T>& vertices, Integer v, Lay
 }
 
 // One thread a channel of a vertex: adds it to the volume around.
-template <typename T>
-IMN_KERNEL_INLINE void splat_channel(Vertices<T> vertices, const IMN_DEVICE T* features, IMN_DEVICE T* volume,
-                                     Layout layout, Thread me) {
+template <typename T, typename S, typename By>
+IMN_KERNEL_INLINE void splat_channel(Vertices<T> vertices, const IMN_DEVICE T* features, IMN_DEVICE S* volume,
+                                     Layout layout, By by, Thread me) {
     Integer i = me.group * GROUP + me.index;
     Integer v = i / layout.channels, channel = i % layout.channels;
     if (v >= vertices.size()) return;
@@ -54,7 +43,7 @@ IMN_KERNEL_INLINE void splat_channel(Vertices<T> vertices, const IMN_DEVICE T* f
     volume += v / vertices.count * layout.step_b + channel * layout.step_channel;
     for (int corner = 0; corner < 8; corner++)
         add_to(volume + cell.offset(corner, layout.step_x, layout.step_y, layout.step_z),
-               cell.weight(corner) * features[i]);
+               by.term(cell.weight(corner) * features[i]));
 }
 
 // One thread a channel of a vertex: interpolates it into result (B, V, row.size).

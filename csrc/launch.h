@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include "run.h"
 
 #ifndef IMN_EXPORT  // the tests run the kernels on the host
 // imn_NAME(arguments, groups, stream): arguments[i] points to the kernel's i-th argument; returns the CUDA error code.

@@ -9,23 +9,38 @@ using imn::Shape;
 using imn::Thread;
 
 [[max_total_threads_per_threadgroup(256)]]
-kernel void prepare_float(const device float* vertices, const device Integer* faces, const device float* slack,
+kernel void clear(device int* words, device int* more, device int* counter, constant Integer& count,
+                  constant Integer& more_count, uint group [[threadgroup_position_in_grid]],
+                  uint index [[thread_position_in_threadgroup]]) {
+    imn::clear_words(words, count, more, more_count, counter, Thread{Integer(group), int(index)});
+}
+
+[[max_total_threads_per_threadgroup(256)]]
+kernel void bounds_float(const device float* vertices, const device Integer* faces, device float* bounds,
+                         constant Integer& batch, constant Integer& vertex_count, constant Integer& face_count,
+                         uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
+    imn::find_bounds(imn::Meshes<float>{vertices, faces, batch, vertex_count, face_count}, imn::Bounds<float>{bounds},
+                     Thread{Integer(group), int(index)});
+}
+
+[[max_total_threads_per_threadgroup(256)]]
+kernel void prepare_float(const device float* vertices, const device Integer* faces, device float* bounds,
                           device float* triangles, device float* balls, device int* first, constant Integer& batch,
                           constant Integer& vertex_count, constant Integer& face_count,
                           uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
-    imn::prepare(imn::Meshes<float>{vertices, faces, batch, vertex_count, face_count}, slack,
+    imn::prepare(imn::Meshes<float>{vertices, faces, batch, vertex_count, face_count}, imn::Bounds<float>{bounds},
                  imn::PreparedOutput<float>{triangles, balls, first}, Thread{Integer(group), int(index)});
 }
 
 [[max_total_threads_per_threadgroup(256)]]
-kernel void cross_faces_float(const device float* vertices, const device Integer* faces, const device float* reach,
+kernel void cross_faces_float(const device float* vertices, const device Integer* faces, device float* bounds,
                               device int* changes, constant Integer& batch, constant Integer& vertex_count,
                               constant Integer& face_count, constant Integer& x, constant Integer& y,
                               constant Integer& z, constant Integer& normalised,
                               uint group [[threadgroup_position_in_grid]],
                               uint index [[thread_position_in_threadgroup]]) {
-    imn::cross_face(imn::Meshes<float>{vertices, faces, batch, vertex_count, face_count}, reach, changes,
-                    imn::WindingGrid{Shape{int(x), int(y), int(z)}, normalised != 0},
+    imn::cross_face(imn::Meshes<float>{vertices, faces, batch, vertex_count, face_count}, imn::Bounds<float>{bounds},
+                    changes, imn::WindingGrid{Shape{int(x), int(y), int(z)}, normalised != 0},
                     Thread{Integer(group), int(index)});
 }
 
@@ -36,24 +51,55 @@ kernel void accumulate(device int* changes, constant Integer& count, constant In
 }
 
 [[max_total_threads_per_threadgroup(256)]]
-kernel void solve_float(const device float* triangles, const device float* balls, const device float* slack,
-                        const device int* valid, device float* sdf, device int* face, constant Integer& face_count,
-                        constant Integer& x, constant Integer& y, constant Integer& z,
-                        uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
-    IMN_SHARED_VARIABLE(imn::Shared<float>, shared);
-    imn::solve_block(imn::Faces<float>{triangles, balls, face_count}, slack, valid,
-                     imn::Output<float>{sdf, face, Shape{int(x), int(y), int(z)}}, Thread{Integer(group), int(index)},
-                     &shared);
+kernel void list_faces_float(const device float* triangles, const device float* balls, device float* bounds,
+                             device int* list, device int* listed, constant Integer& capacity,
+                             constant Integer& face_count, constant Integer& x, constant Integer& y,
+                             constant Integer& z, uint group [[threadgroup_position_in_grid]],
+                             uint index [[thread_position_in_threadgroup]]) {
+    IMN_SHARED_VARIABLE(imn::ListShared<float>, shared);
+    imn::list_block(imn::Faces<float>{triangles, balls, face_count}, imn::Bounds<float>{bounds},
+                    Shape{int(x), int(y), int(z)}, imn::BlockLists{list, listed, int(capacity)},
+                    Thread{Integer(group), int(index)}, &shared);
+}
+
+[[max_total_threads_per_threadgroup(256)]]
+kernel void solve_float(const device float* triangles, const device float* balls, device float* bounds,
+                        device int* list, device int* listed, device int* crowd, device int* crowded, device float* sdf,
+                        device int* face, constant Integer& capacity, constant Integer& face_count, constant Integer& x,
+                        constant Integer& y, constant Integer& z, uint group [[threadgroup_position_in_grid]],
+                        uint index [[thread_position_in_threadgroup]]) {
+    IMN_SHARED_VARIABLE(imn::SolveShared<float>, shared);
+    imn::solve_box(imn::Search<float>{imn::Faces<float>{triangles, balls, face_count}, imn::Bounds<float>{bounds},
+                                      imn::BlockLists{list, listed, int(capacity)}, imn::Crowd{crowd, crowded},
+                                      imn::Output<float>{sdf, face, Shape{int(x), int(y), int(z)}}},
+                   Thread{Integer(group), int(index)}, &shared);
+}
+
+[[max_total_threads_per_threadgroup(256)]]
+kernel void solve_crowded_float(const device float* triangles, const device float* balls, device float* bounds,
+                                device int* list, device int* listed, device int* crowd, device int* crowded,
+                                device float* sdf, device int* face, constant Integer& capacity,
+                                constant Integer& face_count, constant Integer& x, constant Integer& y,
+                                constant Integer& z, constant Integer& groups,
+                                uint group [[threadgroup_position_in_grid]],
+                                uint index [[thread_position_in_threadgroup]]) {
+    IMN_SHARED_VARIABLE(imn::CellShared<float>, shared);
+    imn::solve_crowded(imn::Search<float>{imn::Faces<float>{triangles, balls, face_count}, imn::Bounds<float>{bounds},
+                                          imn::BlockLists{list, listed, int(capacity)}, imn::Crowd{crowd, crowded},
+                                          imn::Output<float>{sdf, face, Shape{int(x), int(y), int(z)}}},
+                       groups, Thread{Integer(group), int(index)}, &shared);
 }
 
 [[max_total_threads_per_threadgroup(256)]]
 kernel void differentiate_float(const device float* grad, const device float* triangles, const device Integer* faces,
-                                const device int* first, const device float* slack, const device float* sdf,
+                                const device int* first, device float* bounds, const device float* sdf,
                                 const device int* face, device float* result, constant Integer& batch,
                                 constant Integer& vertex_count, constant Integer& face_count, constant Integer& x,
                                 constant Integer& y, constant Integer& z, uint group [[threadgroup_position_in_grid]],
                                 uint index [[thread_position_in_threadgroup]]) {
-    imn::differentiate_run(imn::GradientInput<float>{grad, triangles, faces, first, slack, sdf, face, batch,
-                                                     vertex_count, face_count, Shape{int(x), int(y), int(z)}},
-                           result, Thread{Integer(group), int(index)});
+    IMN_SHARED_VARIABLE(imn::GradientShared<float>, shared);
+    imn::differentiate_block(
+        imn::GradientInput<float>{grad, triangles, faces, first, imn::Bounds<float>{bounds}, sdf, face, batch,
+                                  vertex_count, face_count, Shape{int(x), int(y), int(z)}},
+        result, imn::Terms<float>{}, Thread{Integer(group), int(index)}, &shared);
 }

@@ -1,6 +1,8 @@
 // The kernels of mesh2sdf and voxelize, for CUDA and Metal alike: each a function of the thread that runs it. The
-// search descends as on the CPU (mesh2sdf.cpp), by the same rules: a group of threads takes a block of 16^3 voxels,
-// each of its eight warps a box of 8^3, and the warp the eight tiles of 4^3 in there one after the other.
+// search descends as on the CPU (mesh2sdf.cpp), by the same rules. `list_block` lists in global memory the faces that
+// can be the closest somewhere in a block of 16^3 voxels. In `solve_box` a group of threads takes a box of 8^3 and each
+// of its eight warps a tile of 4^3. Tiles that too many faces are left for, as near the medial axis, wait in a queue,
+// and in `solve_crowded` groups take them cell by cell, of 2^3 voxels.
 #pragma once
 
 #include "crossing.h"
@@ -9,11 +11,21 @@
 
 namespace imn {
 
-IMN_CONSTANT int BLOCK = 16, BOX = 8, TILE = 4;  // voxels along what a group, a warp, and a warp at a time work on
-IMN_CONSTANT int BLOCK_FACES = 2048, BOX_FACES = 512;  // listed; where more are kept, the list above goes on
-IMN_CONSTANT int TILE_FACES = 2 * WARP;                // listed at a time
-IMN_CONSTANT int RUN = 8;                              // voxels along Z that one thread differentiates
-IMN_CONSTANT int TRIANGLE_FIELDS = 20, BALL_FIELDS = 4;
+IMN_CONSTANT int BLOCK = 16, BOX = 8, TILE = 4, CELL = 2;  // voxels along
+IMN_CONSTANT int BLOCK_FACES = 8192;  // listed, at most as many bytes as the block's results; beyond, all are read
+IMN_CONSTANT int BOX_FACES = 1024;    // listed; the tiles of a box with more are crowded
+IMN_CONSTANT int CELL_FACES = 1024;   // listed at a time
+IMN_CONSTANT int SLOTS = 6;           // faces that a lane keeps in registers at a time
+IMN_CONSTANT int RUN = 8;             // voxels along Z that one thread differentiates
+IMN_CONSTANT int TABLE = 1024;        // vertices that a block's sums have room for
+IMN_CONSTANT float LIMIT = 1e9f;      // a mesh with a vertex beyond, or not finite, has no distance
+IMN_CONSTANT int TRIANGLE_FIELDS = 20, BALL_FIELDS = 4, BOUND_FIELDS = 4;
+
+// Faces that a tile's list has room for, so that a group's lists fit into what it shares; with more it is crowded.
+template <typename T>
+IMN_INLINE constexpr int tile_faces() {
+    return sizeof(T) == 4 ? 256 : 128;
+}
 
 template <typename T>
 IMN_INLINE T epsilon_of() {
@@ -41,6 +53,12 @@ struct Faces {
     const IMN_DEVICE T* balls;      // (face_count, BALL_FIELDS), likewise
     Integer count;
 };
+
+template <typename T>
+IMN_INLINE Faces<T> of_item(Faces<T> faces, Integer item) {
+    return {faces.triangles + TRIANGLE_FIELDS * faces.count * item, faces.balls + BALL_FIELDS * faces.count * item,
+            faces.count};
+}
 
 // A corner's vertex, clamped so that no index is read out of bounds; the caller marks such meshes as not valid.
 IMN_INLINE Integer vertex_of(const IMN_DEVICE Integer* faces, Integer face, int corner, Integer vertex_count) {
@@ -90,6 +108,66 @@ IMN_INLINE Triangle<T> load_triangle(const IMN_DEVICE T* triangles, Integer face
             {c.y, c.z, c.w}, {d.x, d.y, d.z, d.w}, {e.x, e.y, e.z, e.w}};
 }
 
+// A coordinate's size; what is beyond the limit or no number is 4e9, so that it is seen to be.
+template <typename T>
+IMN_INLINE T size_of(T x) {
+    T size = magnitude(x);
+    return size <= T(LIMIT) ? size : T(4e9);
+}
+
+// What `bounds` finds of each batch item: all 0 before.
+template <typename T>
+struct Bounds {
+    IMN_DEVICE T* of_items;  // (batch, BOUND_FIELDS)
+
+    // The largest coordinate of the vertices in use, that along X and Y, that of all vertices, and 1 if some index is
+    // that of no vertex.
+    IMN_INLINE IMN_DEVICE T* used(Integer item) const { return of_items + BOUND_FIELDS * item; }
+    IMN_INLINE IMN_DEVICE T* used_xy(Integer item) const { return used(item) + 1; }
+    IMN_INLINE IMN_DEVICE T* any(Integer item) const { return used(item) + 2; }
+    IMN_INLINE IMN_DEVICE T* wrong(Integer item) const { return used(item) + 3; }
+
+    // Whether the item has a distance.
+    IMN_INLINE bool valid(Integer item) const { return *any(item) <= T(LIMIT) && *wrong(item) == T(0); }
+    // How wrong rounding can make an offset.
+    IMN_INLINE T slack(Integer item) const { return 32 * epsilon_of<T>() * maximum(*used(item), T(1)); }
+};
+
+// One thread a face and a vertex of a batch item. Items fill whole warps, each of which adds what it found at once.
+template <typename T>
+IMN_KERNEL_INLINE void find_bounds(Meshes<T> meshes, Bounds<T> bounds, Thread me) {
+    Integer rows = (maximum(meshes.face_count, meshes.vertex_count) + WARP - 1) / WARP * WARP;
+    Integer i = me.group * GROUP + me.index;
+    Integer item = i / rows, row = i % rows;
+    if (item >= meshes.batch) return;
+    T used = 0, used_xy = 0, any = 0, wrong = 0;
+    for (int k = 0; k < 3 && row < meshes.face_count; k++) {
+        Integer v = meshes.faces[3 * row + k];
+        if (v < 0 || v >= meshes.vertex_count) wrong = 1;
+        Vec3<T> p = corner_of(meshes, item, row, k);
+        used_xy = maximum(used_xy, maximum(size_of(p.x), size_of(p.y)));
+        used = maximum(used, size_of(p.z));
+    }
+    used = maximum(used, used_xy);
+    for (int k = 0; k < 3 && row < meshes.vertex_count; k++)
+        any = maximum(any, size_of(meshes.vertices[3 * (item * meshes.vertex_count + row) + k]));
+    used = warp_maximum(used), used_xy = warp_maximum(used_xy), any = warp_maximum(any), wrong = warp_maximum(wrong);
+    if (me.index % WARP != 0) return;
+    raise_to(bounds.used(item), used);
+    raise_to(bounds.used_xy(item), used_xy);
+    raise_to(bounds.any(item), any);
+    raise_to(bounds.wrong(item), wrong);
+}
+
+// One thread a word: two arrays and a counter become 0.
+IMN_INLINE void clear_words(IMN_DEVICE int* words, Integer count, IMN_DEVICE int* more, Integer more_count,
+                            IMN_DEVICE int* counter, Thread me) {
+    Integer i = me.group * GROUP + me.index;
+    if (i < count) words[i] = 0;
+    if (i < more_count) more[i] = 0;
+    if (i == 0) *counter = 0;
+}
+
 // Where `prepare` writes, one entry a face of each batch item.
 template <typename T>
 struct PreparedOutput {
@@ -98,9 +176,9 @@ struct PreparedOutput {
     IMN_DEVICE int* first;  // which corner is the triangle's a
 };
 
-// One thread a face of a batch item: its triangle, its ball, whose radius grows by the item's `slack`, and its a.
+// One thread a face of a batch item: its triangle, its ball, whose radius grows by the item's slack, and its a.
 template <typename T>
-IMN_INLINE void prepare(Meshes<T> meshes, const IMN_DEVICE T* slack, PreparedOutput<T> out, Thread me) {
+IMN_INLINE void prepare(Meshes<T> meshes, Bounds<T> bounds, PreparedOutput<T> out, Thread me) {
     Integer i = me.group * GROUP + me.index;
     Integer item = i / meshes.face_count, face = i % meshes.face_count;
     if (item >= meshes.batch) return;
@@ -117,7 +195,7 @@ IMN_INLINE void prepare(Meshes<T> meshes, const IMN_DEVICE T* slack, PreparedOut
     store(to + 12, t.left);
     store(to + 16, t.right);
     store(out.balls + BALL_FIELDS * i, ball.centre);
-    out.balls[BALL_FIELDS * i + 3] = T(ball.radius) + slack[item];
+    out.balls[BALL_FIELDS * i + 3] = T(ball.radius) + bounds.slack(item);
     out.first[i] = a;
 }
 
@@ -137,14 +215,21 @@ IMN_INLINE Fixed snap_vertex(Vec3<T> v, WindingGrid grid, int bits) {
     return {snap(p.x, bits), snap(p.y, bits), p.z};
 }
 
-// One warp a face of a batch item: adds its crossings with the grid's columns to changes (B, X, Y, Z). `reach` (B,).
+// How many voxels from the grid's first its vertices or the grid itself reach along X and Y.
 template <typename T>
-IMN_KERNEL_INLINE void cross_face(Meshes<T> meshes, const IMN_DEVICE T* reach, IMN_DEVICE int* changes,
-                                  WindingGrid grid, Thread me) {
+IMN_INLINE Real reach_of(Bounds<T> bounds, Integer item, WindingGrid grid) {
+    Real largest = Real(maximum(grid.shape.x, grid.shape.y)), used = Real(*bounds.used_xy(item));
+    return maximum(grid.normalised ? (used + 1) * (largest / 2) : used, largest);
+}
+
+// One warp a face of a batch item: adds its crossings with the grid's columns to changes (B, X, Y, Z).
+template <typename T>
+IMN_KERNEL_INLINE void cross_face(Meshes<T> meshes, Bounds<T> bounds, IMN_DEVICE int* changes, WindingGrid grid,
+                                  Thread me) {
     Integer i = me.group * WARPS + me.index / WARP;
     Integer item = i / meshes.face_count, face = i % meshes.face_count;
-    if (item >= meshes.batch) return;
-    int bits = fraction_bits(Real(reach[item]));
+    if (item >= meshes.batch || !bounds.valid(item)) return;  // nothing is inside then
+    int bits = fraction_bits(reach_of(bounds, item, grid));
     Shape shape = grid.shape;
     Fixed corner[3];
     for (int k = 0; k < 3; k++) corner[k] = snap_vertex(corner_of(meshes, item, face, k), grid, bits);
@@ -160,32 +245,30 @@ IMN_KERNEL_INLINE void cross_face(Meshes<T> meshes, const IMN_DEVICE T* reach, I
     }
 }
 
-// One thread a column: changes (B * X * Y, Z) of the winding number -> whether it is not 0.
-IMN_INLINE void accumulate_column(IMN_DEVICE int* changes, Integer count, Integer size, Thread me) {
-    Integer i = me.group * GROUP + me.index;
+// One warp a column: changes (B * X * Y, Z) of the winding number -> whether it is not 0.
+IMN_KERNEL_INLINE void accumulate_column(IMN_DEVICE int* changes, Integer count, Integer size, Thread me) {
+    Integer i = me.group * WARPS + me.index / WARP;
     if (i >= count) return;
-    int winding = 0;
-    for (Integer k = 0; k < size; k++) {
-        int change = changes[i * size + k];
-        winding += change;
-        if (change != (winding != 0)) changes[i * size + k] = winding != 0;
+    int before = 0;
+    for (Integer start = 0; start < size; start += WARP) {
+        Integer k = start + me.index % WARP;
+        int change = k < size ? changes[i * size + k] : 0;
+        // Most faces are elsewhere: without a change the count stays what it was.
+        int winding = before;
+        if (!all_of_warp(change == 0)) winding += warp_running_sum(change);
+        if (k < size && change != (winding != 0)) changes[i * size + k] = winding != 0;
+        before = from_last_lane(winding);
     }
 }
 
 // The face ids still in question: a list, or all.
 struct Candidates {
-    const IMN_SHARED int* list;
+    const IMN_DEVICE int* list;
     int count;
     bool all;
 
     IMN_INLINE int face(int i) const { return all ? i : list[i]; }
 };
-
-// A list that `count` faces were appended to; what it stands for where they did not fit is `above`.
-IMN_INLINE Candidates candidates(const IMN_SHARED int* list, int count, int capacity, Candidates above) {
-    if (count > capacity) return above;
-    return {list, count, false};
-}
 
 template <typename T>
 struct Nearest {
@@ -206,13 +289,15 @@ IMN_KERNEL_INLINE Nearest<T> warp_nearest(Nearest<T> mine) {
 }
 
 // A list of faces that threads append to; more than its capacity are counted, but not listed.
+template <typename Pointer>
 struct FaceList {
-    IMN_SHARED int* face;
+    Pointer face;
     IMN_SHARED int* count;
     int capacity;
 };
 
-IMN_KERNEL_INLINE void append(FaceList list, int face) {
+template <typename Pointer>
+IMN_KERNEL_INLINE void append(FaceList<Pointer> list, int face) {
     int place = take_next(list.count);
     if (place < list.capacity) list.face[place] = face;
 }
@@ -251,14 +336,28 @@ IMN_INLINE Region<T> region(Voxel low, int side, Shape shape) {
         high_x < low.x || high_y < low.y || high_z < low.z};
 }
 
-// What a group's threads share: the nearest ball that each warp found, and the lists of the block, of each warp's box
-// and of each warp's tile.
+// The nearest face that each warp found.
 template <typename T>
-struct Shared {
+struct NearestOfWarps {
     T squared[WARPS];
-    int nearest[WARPS], block_count, box_count[WARPS], tile_count[WARPS];
-    int block[BLOCK_FACES], box[WARPS][BOX_FACES], tile[WARPS][TILE_FACES];
+    int face[WARPS];
 };
+
+// The nearest of all threads. Between two calls stands a barrier of the group.
+template <typename T>
+IMN_KERNEL_INLINE Nearest<T> group_nearest(Nearest<T> mine, Thread me, IMN_SHARED NearestOfWarps<T>* shared) {
+    mine = warp_nearest(mine);
+    if (me.index % WARP == 0) {
+        shared->squared[me.index / WARP] = mine.squared;
+        shared->face[me.index / WARP] = mine.face;
+    }
+    group_barrier();
+    for (int w = 0; w < WARPS; w++) {
+        Nearest<T> other = {shared->squared[w], shared->face[w]};
+        mine = nearer(mine, other);
+    }
+    return mine;
+}
 
 // The ball nearest to a point among this thread's share of the candidates.
 template <typename T>
@@ -285,9 +384,9 @@ IMN_INLINE BallRule<T> ball_rule(const IMN_DEVICE T* balls, Nearest<T> best, Reg
 }
 
 // Appends this thread's share of the candidates that can be the closest somewhere in a region.
-template <typename T>
+template <typename T, typename Pointer>
 IMN_KERNEL_INLINE void keep_balls(const IMN_DEVICE T* balls, Candidates from, Region<T> region, Nearest<T> best,
-                                  Stride mine, FaceList list) {
+                                  Stride mine, FaceList<Pointer> list) {
     BallRule<T> rule = ball_rule(balls, best, region);
     for (int i = mine.start; i < from.count; i += mine.step) {
         int face = from.face(i);
@@ -313,34 +412,133 @@ struct Output {
     IMN_INLINE Integer at(Voxel v) const { return (Integer(v.x) * shape.y + v.y) * shape.z + v.z; }
 };
 
-// A list of faces or, where that did not fit, the list above it, of which `rule` keeps the same faces.
-template <typename T>
-struct FaceFilter {
-    Candidates from;
-    bool all;  // no rule needed
-    BallRule<T> rule;
-    Vec3<T> centre;
+// The grid of a batch cut into cubes of `side` voxels, numbered item by item.
+struct Cubes {
+    Shape shape;
+    int side;
+
+    IMN_INLINE int along(int size) const { return (size + side - 1) / side; }
+    IMN_INLINE Integer count() const { return Integer(along(shape.x)) * along(shape.y) * along(shape.z); }
+    IMN_INLINE Voxel low(Integer cube) const {
+        int y = along(shape.y), z = along(shape.z);
+        return {int(cube / (Integer(y) * z)) * side, int(cube / z % y) * side, int(cube % z) * side};
+    }
+    IMN_INLINE Integer holding(Voxel v) const {
+        return (Integer(v.x / side) * along(shape.y) + v.y / side) * along(shape.z) + v.z / side;
+    }
+};
+
+// The lists of all blocks of the batch, (blocks, capacity), and their lengths, which may be beyond the capacity.
+struct BlockLists {
+    IMN_DEVICE int* face;
+    IMN_DEVICE int* count;
+    int capacity;
+
+    IMN_INLINE Candidates of(Integer block, Integer face_count) const {
+        bool all = count[block] > capacity;
+        return {face + block * capacity, all ? int(face_count) : count[block], all};
+    }
 };
 
 template <typename T>
-IMN_INLINE bool passes(const IMN_LOCAL FaceFilter<T>& filter, const IMN_DEVICE T* balls, int face) {
-    return filter.all || keeps(filter.rule, filter.centre, load_ball(balls, face));
+struct ListShared {
+    NearestOfWarps<T> nearest;
+    int count;
+};
+
+// One group a block of a batch item.
+template <typename T>
+IMN_KERNEL_INLINE void list_block(Faces<T> faces, Bounds<T> bounds, Shape shape, BlockLists lists, Thread me,
+                                  IMN_SHARED ListShared<T>* shared) {
+    Cubes blocks = {shape, BLOCK};
+    Integer item = me.group / blocks.count();
+    if (!bounds.valid(item)) return;
+    faces = of_item(faces, item);
+    Region<T> block = region<T>(blocks.low(me.group % blocks.count()), BLOCK, shape);
+    Candidates all = {lists.face, int(faces.count), true};
+    Stride mine = {me.index, GROUP};
+    if (me.index == 0) shared->count = 0;
+    Nearest<T> best = group_nearest(nearest_ball(faces.balls, all, block.centre, mine), me, &shared->nearest);
+    FaceList<IMN_DEVICE int*> list = {lists.face + me.group * lists.capacity, &shared->count, lists.capacity};
+    keep_balls(faces.balls, all, block, best, mine, list);
+    group_barrier();
+    if (me.index == 0) lists.count[me.group] = shared->count;
 }
 
-// What judges a tile's faces: found by the whole warp, each lane looking at its share.
+// The tiles of the batch that too many faces are left for: numbers of tiles, in any order.
+struct Crowd {
+    IMN_DEVICE int* tile;
+    IMN_DEVICE int* count;
+};
+
+// A face as seen from the middle of a tile: it lies behind the plane across its offset, so no point u from the middle
+// is nearer to it than normal.u + distance, a bound that rounding does not break. See FaceRule.
 template <typename T>
-IMN_KERNEL_INLINE FaceRule<T> tile_rule(Faces<T> faces, const IMN_LOCAL FaceFilter<T>& filter, Region<T> tile, T slack,
-                                        int lane) {
+IMN_INLINE Quad<T> plane_of(Vec3<T> offset, T squared, T radius, T slack) {
+    T length = square_root(squared);
+    T inverse = inverse_or_zero(length);
+    Vec3<T> normal = inverse * offset;
+    return {normal.x, normal.y, normal.z, length - 2 * slack * (T(1) + radius * inverse)};
+}
+
+// Whether a face behind the plane is surely no nearer to u than what was found.
+template <typename T>
+IMN_INLINE bool is_behind(Quad<T> plane, Vec3<T> u, T squared) {
+    T least = plane.x * u.x + plane.y * u.y + plane.z * u.z + plane.w;
+    return least > T(0) && least * least > squared;
+}
+
+// What a group's threads share: the box's list, and each warp's tile's, with planes.
+template <typename T>
+struct SolveShared {
+    NearestOfWarps<T> nearest;
+    int box_count, tile_count[WARPS];
+    int box[BOX_FACES];
+    int tile[WARPS][tile_faces<T>()];
+    Quad<T> plane[WARPS][tile_faces<T>()];
+};
+
+// One warp's part of that.
+template <typename T>
+struct TileList {
+    IMN_SHARED int* face;
+    IMN_SHARED Quad<T>* plane;
+    IMN_SHARED int* count;
+};
+
+// Lists the faces of a box that can be the closest somewhere in a tile, and returns the one closest to its middle. Of
+// as many faces as fit into registers at once the closest joins the rule, and the rule then judges these.
+template <typename T>
+IMN_KERNEL_INLINE Nearest<T> list_tile(Faces<T> faces, const IMN_SHARED int* box, int count, Region<T> tile, T slack,
+                                       int lane, TileList<T> list) {
     Nearest<T> best = {T(3e38), 0x7fffffff};
-    for (int n = lane; n < filter.from.count; n += WARP) {
-        int face = filter.from.face(n);
-        if (!passes(filter, faces.balls, face)) continue;
-        Vec3<T> offset = offset_from(faces.triangles, face, tile.centre);
-        best = nearer(best, Nearest<T>{dot(offset, offset), face});
+    T radius = square_root(dot(tile.half_extent, tile.half_extent));
+    for (int start = 0; start < count; start += SLOTS * WARP) {
+        Vec3<T> offset[SLOTS];
+        Nearest<T> mine = best;
+#pragma unroll
+        for (int k = 0; k < SLOTS; k++) {
+            int n = start + k * WARP + lane;
+            if (n >= count) continue;
+            offset[k] = offset_from(faces.triangles, box[n], tile.centre);
+            mine = nearer(mine, Nearest<T>{dot(offset[k], offset[k]), box[n]});
+        }
+        best = warp_nearest(mine);
+        Vec3<T> nearest = offset_from(faces.triangles, best.face, tile.centre);
+        FaceRule<T> rule = make_face_rule(nearest, best.squared, tile.half_extent, slack);
+#pragma unroll
+        for (int k = 0; k < SLOTS; k++) {
+            int n = start + k * WARP + lane;
+            if (n >= count) continue;
+            T squared = dot(offset[k], offset[k]);
+            if (!rule.keeps(offset[k], squared)) continue;
+            int place = take_next(list.count);
+            if (place >= tile_faces<T>()) continue;
+            list.face[place] = box[n];
+            list.plane[place] = plane_of(offset[k], squared, radius, slack);
+        }
     }
-    best = warp_nearest(best);
-    Vec3<T> offset = offset_from(faces.triangles, best.face, tile.centre);
-    return make_face_rule(offset, best.squared, tile.half_extent, slack);
+    return best;
 }
 
 // The first or second voxel of a lane in a tile.
@@ -348,54 +546,55 @@ IMN_INLINE Voxel voxel_of(Voxel low, int lane, int v) {
     return {low.x + lane / (TILE * TILE) + 2 * v, low.y + lane / TILE % TILE, low.z + lane % TILE};
 }
 
-// A warp's tile: its two voxels a lane against the faces that can be the closest somewhere in the tile, listed a few at
-// a time.
+// A voxel's centre; of one beyond the grid, that of the grid's last.
 template <typename T>
-IMN_KERNEL_INLINE void solve_tile(Faces<T> faces, const IMN_LOCAL FaceFilter<T>& filter, Region<T> tile, Voxel low,
-                                  T slack, int lane, FaceList list, Output<T> out) {
-    Candidates from = filter.from;
-    FaceRule<T> rule = tile_rule(faces, filter, tile, slack, lane);
+IMN_INLINE Vec3<T> centre_of(Voxel v, Shape shape) {
+    return {coordinate<T>(2 * minimum(v.x, shape.x - 1), shape.x),
+            coordinate<T>(2 * minimum(v.y, shape.y - 1), shape.y),
+            coordinate<T>(2 * minimum(v.z, shape.z - 1), shape.z)};
+}
+
+// Writes a voxel's result.
+template <typename T>
+IMN_INLINE void put(Output<T> out, Voxel voxel, Nearest<T> closest) {
+    if (!out.has(voxel)) return;
+    Integer at = out.at(voxel);
+    T distance = square_root(closest.squared);
+    out.sdf[at] = out.face[at] != 0 ? -distance : distance;
+    out.face[at] = closest.face;
+}
+
+// A warp's tile: its two voxels a lane against the faces that can be the closest somewhere in there, the closest to
+// its middle first, and past those that are nearer to none of the voxels than what was found. Whether it was done:
+// false if it is crowded.
+template <typename T>
+IMN_KERNEL_INLINE bool solve_tile(Faces<T> faces, const IMN_SHARED int* box, int count, Voxel low, T slack, int lane,
+                                  TileList<T> list, Output<T> out) {
+    Region<T> tile = region<T>(low, TILE, out.shape);
+    Nearest<T> middle = list_tile(faces, box, count, tile, slack, lane, list);
+    warp_barrier();
+    int listed = *list.count;
+    if (listed > tile_faces<T>()) return false;
     Vec3<T> point[2];
     Nearest<T> mine[2];
+    Triangle<T> first = load_triangle(faces.triangles, middle.face);
     for (int v = 0; v < 2; v++) {
-        Voxel voxel = voxel_of(low, lane, v);
-        point[v] = {coordinate<T>(2 * voxel.x, out.shape.x), coordinate<T>(2 * voxel.y, out.shape.y),
-                    coordinate<T>(2 * voxel.z, out.shape.z)};
-        mine[v] = {T(3e38), 0x7fffffff};
+        point[v] = centre_of<T>(voxel_of(low, lane, v), out.shape);
+        mine[v] = {squared_distance(first, to_frame(first, point[v])), middle.face};
     }
-    if (lane == 0) *list.count = 0;
-    warp_barrier();
-    for (int start = 0; start < from.count; start += WARP) {
-        int n = start + lane;
-        if (n < from.count) {
-            int face = from.face(n);
-            if (passes(filter, faces.balls, face)) {
-                Vec3<T> offset = offset_from(faces.triangles, face, tile.centre);
-                if (rule.keeps(offset, dot(offset, offset))) append(list, face);
-            }
-        }
-        warp_barrier();
-        int listed = *list.count;
-        warp_barrier();
-        // The list goes on until the next WARP faces might not fit.
-        if (listed <= list.capacity - WARP && start + WARP < from.count) continue;
-        for (int m = 0; m < listed; m++) {
-            Triangle<T> t = load_triangle(faces.triangles, list.face[m]);
-            for (int v = 0; v < 2; v++)
-                mine[v] = nearer(mine[v], Nearest<T>{squared_distance(t, to_frame(t, point[v])), list.face[m]});
-        }
-        warp_barrier();
-        if (lane == 0) *list.count = 0;
-        warp_barrier();
+    for (int m = 0; m < listed; m++) {
+        int face = list.face[m];
+        if (face == middle.face) continue;
+        Quad<T> plane = list.plane[m];
+        bool behind = is_behind(plane, point[0] - tile.centre, mine[0].squared) &&
+                      is_behind(plane, point[1] - tile.centre, mine[1].squared);
+        if (all_of_warp(behind)) continue;
+        Triangle<T> t = load_triangle(faces.triangles, face);
+        for (int v = 0; v < 2; v++)
+            mine[v] = nearer(mine[v], Nearest<T>{squared_distance(t, to_frame(t, point[v])), face});
     }
-    for (int v = 0; v < 2; v++) {
-        Voxel voxel = voxel_of(low, lane, v);
-        if (!out.has(voxel)) continue;
-        Integer at = out.at(voxel);
-        T distance = square_root(mine[v].squared);
-        out.sdf[at] = out.face[at] != 0 ? -distance : distance;
-        out.face[at] = mine[v].face;
-    }
+    for (int v = 0; v < 2; v++) put(out, voxel_of(low, lane, v), mine[v]);
+    return true;
 }
 
 // The `part`-th of the eight cubes of `side` voxels that a cube twice as wide is made of.
@@ -403,84 +602,146 @@ IMN_INLINE Voxel octant(Voxel low, int part, int side) {
     return {low.x + (part / 4) * side, low.y + (part / 2 % 2) * side, low.z + (part % 2) * side};
 }
 
-// A warp's box: its list, then tile by tile.
+// Fills a box with NaN, and with face 0.
 template <typename T>
-IMN_KERNEL_INLINE void solve_box(Faces<T> faces, Candidates block, Voxel low, T slack, int warp, int lane,
-                                 IMN_SHARED Shared<T>* shared, Output<T> out) {
-    Region<T> box = region<T>(low, BOX, out.shape);
-    if (box.empty) return;
-    Stride mine = {lane, WARP};
-    Nearest<T> best = warp_nearest(nearest_ball(faces.balls, block, box.centre, mine));
-    FaceList list = {shared->box[warp], &shared->box_count[warp], BOX_FACES};
-    FaceList tile_list = {shared->tile[warp], &shared->tile_count[warp], TILE_FACES};
-    if (lane == 0) *list.count = 0;
-    warp_barrier();
-    keep_balls(faces.balls, block, box, best, mine, list);
-    warp_barrier();
-    int listed = *list.count;
-    FaceFilter<T> filter = {candidates(list.face, listed, BOX_FACES, block), listed <= BOX_FACES,
-                            ball_rule(faces.balls, best, box), box.centre};
-    for (int part = 0; part < 8; part++) {
-        Voxel corner = octant(low, part, TILE);
-        Region<T> tile = region<T>(corner, TILE, out.shape);
-        if (!tile.empty) solve_tile(faces, filter, tile, corner, slack, lane, tile_list, out);
-    }
-}
-
-// Fills a block with NaN, and with face 0.
-template <typename T>
-IMN_KERNEL_INLINE void invalidate_block(Voxel low, int index, Output<T> out) {
-    for (int n = index; n < BLOCK * BLOCK * BLOCK; n += GROUP) {
-        Voxel voxel = {low.x + n / (BLOCK * BLOCK), low.y + n / BLOCK % BLOCK, low.z + n % BLOCK};
+IMN_KERNEL_INLINE void invalidate_box(Voxel low, int index, Output<T> out) {
+    for (int n = index; n < BOX * BOX * BOX; n += GROUP) {
+        Voxel voxel = {low.x + n / (BOX * BOX), low.y + n / BOX % BOX, low.z + n % BOX};
         if (!out.has(voxel)) continue;
         out.sdf[out.at(voxel)] = not_a_number<T>();
         out.face[out.at(voxel)] = 0;
     }
 }
 
-// Lists the faces that can be the closest somewhere in a block, all threads of the group together.
 template <typename T>
-IMN_KERNEL_INLINE Candidates list_block(Faces<T> faces, Region<T> block, Thread me, IMN_SHARED Shared<T>* shared) {
-    int warp = me.index / WARP, lane = me.index % WARP;
-    Candidates all = {shared->block, int(faces.count), true};
-    Stride mine = {me.index, GROUP};
-    Nearest<T> best = warp_nearest(nearest_ball(faces.balls, all, block.centre, mine));
-    if (lane == 0) {
-        shared->squared[warp] = best.squared;
-        shared->nearest[warp] = best.face;
-    }
-    if (me.index == 0) shared->block_count = 0;
-    group_barrier();
-    for (int w = 0; w < WARPS; w++) {
-        Nearest<T> other = {shared->squared[w], shared->nearest[w]};
-        best = nearer(best, other);
-    }
-    keep_balls(faces.balls, all, block, best, mine, FaceList{shared->block, &shared->block_count, BLOCK_FACES});
-    group_barrier();
-    return candidates(shared->block, shared->block_count, BLOCK_FACES, all);
+IMN_INLINE Output<T> of_item(Output<T> out, Integer item) {
+    return {out.sdf + item * out.shape.size(), out.face + item * out.shape.size(), out.shape};
 }
 
-// One group a block of a batch item, one warp a box of it. An item that is not valid gets NaN. `faces` and `out` are
-// those of the whole batch.
+// The search through a batch: what it reads, and where it writes.
 template <typename T>
-IMN_KERNEL_INLINE void solve_block(Faces<T> faces, const IMN_DEVICE T* slacks, const IMN_DEVICE int* valid,
-                                   Output<T> out, Thread me, IMN_SHARED Shared<T>* shared) {
-    int across_y = (out.shape.y + BLOCK - 1) / BLOCK, across_z = (out.shape.z + BLOCK - 1) / BLOCK;
-    int blocks = (out.shape.x + BLOCK - 1) / BLOCK * across_y * across_z;
-    Integer item = me.group / blocks;
-    int block = int(me.group % blocks);
-    Voxel low = {block / (across_y * across_z) * BLOCK, block / across_z % across_y * BLOCK, block % across_z * BLOCK};
-    out.sdf += item * out.shape.size();
-    out.face += item * out.shape.size();
-    if (!valid[item]) {
-        invalidate_block(low, me.index, out);
+struct Search {
+    Faces<T> faces;
+    Bounds<T> bounds;
+    BlockLists lists;
+    Crowd crowd;
+    Output<T> out;
+};
+
+// The faces in question for the block around a voxel.
+template <typename T>
+IMN_INLINE Candidates candidates(const IMN_LOCAL Search<T>& search, Integer item, Voxel low) {
+    Cubes blocks = {search.out.shape, BLOCK};
+    return search.lists.of(item * blocks.count() + blocks.holding(low), search.faces.count);
+}
+
+// One group a box of a batch item, one warp a tile of it. An item that is not valid gets NaN.
+template <typename T>
+IMN_KERNEL_INLINE void solve_box(Search<T> search, Thread me, IMN_SHARED SolveShared<T>* shared) {
+    Cubes boxes = {search.out.shape, BOX}, tiles = {search.out.shape, TILE};
+    Integer item = me.group / boxes.count();
+    Voxel low = boxes.low(me.group % boxes.count());
+    Output<T> out = of_item(search.out, item);
+    if (!search.bounds.valid(item)) {
+        invalidate_box(low, me.index, out);
         return;
     }
-    faces.triangles += TRIANGLE_FIELDS * faces.count * item;
-    faces.balls += BALL_FIELDS * faces.count * item;
-    Candidates left = list_block(faces, region<T>(low, BLOCK, out.shape), me, shared);
+    Faces<T> faces = of_item(search.faces, item);
+    Candidates from = candidates(search, item, low);
+    Region<T> box = region<T>(low, BOX, out.shape);
+    Stride mine = {me.index, GROUP};
     int warp = me.index / WARP, lane = me.index % WARP;
-    solve_box(faces, left, octant(low, warp, BOX), slacks[item], warp, lane, shared, out);
+    if (me.index == 0) shared->box_count = 0;
+    if (lane == 0) shared->tile_count[warp] = 0;
+    Nearest<T> best = group_nearest(nearest_ball(faces.balls, from, box.centre, mine), me, &shared->nearest);
+    keep_balls(faces.balls, from, box, best, mine,
+               FaceList<IMN_SHARED int*>{shared->box, &shared->box_count, BOX_FACES});
+    group_barrier();
+    Voxel corner = octant(low, warp, TILE);
+    if (!out.has(corner)) return;
+    TileList<T> list = {shared->tile[warp], shared->plane[warp], &shared->tile_count[warp]};
+    int count = shared->box_count;
+    T slack = search.bounds.slack(item);
+    if (count <= BOX_FACES && solve_tile(faces, shared->box, count, corner, slack, lane, list, out)) return;
+    if (lane == 0)
+        search.crowd.tile[take_next_of_all(search.crowd.count)] = int(item * tiles.count() + tiles.holding(corner));
+}
+
+// What a group's threads share: the list of its cell, and what each found.
+template <typename T>
+struct CellShared {
+    NearestOfWarps<T> nearest;
+    int count, list[CELL_FACES], face[GROUP];
+    T squared[GROUP];
+};
+
+// One group a cell of a crowded tile after the other, as many as there are. A thread holds one of the cell's voxels
+// against every 32nd of the faces that can be the closest somewhere in there, listed a few at a time.
+template <typename T>
+IMN_KERNEL_INLINE void solve_cell(Search<T> search, Integer cell, Thread me, IMN_SHARED CellShared<T>* shared) {
+    Cubes tiles = {search.out.shape, TILE};
+    Integer tile = search.crowd.tile[cell / 8];
+    Integer item = tile / tiles.count();
+    Output<T> out = of_item(search.out, item);
+    Voxel low = octant(tiles.low(tile % tiles.count()), int(cell % 8), CELL);
+    if (!out.has(low)) return;
+    Faces<T> faces = of_item(search.faces, item);
+    Candidates from = candidates(search, item, low);
+    Region<T> region = imn::region<T>(low, CELL, out.shape);
+    // Among the nearest balls of all threads, the face that is the nearest itself is what others are held against.
+    Nearest<T> best = nearest_ball(faces.balls, from, region.centre, Stride{me.index, GROUP});
+    if (best.face < faces.count) {
+        Vec3<T> offset = offset_from(faces.triangles, best.face, region.centre);
+        best.squared = dot(offset, offset);
+    }
+    if (me.index == 0) shared->count = 0;
+    best = group_nearest(best, me, &shared->nearest);
+    Vec3<T> nearest = offset_from(faces.triangles, best.face, region.centre);
+    FaceRule<T> rule = make_face_rule(nearest, best.squared, region.half_extent, search.bounds.slack(item));
+    Vec3<T> centre = load_ball(faces.balls, best.face).centre, away = centre - region.centre;
+    BallRule<T> ball_rule = make_ball_rule(centre, dot(away, away), region.half_extent);
+    FaceList<IMN_SHARED int*> list = {shared->list, &shared->count, CELL_FACES};
+    Voxel voxel = octant(low, me.index % 8, 1);
+    Vec3<T> point = centre_of<T>(voxel, out.shape);
+    Nearest<T> mine = {T(3e38), 0x7fffffff};
+    for (int start = 0; start < from.count; start += GROUP) {
+        int n = start + me.index;
+        int face = n < from.count ? from.face(n) : 0;
+        if (n < from.count && keeps(ball_rule, region.centre, load_ball(faces.balls, face))) {
+            Vec3<T> offset = offset_from(faces.triangles, face, region.centre);
+            if (rule.keeps(offset, dot(offset, offset))) append(list, face);
+        }
+        group_barrier();
+        int listed = shared->count;
+        group_barrier();
+        // The list goes on until the next GROUP faces might not fit.
+        if (listed <= CELL_FACES - GROUP && start + GROUP < from.count) continue;
+        for (int m = me.index / 8; m < listed; m += GROUP / 8) {
+            Triangle<T> t = load_triangle(faces.triangles, shared->list[m]);
+            mine = nearer(mine, Nearest<T>{squared_distance(t, to_frame(t, point)), shared->list[m]});
+        }
+        group_barrier();
+        if (me.index == 0) shared->count = 0;
+        group_barrier();
+    }
+    shared->squared[me.index] = mine.squared;
+    shared->face[me.index] = mine.face;
+    group_barrier();
+    if (me.index >= 8) return;
+    for (int n = me.index; n < GROUP; n += 8) {
+        Nearest<T> other = {shared->squared[n], shared->face[n]};
+        mine = nearer(mine, other);
+    }
+    put(out, voxel, mine);
+}
+
+template <typename T>
+IMN_KERNEL_INLINE void solve_crowded(Search<T> search, Integer groups, Thread me, IMN_SHARED CellShared<T>* shared) {
+    Integer cells = 8 * Integer(*search.crowd.count);
+    for (Integer cell = me.group; cell < cells; cell += groups) {
+        solve_cell(search, cell, me, shared);
+        group_barrier();  // before the next one writes what this one read
+    }
 }
 
 // What the gradient is made from, of the whole batch. `first` says which corner of each face is its triangle's a.
@@ -490,23 +751,55 @@ struct GradientInput {
     const IMN_DEVICE T* triangles;
     const IMN_DEVICE Integer* faces;
     const IMN_DEVICE int* first;
-    const IMN_DEVICE T* slack;
+    Bounds<T> bounds;
     const IMN_DEVICE T* sdf;
     const IMN_DEVICE int* face;
     Integer batch, vertex_count, face_count;
     Shape shape;
 };
 
-// Adds a face's sums, one vector a corner in the order of its triangle, to the item's result (V, 3).
-template <typename T>
+// What a group's threads share: sums of a block's gradients for the vertices that it meets. A free place holds -1.
+template <typename S>
+struct GradientShared {
+    int vertex[TABLE];
+    S sum[3 * TABLE];
+};
+
+// Where a vertex's sums are in the table, which it joins; -1 if the places that it may take are taken.
+IMN_KERNEL_INLINE int place_of(IMN_SHARED int* vertices, int vertex) {
+    for (int n = 0; n < 16; n++) {
+        int place = (vertex + n) % TABLE;
+        int found = take_place(vertices + place, vertex);
+        if (found == -1 || found == vertex) return place;
+    }
+    return -1;
+}
+
+// Where sums of an item go: those of a block first, and the item's own (V, 3).
+template <typename S>
+struct Sums {
+    IMN_SHARED GradientShared<S>* block;
+    IMN_DEVICE S* result;
+};
+
+// Adds a face's sums, one vector a corner in the order of its triangle.
+template <typename T, typename S, typename By>
 IMN_KERNEL_INLINE void add_corners(const IMN_LOCAL GradientInput<T>& in, Integer item, Integer face,
-                                   const IMN_LOCAL Vec3<T>* sums, IMN_DEVICE T* result) {
+                                   const IMN_LOCAL Vec3<T>* sums, Sums<S> to, By by) {
     int first = in.first[item * in.face_count + face];
     for (int k = 0; k < 3; k++) {
-        IMN_DEVICE T* to = result + 3 * vertex_of(in.faces, face, (first + k) % 3, in.vertex_count);
-        add_to(to, sums[k].x);
-        add_to(to + 1, sums[k].y);
-        add_to(to + 2, sums[k].z);
+        int vertex = int(vertex_of(in.faces, face, (first + k) % 3, in.vertex_count));
+        int place = place_of(to.block->vertex, vertex);
+        S x = by.term(sums[k].x), y = by.term(sums[k].y), z = by.term(sums[k].z);
+        if (place >= 0) {
+            add_in_group(to.block->sum + 3 * place, x);
+            add_in_group(to.block->sum + 3 * place + 1, y);
+            add_in_group(to.block->sum + 3 * place + 2, z);
+        } else {
+            add_to(to.result + 3 * Integer(vertex), x);
+            add_to(to.result + 3 * Integer(vertex) + 1, y);
+            add_to(to.result + 3 * Integer(vertex) + 2, z);
+        }
     }
 }
 
@@ -534,32 +827,54 @@ IMN_INLINE void add_shares(const IMN_LOCAL Triangle<T>& t, Sample<T> voxel, T ro
     sums[2] = sums[2] + beta.c * pull;
 }
 
-// One thread a run of voxels along Z: adds their shares to the result (B, V, 3), once for each face that it meets.
-template <typename T>
-IMN_KERNEL_INLINE void differentiate_run(GradientInput<T> in, IMN_DEVICE T* result, Thread me) {
+// A run of voxels along Z: adds their shares, once for each face that it meets.
+template <typename T, typename S, typename By>
+IMN_KERNEL_INLINE void differentiate_run(const IMN_LOCAL GradientInput<T>& in, Integer item, Voxel low, Sums<S> to,
+                                         By by) {
     Shape shape = in.shape;
-    Integer runs = (shape.z + RUN - 1) / RUN, i = me.group * GROUP + me.index;
-    Integer row = i / runs, item = row / (Integer(shape.x) * shape.y);
-    if (item >= in.batch) return;
-    int x = int(row / shape.y % shape.x), y = int(row % shape.y), z = int(i % runs) * RUN;
+    Integer row = (item * shape.x + low.x) * shape.y + low.y;
     int met = -1;  // the face that the sums are of
     Vec3<T> sums[3];
     Triangle<T> t;
-    result += 3 * in.vertex_count * item;
-    for (int k = z; k < minimum(z + RUN, shape.z); k++) {
+    for (int k = low.z; k < minimum(low.z + RUN, shape.z); k++) {
         Integer at = row * shape.z + k;
         if (in.grad[at] == T(0)) continue;
         int closest = minimum(maximum(in.face[at], 0), int(in.face_count) - 1);  // nothing is read out of bounds
         if (closest != met) {
-            if (met >= 0) add_corners(in, item, met, sums, result);
+            if (met >= 0) add_corners(in, item, met, sums, to, by);
             met = closest;
             t = load_triangle(in.triangles, item * in.face_count + met);
             for (int c = 0; c < 3; c++) sums[c] = {T(0), T(0), T(0)};
         }
-        Vec3<T> point = {coordinate<T>(2 * x, shape.x), coordinate<T>(2 * y, shape.y), coordinate<T>(2 * k, shape.z)};
-        add_shares(t, Sample<T>{point, in.sdf[at], in.grad[at]}, in.slack[item] / 4, sums);
+        Vec3<T> point = centre_of<T>(Voxel{low.x, low.y, k}, shape);
+        add_shares(t, Sample<T>{point, in.sdf[at], in.grad[at]}, in.bounds.slack(item) / 4, sums);
     }
-    if (met >= 0) add_corners(in, item, met, sums, result);
+    if (met >= 0) add_corners(in, item, met, sums, to, by);
+}
+
+// One group a block of a batch item, each thread two runs in there: what they add up in the block is added to the
+// result (B, V, 3) once for each vertex.
+template <typename T, typename S, typename By>
+IMN_KERNEL_INLINE void differentiate_block(GradientInput<T> in, IMN_DEVICE S* result, By by, Thread me,
+                                           IMN_SHARED GradientShared<S>* shared) {
+    Cubes blocks = {in.shape, BLOCK};
+    Integer item = me.group / blocks.count();
+    Voxel low = blocks.low(me.group % blocks.count());
+    for (int n = me.index; n < TABLE; n += GROUP) {
+        shared->vertex[n] = -1;
+        for (int a = 0; a < 3; a++) shared->sum[3 * n + a] = S(0);
+    }
+    group_barrier();
+    Sums<S> to = {shared, result + 3 * in.vertex_count * item};
+    for (int n = me.index; n < BLOCK * BLOCK * BLOCK / RUN; n += GROUP) {
+        int across = BLOCK / RUN;
+        Voxel first = {low.x + n / (BLOCK * across), low.y + n / across % BLOCK, low.z + n % across * RUN};
+        if (first.x < in.shape.x && first.y < in.shape.y) differentiate_run(in, item, first, to, by);
+    }
+    group_barrier();
+    for (int n = me.index; n < TABLE; n += GROUP)
+        for (int a = 0; a < 3 && shared->vertex[n] >= 0; a++)
+            add_to(to.result + 3 * Integer(shared->vertex[n]) + a, shared->sum[3 * n + a]);
 }
 
 }  // namespace imn

@@ -8,9 +8,11 @@ import ctypes
 import functools
 import math
 import re
+import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,14 +24,20 @@ GROUP = 256
 """Threads of every group."""
 WARP = 32
 """Threads of a warp."""
-BLOCK = 16
-"""Voxels along the block that a group finds distances for."""
+BLOCK, BOX, TILE = 16, 8, 4
+"""Voxels along the block that faces are listed for, the box of a group and the tile of a warp."""
+BLOCK_FACES = 8192
+"""Faces that a block's list has room for; beyond, all are read."""
 RUN = 8
 """Voxels along the run that a thread differentiates."""
 TRIANGLE_FIELDS = 20
 """Numbers that stand for a triangle."""
 BALL_FIELDS = 4
 """Numbers that stand for a ball."""
+BOUND_FIELDS = 4
+"""Numbers that bound a batch item."""
+CROWDED_GROUPS = 1024
+"""Groups that share the crowded tiles, however many there are."""
 _PACKAGE = Path(__file__).parents[1]
 CSRC = _PACKAGE / "csrc" if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent / "csrc"
 """The Metal sources: setup.py copies them into an installed package, a checkout has them beside it."""
@@ -71,11 +79,17 @@ def _check_groups(kernel: str, groups: int, limit: int) -> None:
         )
 
 
+Launch = tuple
+"""One start of a kernel: its name, how many groups, and its arguments, tensors and integers."""
+
+
 class MetalKernels:
     """The kernels of one .metal file, on MPS tensors; compiled on first use."""
 
     MOST_GROUPS = (2**32 - 1) // GROUP
     """Metal counts a grid's threads in 32 bits."""
+    FIXED_POINT = False
+    """Whether there are kernels that add in 64 bits; Metal has no such additions."""
 
     def __init__(self, name: str):
         self.path = CSRC / f"{name}.metal"
@@ -103,11 +117,12 @@ class MetalKernels:
         """Whether kernels run on the device."""
         return self.library is not None
 
-    def launch(self, kernel: str, groups: int, device: torch.device, *arguments: torch.Tensor | int) -> None:
-        """Start `groups` groups of a kernel with these tensors and integers; ValueError for more than Metal takes."""
-        _check_groups(kernel, groups, self.MOST_GROUPS)
-        if groups > 0:
-            getattr(self.library, kernel)(*arguments, threads=[groups * GROUP], group_size=[GROUP])
+    def run(self, device: torch.device, *launches: "Launch") -> None:
+        """Start kernels one after the other; ValueError for more groups than Metal takes."""
+        for kernel, groups, *arguments in launches:
+            _check_groups(kernel, groups, self.MOST_GROUPS)
+            if groups > 0:
+                getattr(self.library, kernel)(*arguments, threads=[groups * GROUP], group_size=[GROUP])
 
 
 class CudaKernels:
@@ -115,40 +130,54 @@ class CudaKernels:
 
     MOST_GROUPS = 2**31 - 1
     """CUDA's limit along a grid's first axis."""
+    FIXED_POINT = True
+    """As of `MetalKernels`."""
 
     def __init__(self, path: Path):
         self.library = ctypes.CDLL(str(path))
+        self._entries: dict[str, int] = {}
         self._runs: dict[torch.device, bool] = {}
 
     def usable(self, device: torch.device) -> bool:
         """Whether kernels start on the device, which one that does nothing shows; if not, one warning says why."""
         if device not in self._runs:
             try:
-                self.launch("accumulate", 1, device, 0, 0, 0)
+                self.run(device, ("accumulate", 1, 0, 0, 0))
                 self._runs[device] = True
             except (RuntimeError, AttributeError) as error:  # the driver too old, no code for the device, or not ours
                 _warn_unusable(f"the compiled CUDA kernels do not run on {device} ({error})")
                 self._runs[device] = False
         return self._runs[device]
 
-    def launch(self, kernel: str, groups: int, device: torch.device, *arguments: torch.Tensor | int) -> None:
-        """Start `groups` groups of a kernel with these tensors and integers on the device's current stream.
+    def run(self, device: torch.device, *launches: Launch) -> None:
+        """Start kernels one after the other on the device's current stream, in one call of the library.
 
         ValueError for more groups than CUDA takes, and what torch raises for CUDA's errors. Nothing waits for the
-        kernel.
+        kernels.
         """
-        _check_groups(kernel, groups, self.MOST_GROUPS)
-        if groups == 0:
+        words: list[int] = []  # as `imn_run` of csrc/launch.h takes them; a tensor stands as its address
+        for kernel, groups, *arguments in launches:
+            _check_groups(kernel, groups, self.MOST_GROUPS)
+            if groups > 0:
+                words += (self._entry(kernel), groups, len(arguments))
+                words += [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+        if not words:
             return
-        # cudaLaunchKernel wants a pointer to each argument; a tensor's is its address, so all have 64 bits.
-        values = [ctypes.c_int64(a.data_ptr() if isinstance(a, torch.Tensor) else a) for a in arguments]
-        addresses = [ctypes.addressof(value) for value in values]
-        pointers = (ctypes.c_void_p * len(values))(*addresses)
-        start = getattr(self.library, f"imn_{kernel}")
         with self._current(device) as stream:
-            code = start(pointers, ctypes.c_int64(groups), ctypes.c_void_p(stream))
+            code = self._start((ctypes.c_int64 * len(words))(*words), stream)
         if code:
             torch.cuda.check_error(code)
+
+    def _entry(self, kernel: str) -> int:
+        """The address of the C function that starts a kernel."""
+        if kernel not in self._entries:
+            function = getattr(self.library, f"imn_{kernel}")
+            self._entries[kernel] = ctypes.cast(function, ctypes.c_void_p).value or 0
+        return self._entries[kernel]
+
+    def _start(self, words: ctypes.Array, stream: int) -> int:
+        """Hand launches over; CUDA's error code."""
+        return self.library.imn_run(words, ctypes.c_int64(len(words)), ctypes.c_void_p(stream))
 
     @contextlib.contextmanager
     def _current(self, device: torch.device) -> Iterator[int]:
@@ -175,58 +204,79 @@ def suffix(tensor: torch.Tensor) -> str:
     return _SUFFIX[tensor.dtype]
 
 
-def prepare(
-    kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each item's triangles (B, F, 20), balls (B, F, 4) and first corners (B, F), and the slack (B,) for rounding."""
+class Prepared(NamedTuple):
+    """A batch's meshes as the solver and the gradient read them."""
+
+    triangles: torch.Tensor  # (B, F, 20)
+    balls: torch.Tensor  # (B, F, 4)
+    first: torch.Tensor  # (B, F) int32, which corner is the triangle's first
+    bounds: torch.Tensor  # (B, 4): see csrc/mesh2sdf_gpu.h
+
+
+def _bounds(vertices: torch.Tensor) -> torch.Tensor:
+    """Room for the bounds of each item, not cleared."""
+    return vertices.new_empty(len(vertices), BOUND_FIELDS)
+
+
+def _find_bounds(vertices: torch.Tensor, faces: torch.Tensor, bounds: torch.Tensor) -> Launch:
     batch, count, _ = vertices.shape
-    extent = reference.extent(vertices, _in_range(faces, count))
-    slack = 32 * torch.finfo(vertices.dtype).eps * extent
+    rows = -(-max(count, len(faces)) // WARP) * WARP
+    groups = groups_of(batch * rows)
+    return f"bounds{suffix(vertices)}", groups, vertices, faces, bounds, batch, count, len(faces)
+
+
+def _clear(bounds: torch.Tensor, words: torch.Tensor, counter: torch.Tensor | None = None) -> Launch:
+    """All become 0; `words` and the counter are of 32 bits."""
+    count = words.numel()
+    bound_words = bounds.numel() * bounds.element_size() // 4
+    first = words if counter is None else counter
+    return "clear", groups_of(max(count, bound_words)), words, bounds, first, count, bound_words
+
+
+def _prepare(vertices: torch.Tensor, faces: torch.Tensor, bounds: torch.Tensor) -> tuple[Prepared, Launch]:
+    """Room for a batch's triangles and balls, and what fills it once the bounds are known."""
+    batch, count, _ = vertices.shape
     triangles = vertices.new_empty(batch, len(faces), TRIANGLE_FIELDS)
     balls = vertices.new_empty(batch, len(faces), BALL_FIELDS)
     first = torch.empty(batch, len(faces), dtype=torch.int32, device=vertices.device)
-    meshes, sizes = (vertices, faces), (batch, count, len(faces))
-    groups = groups_of(batch * len(faces))
+    sizes = (batch, count, len(faces))
     name = f"prepare{suffix(vertices)}"
-    kernels.launch(name, groups, vertices.device, *meshes, slack, triangles, balls, first, *sizes)
-    return triangles, balls, first, slack
+    launch = (name, groups_of(batch * len(faces)), vertices, faces, bounds, triangles, balls, first, *sizes)
+    return Prepared(triangles, balls, first, bounds), launch
 
 
-def _in_range(faces: torch.Tensor, vertex_count: int) -> torch.Tensor:
-    """Indices that can be read without a fault, for faces that may be out of range."""
-    return faces.clamp(0, vertex_count - 1)
+def prepare(kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor) -> Prepared:
+    """Each item's triangles and balls."""
+    bounds = _bounds(vertices)
+    prepared, launch = _prepare(vertices, faces, bounds)
+    kernels.run(vertices.device, _clear(bounds, prepared.first), _find_bounds(vertices, faces, bounds), launch)
+    return prepared
 
 
-def _reach(vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int], normalised: bool) -> torch.Tensor:
-    """How many voxels from the grid's first the vertices in use or the grid itself reach along X and Y: (B,)."""
-    used = vertices[:, _in_range(faces, vertices.shape[1]).flatten(), :2].abs()
-    largest = max(shape[:2])
-    voxels = (used + 1) * (largest / 2) if normalised else used
-    return voxels.amax((1, 2)).clamp(min=largest)
-
-
-def _inside(
-    kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int], normalised: bool
-) -> torch.Tensor:
-    """Whether each voxel is inside: int32 (B, X, Y, Z), 0 or 1."""
+def _cross(
+    vertices: torch.Tensor,
+    faces: torch.Tensor,
+    bounds: torch.Tensor,
+    inside: torch.Tensor,
+    normalised: bool,
+) -> list[Launch]:
+    """What makes of zeros (B, X, Y, Z) in int32 whether each voxel is inside."""
     batch, count, _ = vertices.shape
-    device = vertices.device
-    reach = _reach(vertices, faces, shape, normalised)
-    inside = torch.zeros(batch, *shape, dtype=torch.int32, device=device)
+    _, *shape = inside.shape
     groups = warp_groups_of(batch * len(faces))
     name = f"cross_faces{suffix(vertices)}"
     sizes = (batch, count, len(faces), *shape)
-    # First the changes of the winding number along each column, then their sums in place.
-    kernels.launch(name, groups, device, vertices, faces, reach, inside, *sizes, int(normalised))
     columns = batch * shape[0] * shape[1]
-    kernels.launch("accumulate", groups_of(columns), device, inside, columns, shape[2])
-    return inside
+    # First the changes of the winding number along each column, then their sums in place.
+    return [
+        (name, groups, vertices, faces, bounds, inside, *sizes, int(normalised)),
+        ("accumulate", warp_groups_of(columns), inside, columns, shape[2]),
+    ]
 
 
-def _valid(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
-    """Which items (B,) have a distance: faces that are all in range, and vertices within the limit."""
-    in_range = (faces == _in_range(faces, vertices.shape[1])).all()
-    return in_range & (vertices.abs() <= reference.LIMIT).flatten(1).all(1)
+def _cubes(shape: Sequence[int], side: int) -> int:
+    """How many cubes of so many voxels along cover a grid."""
+    return math.prod(-(-n // side) for n in shape)
 
 
 def mesh2sdf(
@@ -237,14 +287,30 @@ def mesh2sdf(
     faces = faces.contiguous()
     if 0 in (len(faces), vertices.shape[1]):
         reference.check_faces(faces, vertices.shape[1])
-    valid = _valid(vertices, faces).int()
-    triangles, balls, _, slack = prepare(kernels, vertices, faces)
-    face = _inside(kernels, vertices, faces, shape, normalised=True)  # the solver replaces it by the closest faces
-    sdf = vertices.new_empty(face.shape)
-    blocks = [-(-n // BLOCK) for n in shape]
-    groups = len(vertices) * math.prod(blocks)
-    name = f"solve{suffix(vertices)}"
-    kernels.launch(name, groups, vertices.device, triangles, balls, slack, valid, sdf, face, len(faces), *shape)
+    batch, device, kind = len(vertices), vertices.device, suffix(vertices)
+    sdf = vertices.new_empty(batch, *shape)
+    face = torch.empty(batch, *shape, dtype=torch.int32, device=device)  # inside or not, until the solver replaces it
+    bounds = _bounds(vertices)
+    prepared, preparing = _prepare(vertices, faces, bounds)
+    blocks, tiles = batch * _cubes(shape, BLOCK), batch * _cubes(shape, TILE)
+    capacity = min(len(faces), BLOCK_FACES)
+    # What the kernels work with: each block's list and its length; the crowded tiles, and how many these are.
+    work = torch.empty(blocks * (capacity + 1) + tiles + 1, dtype=torch.int32, device=device)
+    lists, listed, crowd, crowded = work.split([blocks * capacity, blocks, tiles, 1])
+    mesh = (prepared.triangles, prepared.balls, bounds)
+    sizes = (capacity, len(faces), *shape)
+    search = (*mesh, lists, listed, crowd, crowded, sdf, face, *sizes)
+    crowded_groups = min(8 * tiles, CROWDED_GROUPS)
+    kernels.run(
+        device,
+        _clear(bounds, face, crowded),
+        _find_bounds(vertices, faces, bounds),
+        preparing,
+        *_cross(vertices, faces, bounds, face, normalised=True),
+        (f"list_faces{kind}", blocks, *mesh, lists, listed, *sizes),
+        (f"solve{kind}", batch * _cubes(shape, BOX), *search),
+        (f"solve_crowded{kind}", crowded_groups, *search, crowded_groups),
+    )
     return sdf, face
 
 
@@ -256,31 +322,82 @@ def mesh2sdf_backward(
     sdf: torch.Tensor,
     face: torch.Tensor,
 ) -> torch.Tensor:
-    """Sums by atomic additions, in any order; in the reference's fixed one where torch is to be deterministic."""
-    if torch.are_deterministic_algorithms_enabled():
+    """Sums by atomic additions, in any order; in fixed point where torch is to be deterministic.
+
+    Metal and float64 have no such sums, and run the reference then.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if deterministic and not _sums_in_fixed_point(kernels, vertices):
         return reference.mesh2sdf_backward(grad, vertices, faces, sdf, face)
     check_size(sdf, (len(vertices), *sdf.shape[1:]), "sdf")
     check_size(grad, sdf.shape, "grad")
     check_size(face, sdf.shape, "face")
     vertices = vertices.contiguous()
     faces = faces.contiguous()
-    triangles, _, first, slack = prepare(kernels, vertices, faces)
-    result = torch.zeros_like(vertices)
+    grad = grad.contiguous()
+    bounds = _bounds(vertices)
+    prepared, preparing = _prepare(vertices, faces, bounds)
     batch, x, y, z = sdf.shape
-    runs = batch * x * y * -(-z // RUN)
-    mesh = (triangles, faces, first, slack)
+    mesh = (prepared.triangles, faces, prepared.first, prepared.bounds)
     distances = (sdf.contiguous(), face.contiguous())
     sizes = (batch, vertices.shape[1], len(faces), x, y, z)
-    name = f"differentiate{suffix(vertices)}"
-    kernels.launch(name, groups_of(runs), vertices.device, grad.contiguous(), *mesh, *distances, result, *sizes)
+    groups = batch * _cubes((x, y, z), BLOCK)
+
+    def launch(name: str, result: torch.Tensor, *scale: torch.Tensor) -> None:
+        kernels.run(
+            vertices.device,
+            _clear(bounds, prepared.first),
+            _find_bounds(vertices, faces, bounds),
+            preparing,
+            (name, groups, grad, *mesh, *distances, result, *scale, *sizes),
+        )
+
+    if deterministic:
+        return _fixed_point_sum(vertices.shape, grad, x * y * z, lambda *to: launch("differentiate_fixed", *to))
+    result = torch.zeros_like(vertices)
+    launch(f"differentiate{suffix(vertices)}", result)
     return result
 
 
+def _sums_in_fixed_point(kernels: Kernels, values: torch.Tensor) -> bool:
+    return kernels.FIXED_POINT and values.dtype == torch.float32
+
+
+def _fixed_point_sum(
+    size: Sequence[int],
+    values: torch.Tensor,
+    most: int,
+    add: Callable[[torch.Tensor, torch.Tensor], None],
+    layout: torch.memory_format = torch.contiguous_format,
+) -> torch.Tensor:
+    """Sums in float32 that do not depend on the order of their terms, by whole numbers of 64 bits.
+
+    add(sums, scale) adds terms times the scale, a float64, to int64 zeros of a size; each sum has at most `most` terms,
+    none larger than the largest of the values. So a term is right to 2^-60 most of that. NaN where one is not finite.
+    """
+    largest = values.abs().amax() if values.numel() else values.new_zeros(())
+    bits = 61 - max(most, 1).bit_length()
+    scale = torch.ldexp(torch.ones((), dtype=torch.float64, device=values.device), bits - torch.frexp(largest).exponent)
+    sums = torch.empty(size, dtype=torch.int64, device=values.device, memory_format=layout).zero_()
+    add(sums, scale)
+    return torch.where(largest.isfinite(), sums / scale, torch.nan).float()
+
+
 def voxelize(kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """See `implicitmeshnet.ops.voxelize`."""
-    reference.check_faces(faces, len(vertices))
-    batch = vertices.contiguous()[None]
-    return _inside(kernels, batch, faces.contiguous(), shape, normalised=False)[0].bool()
+    """See `implicitmeshnet.ops.voxelize`. Nothing waits for the device: nothing is inside where the CPU would raise."""
+    vertices = vertices.contiguous()[None]
+    faces = faces.contiguous()
+    if 0 in (len(faces), vertices.shape[1]):
+        reference.check_faces(faces, vertices.shape[1])
+    bounds = _bounds(vertices)
+    inside = torch.empty(1, *shape, dtype=torch.int32, device=vertices.device)
+    kernels.run(
+        vertices.device,
+        _clear(bounds, inside),
+        _find_bounds(vertices, faces, bounds),
+        *_cross(vertices, faces, bounds, inside, normalised=False),
+    )
+    return inside[0].bool()
 
 
 def splat(
@@ -291,20 +408,31 @@ def splat(
     channels_last: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Sums by atomic additions, in any order; in the reference's fixed one where torch is to be deterministic."""
+    """Sums by atomic additions, in any order; in fixed point where torch is to be deterministic.
+
+    Metal and float64 have no such sums, and run the reference then.
+    """
     batch, count, _ = vertices.shape
     check_size(features, (batch, count, features.shape[-1]), "features")
     dtype = dtype or features.dtype
-    if torch.are_deterministic_algorithms_enabled():
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if deterministic and not _sums_in_fixed_point(kernels, vertices):
         return reference.splat(vertices, features, shape, channels_last, dtype)
     vertices = vertices.contiguous()
     features = features.to(vertices.dtype).contiguous()
     layout = reference.memory_format(channels_last)
     size = (batch, features.shape[2], *shape)
-    volume = torch.empty(size, dtype=vertices.dtype, device=vertices.device, memory_format=layout).zero_()
     groups = groups_of(features.numel())
-    name = f"splat{suffix(vertices)}"
-    kernels.launch(name, groups, vertices.device, vertices, features, volume, batch, count, *_layout(volume))
+
+    def launch(name: str, volume: torch.Tensor, *scale: torch.Tensor) -> None:
+        sizes = (batch, count, *_layout(volume))
+        kernels.run(vertices.device, (name, groups, vertices, features, volume, *scale, *sizes))
+
+    if deterministic:
+        volume = _fixed_point_sum(size, features, count, lambda *to: launch("splat_fixed", *to), layout)
+        return volume.to(dtype)
+    volume = torch.empty(size, dtype=vertices.dtype, device=vertices.device, memory_format=layout).zero_()
+    launch(f"splat{suffix(vertices)}", volume)
     return volume.to(dtype)
 
 
@@ -332,7 +460,7 @@ def gather(kernels: Kernels, volumes: Sequence[torch.Tensor], vertices: torch.Te
         values, name = _readable(volume, vertices)
         groups = groups_of(batch * count * volume.shape[1])
         sizes = (batch, count, row, first, *_layout(values))
-        kernels.launch(f"gather{name}", groups, vertices.device, values, vertices, result, *sizes)
+        kernels.run(vertices.device, (f"gather{name}", groups, values, vertices, result, *sizes))
         first += volume.shape[1]
     return result
 
@@ -354,7 +482,7 @@ def position_gradient(
         values, name = _readable(volume, vertices)
         name = f"position_gradient{name}"
         sizes = (batch, count, row, first, *_layout(values))
-        kernels.launch(name, groups, vertices.device, values, vertices, features, result, *sizes)
+        kernels.run(vertices.device, (name, groups, values, vertices, features, result, *sizes))
         first += volume.shape[1]
     return result
 
@@ -366,3 +494,172 @@ def splat_backward(
     by_position = position_gradient(kernels, [grad], vertices, features)
     by_features = gather(kernels, [grad], vertices)
     return by_position, by_features.to(features.dtype)
+
+
+PART_VOXELS, MOST_PARTS = 256, 512
+"""Voxels of a part of an item that a group norms, at least, and parts of an item, at most."""
+
+
+class NormCut(NamedTuple):
+    """How the items of a volume are cut for `csrc/instance_norm.cu`, whose kernels take these numbers last."""
+
+    channels: int
+    voxels: int
+    parts: int
+    part: int  # voxels
+
+
+def _norm_cut(volume: torch.Tensor) -> NormCut:
+    voxels = math.prod(volume.shape[2:])
+    parts = min(-(-voxels // PART_VOXELS), MOST_PARTS)
+    part = -(-voxels // parts)
+    return NormCut(volume.shape[1], voxels, -(-voxels // part), part)
+
+
+def _is_normed(volume: torch.Tensor) -> bool:
+    """Whether there are kernels for it: numbers, and not float16."""
+    return volume.numel() > 0 and volume.dtype in (torch.bfloat16, torch.float32, torch.float64)
+
+
+def _channels_last(volume: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return volume.to(dtype).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _bits(number: float) -> int:
+    """A double as the integer of the same bits: kernels take integers and pointers alone."""
+    return struct.unpack("q", struct.pack("d", number))[0]
+
+
+def instance_norm_leaky_relu(
+    kernels: Kernels,
+    volume: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    multiplier: torch.Tensor | None,
+    slope: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `reference.instance_norm_leaky_relu`."""
+    if not _is_normed(volume):
+        return reference.instance_norm_leaky_relu(volume, weight, bias, residual, multiplier, slope)
+    volume = _channels_last(volume, volume.dtype)
+    summand = 0 if residual is None else _channels_last(residual, volume.dtype)
+    factor = 0 if multiplier is None else multiplier.to(weight.dtype).contiguous()
+    weight, bias = weight.contiguous(), bias.contiguous()
+    result = torch.empty_like(volume, memory_format=torch.channels_last_3d)
+    mean = weight.new_empty(volume.shape[:2])
+    scale = torch.empty_like(mean)
+    cut = _norm_cut(volume)
+    means = weight.new_empty(len(volume), cut.parts, cut.channels)
+    squares = torch.empty_like(means)
+    stored = "_bfloat16" if volume.dtype == torch.bfloat16 else suffix(volume)
+    groups = len(volume) * cut.parts
+    coefficients = (weight, bias, factor, mean, scale, _bits(slope))
+    kernels.run(
+        volume.device,
+        (f"moments{stored}", groups, volume, means, squares, *cut),
+        (f"normalise{suffix(weight)}", warp_groups_of(mean.numel()), means, squares, mean, scale, mean.numel(), *cut),
+        (f"activate{stored}", groups, volume, summand, result, *coefficients, *cut),
+    )
+    return result, mean, scale
+
+
+def instance_norm_leaky_relu_backward(
+    kernels: Kernels,
+    grad: torch.Tensor,
+    volume: torch.Tensor,
+    result: torch.Tensor,
+    weight: torch.Tensor,
+    multiplier: torch.Tensor | None,
+    mean: torch.Tensor,
+    scale: torch.Tensor,
+    slope: float,
+    summed: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `reference.instance_norm_leaky_relu_backward`."""
+    if not _is_normed(volume):
+        given = (grad, volume, result, weight, multiplier, mean, scale)
+        return reference.instance_norm_leaky_relu_backward(*given, slope, summed)
+    check_size(grad, volume.shape, "grad")
+    check_size(result, volume.shape, "result")
+    grad, volume, result = (_channels_last(each, volume.dtype) for each in (grad, volume, result))
+    factor = 0 if multiplier is None else multiplier.to(weight.dtype).contiguous()
+    weight, mean, scale = weight.contiguous(), mean.contiguous(), scale.contiguous()
+    by_volume = torch.empty_like(volume, memory_format=torch.channels_last_3d)
+    by_residual = torch.empty_like(by_volume) if summed else volume.new_empty(0)
+    written = by_residual if summed else by_volume  # the gradient by the sum before the activation
+    cut = _norm_cut(volume)
+    sums = weight.new_empty(len(volume), cut.parts, cut.channels)
+    products = torch.empty_like(sums)
+    constant, by_offset = torch.empty_like(mean), torch.empty_like(mean)
+    by_weight = torch.empty_like(mean, dtype=torch.float64)
+    by_bias = torch.empty_like(by_weight)
+    stored = "_bfloat16" if volume.dtype == torch.bfloat16 else suffix(volume)
+    groups, channels = len(volume) * cut.parts, mean.numel()
+    gathered = (by_weight, by_bias, constant, by_offset)
+    kernels.run(
+        volume.device,
+        (f"reduce{stored}", groups, grad, volume, result, written, factor, mean, sums, products, _bits(slope), *cut),
+        (
+            f"gather_sums{suffix(weight)}",
+            warp_groups_of(channels),
+            *(sums, products, weight, scale, *gathered, channels, *cut[:3]),
+        ),
+        (
+            f"differentiate_norm{stored}",
+            groups,
+            *(written, volume, by_volume, weight, mean, scale, constant, by_offset, *cut),
+        ),
+    )
+    return by_volume, by_weight.sum(0).to(weight.dtype), by_bias.sum(0).to(weight.dtype), by_residual
+
+
+class Rows(NamedTuple):
+    """Which channels of the rows of features are summed, and where they go in the rows of the result."""
+
+    channels: int
+    stride: int
+    first: int
+    wide: int
+    start: int
+    own: int  # 1 where the features' first channels are added
+
+
+def _sum_neighbours(
+    kernels: Kernels,
+    features: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    result: torch.Tensor,
+    rows: Rows,
+) -> torch.Tensor:
+    features, index = features.contiguous(), index.contiguous()
+    weight = weight.to(features.dtype).contiguous()
+    count = features.numel() // max(rows.stride, 1)
+    launch = (f"neighbour_sum{suffix(features)}", warp_groups_of(count), features, index, weight, result)
+    kernels.run(features.device, (*launch, count, *index.shape, *rows))
+    return result
+
+
+def neighbour_sum(
+    kernels: Kernels, features: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, own: bool
+) -> torch.Tensor:
+    """See `implicitmeshnet.ops.neighbour_sum`; what is no vertex is moved into range."""
+    stride = features.shape[-1]
+    channels = stride // 2 if own else stride
+    result = features.new_empty(*features.shape[:-1], channels)
+    rows = Rows(channels, stride, stride - channels, channels, 0, int(own))
+    return _sum_neighbours(kernels, features, index, weight, result, rows)
+
+
+def neighbour_sum_backward(
+    kernels: Kernels, grad: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, own: bool
+) -> torch.Tensor:
+    """The gradient by the features of sum(neighbour_sum(features) * grad), the operator being symmetric."""
+    channels = grad.shape[-1]
+    wide = 2 * channels if own else channels
+    result = grad.new_empty(*grad.shape[:-1], wide)
+    if own:
+        result[..., :channels] = grad
+    rows = Rows(channels, channels, 0, wide, wide - channels, 0)
+    return _sum_neighbours(kernels, grad, index, weight, result, rows)

@@ -106,8 +106,8 @@ _metal_kernels = functools.cache(MetalKernels)
 def define(schema: str, reference: Callable, fake: Callable, gpu: Callable | None = None, source: str = ""):
     """Define an op with its reference as the default kernel, and its fake kernel; returns the op.
 
-    gpu(kernels, *args) runs the op with `CudaKernels`, or with the `MetalKernels` of csrc/SOURCE.metal; without it
-    GPUs run the reference, and no warning says so.
+    gpu(kernels, *args) runs the op with `CudaKernels`, or with the `MetalKernels` of csrc/SOURCE.metal if a source is
+    named; without them GPUs run the reference, and no warning says so.
     """
     name = schema.partition("(")[0]
     faster = {"cpu", "cuda"} if gpu else {"cpu"}  # devices that a compiled kernel would serve
@@ -123,7 +123,7 @@ def define(schema: str, reference: Callable, fake: Callable, gpu: Callable | Non
     library.impl(name, default, "CompositeExplicitAutograd")
     if gpu and cuda_kernels:
         library.impl(name, _or_reference(gpu, cuda_kernels, reference), "CUDA")
-    if gpu and _has_metal:
+    if gpu and source and _has_metal:
         library.impl(name, _or_reference(gpu, _metal_kernels(source), reference), "MPS")
     torch.library.register_fake(f"implicitmeshnet::{name}", fake, lib=library)
     return getattr(torch.ops.implicitmeshnet, name)

@@ -2,7 +2,7 @@
 
 import torch
 
-from implicitmeshnet.ops import reference
+from implicitmeshnet.ops import _gpu, reference
 from implicitmeshnet.ops._checks import check_device, check_floating, check_size
 from implicitmeshnet.ops._kernels import define, register_autograd
 
@@ -26,6 +26,7 @@ _forward = define(
     " float slope) -> (Tensor result, Tensor mean, Tensor scale)",
     reference.instance_norm_leaky_relu,
     _fake,
+    _gpu.instance_norm_leaky_relu,
 )
 _backward = define(
     "instance_norm_leaky_relu_backward(Tensor grad, Tensor volume, Tensor result, Tensor weight, Tensor? multiplier,"
@@ -33,6 +34,7 @@ _backward = define(
     " -> (Tensor by_volume, Tensor by_weight, Tensor by_bias, Tensor by_residual)",
     reference.instance_norm_leaky_relu_backward,
     _fake_backward,
+    _gpu.instance_norm_leaky_relu_backward,
 )
 
 

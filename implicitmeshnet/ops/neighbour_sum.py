@@ -2,7 +2,7 @@
 
 import torch
 
-from implicitmeshnet.ops import reference
+from implicitmeshnet.ops import _gpu, reference
 from implicitmeshnet.ops._checks import HALF, check_device, check_floating, check_tensor
 from implicitmeshnet.ops._kernels import define, register_autograd
 
@@ -18,12 +18,16 @@ def _fake_backward(grad: torch.Tensor, index: torch.Tensor, weight: torch.Tensor
 
 
 _neighbour_sum = define(
-    "neighbour_sum(Tensor features, Tensor index, Tensor weight, bool own) -> Tensor", reference.neighbour_sum, _fake
+    "neighbour_sum(Tensor features, Tensor index, Tensor weight, bool own) -> Tensor",
+    reference.neighbour_sum,
+    _fake,
+    _gpu.neighbour_sum,
 )
 _neighbour_sum_backward = define(
     "neighbour_sum_backward(Tensor grad, Tensor index, Tensor weight, bool own) -> Tensor",
     reference.neighbour_sum_backward,
     _fake_backward,
+    _gpu.neighbour_sum_backward,
 )
 
 

@@ -18,8 +18,8 @@ struct dim3 {
     explicit dim3(unsigned x) : x(x) {}
 };
 
-#define threadIdx (dim3(unsigned(shim::scheduler().current)))
-#define blockIdx (dim3(unsigned(shim::scheduler().group)))
+#define threadIdx (dim3(unsigned(shim::current())))
+#define blockIdx (dim3(unsigned(shim::group())))
 
 inline void __syncthreads() { shim::wait(shim::AT_GROUP); }
 inline void __syncwarp() { shim::wait(shim::AT_WARP); }
@@ -30,17 +30,62 @@ T __shfl_xor_sync(unsigned, T value, int step) {
     return shim::collective(value, [other](const double* lanes, int) { return T(lanes[other]); });
 }
 
+template <typename T>
+T __shfl_up_sync(unsigned, T value, int step) {
+    int lane = shim::lane(), other = lane < step ? lane : lane - step;
+    return shim::collective(value, [other](const double* lanes, int) { return T(lanes[other]); });
+}
+
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+    return shim::collective(value, [lane](const double* lanes, int) { return T(lanes[lane]); });
+}
+
+inline bool __all_sync(unsigned, bool value) {
+    return shim::collective(int(value), [](const double* lanes, int count) {
+        return int(std::all_of(lanes, lanes + count, [](double lane) { return lane != 0; }));
+    });
+}
+
+template <typename To, typename From>
+To shim_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof(to));
+    return to;
+}
+inline unsigned __float_as_uint(float value) { return shim_bits<unsigned>(value); }
+inline long long __double_as_longlong(double value) { return shim_bits<long long>(value); }
+
 inline float __uint_as_float(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, sizeof(value));
     return value;
 }
 
+// By whole numbers of as many bits, so that ThreadSanitizer knows them for atomic.
+template <typename T, typename Change>
+T change_at_once(T* at, Change change) {
+    using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+    Bits* bits = reinterpret_cast<Bits*>(at);
+    Bits found = __atomic_load_n(bits, __ATOMIC_RELAXED);
+    T old = shim_bits<T>(found);
+    while (!__atomic_compare_exchange_n(bits, &found, shim_bits<Bits>(change(old)), false, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED))
+        old = shim_bits<T>(found);
+    return old;
+}
 template <typename T>
 T atomicAdd(T* sum, T value) {
-    T old = *sum;
-    *sum += value;
-    return old;
+    return change_at_once(sum, [=](T old) { return T(old + value); });
+}
+template <typename T>
+T atomicCAS(T* place, T expected, T value) {
+    return change_at_once(place, [=](T old) { return old == expected ? value : old; });
+}
+template <typename T>
+T atomicMax(T* most, T value) {
+    return change_at_once(most, [=](T old) { return std::max(old, value); });
 }
 
 template <typename... A>

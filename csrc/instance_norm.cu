@@ -1,0 +1,222 @@
+// Instance norm with weights, a summand, leaky ReLU and a factor at once, and their gradient, on CUDA.
+//
+// The channels of a voxel lie side by side. A group takes a part of an item's voxels: as many neighbouring threads as
+// there are channels, at most all, take a voxel's, and the others the next voxels'. So a thread stays with its channel,
+// and a warp reads along the memory. Means and sums are taken in the type that is computed in within a part, and in
+// double over the parts, each in a fixed order.
+#include <cuda_runtime.h>
+#include "launch.h"
+#include "triangle.h"
+#include "bfloat16.h"
+
+namespace {
+
+using imn::Bfloat16;
+using imn::GROUP;
+using imn::Integer;
+using imn::WARP;
+using imn::WARPS;
+
+template <typename V, typename T>
+__device__ __forceinline__ V stored(T x) {
+    return imn::StoredAs<V, T>::rounded(x);
+}
+
+// How volumes (batch, voxels, channels) are cut into parts of `part` voxels.
+struct Cut {
+    Integer channels, voxels, parts, part;
+};
+
+// What a thread of a group takes: voxels [first, last) of an item, every `rows`-th, and of these every `width`-th
+// channel.
+struct Share {
+    Integer item, number, first, last;
+    int width, rows, row, lane;
+
+    __device__ __forceinline__ explicit Share(const Cut& cut) {
+        item = blockIdx.x / cut.parts, number = blockIdx.x % cut.parts;
+        first = number * cut.part, last = imn::minimum(first + cut.part, cut.voxels);
+        width = int(imn::minimum(cut.channels, Integer(GROUP)));
+        rows = GROUP / width, row = int(threadIdx.x) / width, lane = int(threadIdx.x) % width;
+        first += row;
+        if (row >= rows) first = last;
+    }
+};
+
+template <typename T>
+struct NormShared {
+    T count[GROUP], a[GROUP], b[GROUP];
+};
+
+// (batch, parts, channels): means, and sums of squares around them. Welford 1962; Chan et al. 1979 put two together.
+template <typename V, typename T>
+__global__ void __launch_bounds__(GROUP)
+    moments(const V* volume, T* means, T* squares, Integer channels, Integer voxels, Integer parts, Integer part) {
+    IMN_SHARED_VARIABLE(NormShared<T>, shared);
+    Cut cut = {channels, voxels, parts, part};
+    Share share(cut);
+    const V* x = volume + share.item * voxels * channels;
+    for (Integer base = 0; base < channels; base += share.width) {
+        Integer channel = base + share.lane;
+        T count = 0, mean = 0, square = 0;
+        for (Integer v = share.first; v < share.last && channel < channels; v += share.rows) {
+            T value = imn::value_of<T>(x[v * channels + channel]);
+            T offset = value - mean;
+            count += 1;
+            mean += offset / count;
+            square += offset * (value - mean);
+        }
+        shared.count[threadIdx.x] = count, shared.a[threadIdx.x] = mean, shared.b[threadIdx.x] = square;
+        imn::group_barrier();
+        if (share.row == 0 && channel < channels) {
+            for (int other = share.lane + share.width; other < share.rows * share.width; other += share.width) {
+                T more = shared.count[other];
+                if (more == T(0)) continue;
+                T offset = shared.a[other] - mean;
+                square += shared.b[other] + offset * offset * (count * more / (count + more));
+                mean += offset * (more / (count + more));
+                count += more;
+            }
+            Integer at = (share.item * parts + share.number) * channels + channel;
+            means[at] = mean, squares[at] = square;
+        }
+        imn::group_barrier();
+    }
+}
+
+// One warp a channel of an item: mean and 1 / deviation (batch, channels) from those of the parts.
+template <typename T>
+__global__ void __launch_bounds__(GROUP) normalise(const T* means, const T* squares, T* mean, T* scale, Integer count,
+                                                   Integer channels, Integer voxels, Integer parts, Integer part) {
+    Integer i = Integer(blockIdx.x) * WARPS + threadIdx.x / WARP;
+    if (i >= count) return;
+    Integer first = i / channels * parts * channels + i % channels;
+    int lane = threadIdx.x % WARP;
+    double sum = 0;
+    for (Integer p = lane; p < parts; p += WARP)
+        sum += double(imn::minimum(part, voxels - p * part)) * means[first + p * channels];
+    double middle = imn::warp_sum(sum) / voxels, square = 0;
+    for (Integer p = lane; p < parts; p += WARP) {
+        double offset = means[first + p * channels] - middle;
+        square += squares[first + p * channels] + double(imn::minimum(part, voxels - p * part)) * offset * offset;
+    }
+    double variance = imn::warp_sum(square) / voxels;
+    if (lane == 0) mean[i] = T(middle), scale[i] = T(1 / sqrt(variance + 1e-5));
+}
+
+// The result. The residual and the multiplier may be null pointers.
+template <typename V, typename T>
+__global__ void __launch_bounds__(GROUP)
+    activate(const V* volume, const V* residual, V* result, const T* weight, const T* bias, const T* multiplier,
+             const T* mean, const T* scale, double slope, Integer channels, Integer voxels, Integer parts,
+             Integer part) {
+    Cut cut = {channels, voxels, parts, part};
+    Share share(cut);
+    Integer item = share.item * voxels * channels;
+    for (Integer channel = share.lane; channel < channels; channel += share.width) {
+        Integer of = share.item * channels + channel;
+        T middle = mean[of], factor = weight[channel] * scale[of], summand = bias[channel];
+        T high = multiplier ? multiplier[of] : T(1), low = T(slope) * high;
+        for (Integer v = share.first; v < share.last; v += share.rows) {
+            Integer at = item + v * channels + channel;
+            T sum = factor * (imn::value_of<T>(volume[at]) - middle) + summand;
+            if (residual) sum += imn::value_of<T>(residual[at]);
+            result[at] = stored<V>(sum * (sum > T(0) ? high : low));
+        }
+    }
+}
+
+// written = g, the gradient by the sum before the activation; (batch, parts, channels): sums of g and g (x - mean).
+template <typename V, typename T>
+__global__ void __launch_bounds__(GROUP)
+    reduce(const V* grad, const V* volume, const V* result, V* written, const T* multiplier, const T* mean, T* sums,
+           T* products, double slope, Integer channels, Integer voxels, Integer parts, Integer part) {
+    IMN_SHARED_VARIABLE(NormShared<T>, shared);
+    Cut cut = {channels, voxels, parts, part};
+    Share share(cut);
+    Integer item = share.item * voxels * channels;
+    for (Integer base = 0; base < channels; base += share.width) {
+        Integer channel = base + share.lane;
+        T sum = 0, product = 0;
+        if (channel < channels) {
+            Integer of = share.item * channels + channel;
+            T middle = mean[of], high = multiplier ? multiplier[of] : T(1), low = T(slope) * high;
+            for (Integer v = share.first; v < share.last; v += share.rows) {
+                Integer at = item + v * channels + channel;
+                T factor = imn::value_of<T>(result[at]) > T(0) ? high : low;
+                V g = stored<V>(imn::value_of<T>(grad[at]) * factor);
+                written[at] = g;
+                sum += imn::value_of<T>(g);
+                product += imn::value_of<T>(g) * (imn::value_of<T>(volume[at]) - middle);
+            }
+        }
+        shared.a[threadIdx.x] = sum, shared.b[threadIdx.x] = product;
+        imn::group_barrier();
+        if (share.row == 0 && channel < channels) {
+            for (int other = share.lane + share.width; other < share.rows * share.width; other += share.width)
+                sum += shared.a[other], product += shared.b[other];
+            Integer at = (share.item * parts + share.number) * channels + channel;
+            sums[at] = sum, products[at] = product;
+        }
+        imn::group_barrier();
+    }
+}
+
+// One warp a channel of an item: its part of the gradients by weight and bias, and what `differentiate` subtracts. With
+// n the normed channel and w its weight: w scale (g - mean(g) - n mean(g n)).
+template <typename T>
+__global__ void __launch_bounds__(GROUP)
+    gather_sums(const T* sums, const T* products, const T* weight, const T* scale, double* by_weight, double* by_bias,
+                T* constant, T* by_offset, Integer count, Integer channels, Integer voxels, Integer parts) {
+    Integer i = Integer(blockIdx.x) * WARPS + threadIdx.x / WARP;
+    if (i >= count) return;
+    Integer first = i / channels * parts * channels + i % channels;
+    int lane = threadIdx.x % WARP;
+    double sum = 0, product = 0;
+    for (Integer p = lane; p < parts; p += WARP)
+        sum += sums[first + p * channels], product += products[first + p * channels];
+    sum = imn::warp_sum(sum), product = imn::warp_sum(product);
+    if (lane != 0) return;
+    double deviation = scale[i], share = double(weight[i % channels]) * deviation / voxels;
+    by_weight[i] = deviation * product, by_bias[i] = sum;
+    constant[i] = T(share * sum), by_offset[i] = T(share * product * deviation * deviation);
+}
+
+// The gradient by the volume; g and by_volume may be the same memory.
+template <typename V, typename T>
+__global__ void __launch_bounds__(GROUP)
+    differentiate_norm(const V* g, const V* volume, V* by_volume, const T* weight, const T* mean, const T* scale,
+                       const T* constant, const T* by_offset, Integer channels, Integer voxels, Integer parts,
+                       Integer part) {
+    Cut cut = {channels, voxels, parts, part};
+    Share share(cut);
+    Integer item = share.item * voxels * channels;
+    for (Integer channel = share.lane; channel < channels; channel += share.width) {
+        Integer of = share.item * channels + channel;
+        T middle = mean[of], factor = weight[channel] * scale[of], less = constant[of], slope = by_offset[of];
+        for (Integer v = share.first; v < share.last; v += share.rows) {
+            Integer at = item + v * channels + channel;
+            T offset = imn::value_of<T>(volume[at]) - middle;
+            by_volume[at] = stored<V>(factor * imn::value_of<T>(g[at]) - less - slope * offset);
+        }
+    }
+}
+
+}  // namespace
+
+IMN_EXPORT(moments_float, (moments<float, float>), GROUP)
+IMN_EXPORT(moments_double, (moments<double, double>), GROUP)
+IMN_EXPORT(moments_bfloat16, (moments<Bfloat16, float>), GROUP)
+IMN_EXPORT(normalise_float, normalise<float>, GROUP)
+IMN_EXPORT(normalise_double, normalise<double>, GROUP)
+IMN_EXPORT(activate_float, (activate<float, float>), GROUP)
+IMN_EXPORT(activate_double, (activate<double, double>), GROUP)
+IMN_EXPORT(activate_bfloat16, (activate<Bfloat16, float>), GROUP)
+IMN_EXPORT(reduce_float, (reduce<float, float>), GROUP)
+IMN_EXPORT(reduce_double, (reduce<double, double>), GROUP)
+IMN_EXPORT(reduce_bfloat16, (reduce<Bfloat16, float>), GROUP)
+IMN_EXPORT(gather_sums_float, gather_sums<float>, GROUP)
+IMN_EXPORT(gather_sums_double, gather_sums<double>, GROUP)
+IMN_EXPORT(differentiate_norm_float, (differentiate_norm<float, float>), GROUP)
+IMN_EXPORT(differentiate_norm_double, (differentiate_norm<double, double>), GROUP)
+IMN_EXPORT(differentiate_norm_bfloat16, (differentiate_norm<Bfloat16, float>), GROUP)
