@@ -761,16 +761,16 @@ struct GradientInput {
 // What a group's threads share: sums of a block's gradients for the vertices that it meets. A free place holds -1.
 template <typename S>
 struct GradientShared {
-    int vertex[TABLE];
+    int point[TABLE];
     S sum[3 * TABLE];
 };
 
 // Where a vertex's sums are in the table, which it joins; -1 if the places that it may take are taken.
-IMN_KERNEL_INLINE int place_of(IMN_SHARED int* vertices, int vertex) {
+IMN_KERNEL_INLINE int place_of(IMN_SHARED int* vertices, int point) {
     for (int n = 0; n < 16; n++) {
-        int place = (vertex + n) % TABLE;
-        int found = take_place(vertices + place, vertex);
-        if (found == -1 || found == vertex) return place;
+        int place = (point + n) % TABLE;
+        int found = take_place(vertices + place, point);
+        if (found == -1 || found == point) return place;
     }
     return -1;
 }
@@ -788,17 +788,17 @@ IMN_KERNEL_INLINE void add_corners(const IMN_LOCAL GradientInput<T>& in, Integer
                                    const IMN_LOCAL Vec3<T>* sums, Sums<S> to, By by) {
     int first = in.first[item * in.face_count + face];
     for (int k = 0; k < 3; k++) {
-        int vertex = int(vertex_of(in.faces, face, (first + k) % 3, in.vertex_count));
-        int place = place_of(to.block->vertex, vertex);
+        int point = int(vertex_of(in.faces, face, (first + k) % 3, in.vertex_count));
+        int place = place_of(to.block->point, point);
         S x = by.term(sums[k].x), y = by.term(sums[k].y), z = by.term(sums[k].z);
         if (place >= 0) {
             add_in_group(to.block->sum + 3 * place, x);
             add_in_group(to.block->sum + 3 * place + 1, y);
             add_in_group(to.block->sum + 3 * place + 2, z);
         } else {
-            add_to(to.result + 3 * Integer(vertex), x);
-            add_to(to.result + 3 * Integer(vertex) + 1, y);
-            add_to(to.result + 3 * Integer(vertex) + 2, z);
+            add_to(to.result + 3 * Integer(point), x);
+            add_to(to.result + 3 * Integer(point) + 1, y);
+            add_to(to.result + 3 * Integer(point) + 2, z);
         }
     }
 }
@@ -861,7 +861,7 @@ IMN_KERNEL_INLINE void differentiate_block(GradientInput<T> in, IMN_DEVICE S* re
     Integer item = me.group / blocks.count();
     Voxel low = blocks.low(me.group % blocks.count());
     for (int n = me.index; n < TABLE; n += GROUP) {
-        shared->vertex[n] = -1;
+        shared->point[n] = -1;
         for (int a = 0; a < 3; a++) shared->sum[3 * n + a] = S(0);
     }
     group_barrier();
@@ -873,8 +873,8 @@ IMN_KERNEL_INLINE void differentiate_block(GradientInput<T> in, IMN_DEVICE S* re
     }
     group_barrier();
     for (int n = me.index; n < TABLE; n += GROUP)
-        for (int a = 0; a < 3 && shared->vertex[n] >= 0; a++)
-            add_to(to.result + 3 * Integer(shared->vertex[n]) + a, shared->sum[3 * n + a]);
+        for (int a = 0; a < 3 && shared->point[n] >= 0; a++)
+            add_to(to.result + 3 * Integer(shared->point[n]) + a, shared->sum[3 * n + a]);
 }
 
 }  // namespace imn

@@ -353,7 +353,7 @@ RESERVED_PATTERN = re.compile(r"(texture|depth)(1d|2d|3d|cube|_buffer)\w*|(M|FLT
 USES = re.compile(
     r"""
     \b(?:kernel|device|constant|thread|threadgroup|uint)\s+(?=[A-Za-z_])  # before the word that they qualify
-  | \bas_type< | \bmetal::atomic_(?:int|float)\b | \bmetal::
+  | \bas_type<(?:uint>)? | \bushort\(\d | \bmetal::atomic_(?:int|uint|float)\b | \bmetal::
   | \[\[.*?\]\] | ^\#.*$""",
     re.VERBOSE | re.MULTILINE,
 )

@@ -496,14 +496,20 @@ def private_calls():
 
 
 PRIVATE = sorted(private_calls())
+
+
+def _is_of_integers(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.dtype != torch.bool
+
+
 CHANGES = {
     "one less": lambda tensor, axis: tensor.narrow(axis, 0, tensor.shape[axis] - 1),
     "one more": lambda tensor, axis: torch.cat([tensor, tensor.narrow(axis, 0, 1)], axis),
     "none": lambda tensor, axis: tensor.narrow(axis, 0, 0),
     "an axis less": lambda tensor, axis: tensor.select(axis, 0),
     "an axis more": lambda tensor, axis: tensor.unsqueeze(axis),
-    "other integers": lambda tensor, axis: tensor + 10**6 if not tensor.is_floating_point() else tensor,
-    "negative integers": lambda tensor, axis: tensor - 10**6 if not tensor.is_floating_point() else tensor,
+    "other integers": lambda tensor, axis: tensor + 10**6 if _is_of_integers(tensor) else tensor,
+    "negative integers": lambda tensor, axis: tensor - 10**6 if _is_of_integers(tensor) else tensor,
     "another dtype": lambda tensor, axis: tensor.double() if tensor.is_floating_point() else tensor.short(),
 }
 

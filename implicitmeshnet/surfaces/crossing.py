@@ -7,7 +7,7 @@ holds the very numbers that were judged; the op `crossing_pairs` decides on thes
 import numpy as np
 import torch
 
-from implicitmeshnet import ops
+from implicitmeshnet.ops import crossing_pairs as exact_crossing_pairs
 from implicitmeshnet.script import InputError
 
 BITS = 24
@@ -40,7 +40,7 @@ def crossing_pairs(vertices: np.ndarray, faces: np.ndarray, chosen: np.ndarray |
         return np.zeros((0, 2), dtype=np.int64)
     whole = np.round(np.asarray(vertices, dtype=np.float64) / step).astype(np.int64)
     wanted = None if chosen is None else torch.from_numpy(chosen)
-    return ops.crossing_pairs(torch.from_numpy(whole), torch.from_numpy(np.asarray(faces)), wanted).numpy()
+    return exact_crossing_pairs(torch.from_numpy(whole), torch.from_numpy(np.asarray(faces)), wanted).numpy()
 
 
 def crossing_faces(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
