@@ -7,6 +7,7 @@ from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.crossing import snapped
 from implicitmeshnet.surfaces.proximity import near
+from implicitmeshnet.surfaces.repair import neighbour_mean
 from implicitmeshnet.surfaces.separation import GAP_MM, Crossings, Scene, separate
 from implicitmeshnet.surfaces.soundness import mesh_volume_ml
 
@@ -35,6 +36,31 @@ def test_meshes_that_keep_their_gap_stay():
     meshes = [ball(10, 0, 0, 0), ball(5, 16, 0, 0), ball(3, 0, 0, 0)]
     found = separated(meshes, [(2,), (), ()])
     assert np.abs(found - meshes).max() < 1e-5
+
+
+def test_a_mesh_that_crosses_itself_leaves_pushes_to_those_that_do_not():
+    scene = Scene(FACES, [set(), set(), set()], np.zeros((3, len(SPHERE))), None)
+    faces = len(FACES)
+    pairs = np.array([[0, 1], [2, faces], [3, 2 * faces]])  # of mesh 0 with itself, with mesh 1 and with mesh 2
+    burdens = np.full((3, 3), 0.5)
+    for _ in range(10):
+        burdens = scene.shifted(burdens, pairs)
+    assert burdens == pytest.approx(np.array([[0.5, 0, 0], [1, 0.5, 0.5], [1, 0.5, 0.5]]))
+    both = np.array([[0, 1], [2, faces], [faces, faces + 1]])
+    assert (scene.shifted(burdens, both) == burdens).all()
+
+
+def test_pushes_go_by_the_burdens():
+    meshes = np.stack([ball(10, 0, 0, 0), ball(10, 18, 0, 0)])
+    gaps = np.full((2, len(SPHERE)), GAP_MM)
+    scene = Scene(FACES, [set(), set()], gaps, neighbour_mean(FACES, len(SPHERE)))
+    stuck = np.zeros((2, len(SPHERE)), dtype=bool)
+    moved, _ = scene.pushed(meshes, np.array([[0.5, 0.0], [1.0, 0.5]]), stuck, 0.0)
+    assert (moved[0] == meshes[0]).all()
+    assert np.abs(moved[1] - meshes[1]).max() > 1.5  # 2 mm deep on the line of centres
+    faces = scene.pushed_faces(meshes, np.array([[0.5, 0.0], [1.0, 0.5]]), scene.crossings(meshes))
+    assert (faces[0] == meshes[0]).all()
+    assert (faces[1] != meshes[1]).any()
 
 
 def test_two_balls_that_cross_move_half_of_it_each_and_keep_the_gap():

@@ -2,11 +2,11 @@
 
 Each mesh is mended by itself first. Then, round by round, every vertex that lies in another mesh, or closer to it than
 the gap, moves half of what is missing along the other mesh's distance; the other mesh's vertices, which see the first
-one, move the other half. A vertex that has passed the other mesh's middle, so that its way out leads on through it,
-goes back along its own mesh's normal. A structure that another encloses has to lie inside it instead. Faces that cross
-are moved as a whole too, by their deepest point; the vertices of what still crosses after some rounds are
-smoothed too, but never towards the other mesh. What is left at last is drawn back (`repair.retreated`), so that every
-input has an end.
+one, move the other half, and by and by all of it where the first mesh, thin perhaps, crosses itself for that. A vertex
+that has passed the other mesh's middle, so that its way out leads on through it, goes back along its own mesh's normal.
+A structure that another encloses has to lie inside it instead. Faces that cross are moved as a whole too, by their
+deepest point; the vertices of what still crosses after some rounds are smoothed too, but never towards the other mesh.
+What is left at last is drawn back (`repair.retreated`), so that every input has an end.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,8 @@ ROUNDS_FOR_THE_GAP = 8
 """After so many without a crossing meshes are good, though the gap lacks somewhere."""
 ROUNDS_OF_PUSHES = 3
 """Before what still crosses is smoothed too."""
+BURDEN_STEP = 0.1
+"""By which a mesh that crosses itself is relieved of pushes in each round; the mesh that it crosses takes them over."""
 ROUNDS_PER_RING = 3
 """Without fewer crossings, after which the smoothed region grows by one ring of vertices."""
 DEEP_MM = 1.0
@@ -81,8 +83,9 @@ def separate(
     best_round = 0
     clean = 0
     stuck = np.zeros(meshes.shape[:2], dtype=bool)
+    burdens = np.full((len(meshes), len(meshes)), 0.5)
     for number in range(ROUNDS):
-        pushed, lacking = scene.pushed(meshes, stuck, DEEP_MM if number <= ROUNDS_OF_PUSHES else 0.0)
+        pushed, lacking = scene.pushed(meshes, burdens, stuck, DEEP_MM if number <= ROUNDS_OF_PUSHES else 0.0)
         meshes = snapped(pushed)
         pairs = crossings.of(meshes)
         clean = 0 if len(pairs) else clean + 1
@@ -97,12 +100,13 @@ def separate(
         if number - best_round > PATIENCE:
             break
         if number and len(pairs):
-            meshes = scene.pushed_faces(meshes, pairs)
+            meshes = scene.pushed_faces(meshes, burdens, pairs)
         if number >= ROUNDS_OF_PUSHES:
             crossed = scene.faces_of(pairs, len(meshes))
             rings = (number - best_round) // ROUNDS_PER_RING
             own = [grown(vertices_of(faces, each, meshes.shape[1]), scene.mean, rings) for each in crossed]
             stuck = np.stack(own)
+            burdens = scene.shifted(burdens, pairs)
         for one in scene.crossing_themselves(pairs):
             meshes[one] = untangle(meshes[one], faces, sphere)
     outer = [next((one for one, inner in enumerate(encloses) if own in inner), None) for own in range(len(meshes))]
@@ -146,6 +150,22 @@ class Scene:
         one, other = pairs.T // len(self.faces)
         return np.unique(one[one == other]).tolist()
 
+    def shifted(self, burdens: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """The `burdens` (S, S) of the next round: which share of what each mesh lacks from each other it moves itself.
+
+        A mesh that crosses itself, as a thin one does where it is pushed from outside, leaves BURDEN_STEP more of it to
+        one that does not. Of two meshes the shares add up to 1.
+        """
+        themselves = self.crossing_themselves(pairs)
+        shifted = burdens.copy()
+        structures = np.unique(pairs // len(self.faces), axis=0)
+        both = np.concatenate([structures, structures[:, ::-1]])
+        for one, other in both.tolist():
+            if one in themselves and other not in themselves:
+                shifted[one, other] = max(burdens[one, other] - BURDEN_STEP, 0)
+                shifted[other, one] = 1 - shifted[one, other]
+        return shifted
+
     def misplaced(self, meshes: np.ndarray) -> list[tuple[int, int]]:
         """The pairs of meshes, none of which cross, where one lies in the other and should not, or the reverse."""
         found = []
@@ -169,11 +189,13 @@ class Scene:
                 crossed[list(pair)] = True
         return crossed
 
-    def pushed(self, meshes: np.ndarray, stuck: np.ndarray, deep_mm: float) -> tuple[np.ndarray, float]:
-        """Each vertex moved half of what its gap lacks, the `stuck` ones (S, V) smoothed too: (S, V, 3).
+    def pushed(
+        self, meshes: np.ndarray, burdens: np.ndarray, stuck: np.ndarray, deep_mm: float
+    ) -> tuple[np.ndarray, float]:
+        """Each vertex moved its mesh's share of what its gap lacks, the `stuck` ones (S, V) smoothed too: (S, V, 3).
 
-        And the most that any of them lacked, in mm. Vertices deeper than `deep_mm` in another mesh go back along their
-        own mesh's normal where they have passed the other's middle.
+        And the most that any of them lacked, in mm. `burdens` (S, S) are the shares, see `shifted`. Vertices deeper
+        than `deep_mm` in another mesh go back along their own mesh's normal where they have passed the other's middle.
         """
         count, size, _ = meshes.shape
         flat = meshes.reshape(-1, 3)
@@ -199,13 +221,16 @@ class Scene:
             away[passed] = -normals[rows[passed]]
             lacking = np.maximum(gaps[rows] - distance, 0)
             most = max(most, lacking.max(initial=0.0))
-            moved[rows] += lacking[:, None] / 2 * away
+            moved[rows] += (burdens[of, other] * lacking)[:, None] * away
             towards = np.minimum((smooth[rows] * away).sum(1), 0) * (distance < REACH_MM)
             smooth[rows] -= towards[:, None] * away
         return (moved + smooth).reshape(meshes.shape), most
 
-    def pushed_faces(self, meshes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-        """The faces of pairs from two meshes moved as a whole, each half of what its deepest point lacks: (S, V, 3)."""
+    def pushed_faces(self, meshes: np.ndarray, burdens: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """The faces of pairs from two meshes moved as a whole: (S, V, 3).
+
+        Each by its mesh's share, see `shifted`, of what its deepest point lacks.
+        """
         size = meshes.shape[1]
         flat = meshes.reshape(-1, 3)
         moved = flat.copy()
@@ -219,7 +244,7 @@ class Scene:
             one = structure[chosen, 0][rows]
             lacking, away = self._deepest(flat[own], one, meshes[other], other)
             order = lacking.argsort(kind="stable")  # each vertex goes with the face that lacks most, as the last
-            push = (lacking[:, None] / 2 * away)[order]
+            push = ((burdens[one, other] * lacking)[:, None] * away)[order]
             own = own[order]
             moved[own] = flat[own] + push[:, None]
         return moved.reshape(meshes.shape)
