@@ -189,6 +189,9 @@ class NetworkConfig:
     """UNet decoder widths d0, d1, ..., in channels; one fewer than encoder_channels."""
     dropout: BelowOne = 0.1
     """Share of activations that are dropped in the UNet in training."""
+    deep_supervision: bool = False
+    """Whether the UNet segments at every level of its decoder in training; each level's loss counts half of the finer
+    one's."""
     localiser_channels: Annotated[tuple[Width, ...], Length(2, 6, "widths")] = (16, 32, 64)
     """UNet widths of the coarse pass of data.region 'found', in channels."""
     template: Literal["mean", "centred"] = "mean"

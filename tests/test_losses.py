@@ -268,6 +268,20 @@ def test_the_losses_are_those_of_the_last_stage_and_the_means_over_all():
     torch.testing.assert_close(losses.segmentation, -log_share.mean())
 
 
+def test_coarser_levels_are_held_against_every_second_voxel_and_count_half():
+    vertices, faces = ball_mesh(0.5, 2)
+    config = LossConfig(segmentation_dice=1.0)
+    criterion = MeshLoss(faces, vertices.shape[2], config, structures_of(1))
+    label = ball(0.6)[0].long()
+    generator = torch.Generator().manual_seed(0)
+    odd = [-(-size // 2) for size in SHAPE]
+    fine, coarse = (torch.randn(1, 2, *shape, generator=generator) for shape in (SHAPE, odd))
+    _, losses = criterion(Prediction([vertices], fine, [coarse]), label, 0.0)
+    thinned = label[:, ::2, ::2, ::2]
+    for found, loss in ((losses.segmentation, class_loss), (losses.segmentation_dice, soft_dice_loss)):
+        torch.testing.assert_close(found, (loss(fine, label, 2) + loss(coarse, thinned, 2) / 2) / 1.5)
+
+
 def test_the_soft_dice_loss_is_that_of_the_structures_that_are_there_whatever_their_size():
     classes = torch.zeros(1, 4, 4, 4, dtype=torch.long)
     classes[0, 0, 0, 0] = 1  # one voxel

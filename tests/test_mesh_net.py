@@ -112,6 +112,20 @@ def test_profiles_read_the_finest_level_before_and_behind_each_vertex():
         torch.testing.assert_close(found, torch.full_like(found, 6 + step), atol=0.15, rtol=0)
 
 
+def test_deep_supervision_segments_at_coarser_levels_in_training_alone():
+    torch.manual_seed(0)
+    network = build_network(small_config(deep_supervision=True))
+    image = torch.randn(2, 1, 16, 12, 8)
+    (coarser,) = network(image).coarser
+    assert coarser.shape == (2, 4, 8, 6, 4)
+    assert coarser.dtype == torch.float32
+    coarser.square().sum().backward()
+    assert network.unet.decoder[1].skip.weight.grad.abs().max() > 0
+    assert network.unet.decoder[0].skip.weight.grad is None  # the finer level
+    assert network.eval()(image).coarser == []
+    assert build_network(small_config())(image).coarser == []
+
+
 def test_a_network_with_profiles_predicts_and_learns():
     network = build_network(small_config(profile_voxels=(-1.0, 1.0)))
     plain = build_network(small_config())

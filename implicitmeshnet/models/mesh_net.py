@@ -1,6 +1,6 @@
 """ImplicitMeshNet: a UNet encoder whose features pull template spheres onto the anatomy in stages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ class Prediction:
 
     stages: list[torch.Tensor]  # vertices after each stage, (B, S, V, 3) normalised
     segmentation: torch.Tensor  # logits (B, S + 1, X, Y, Z), background first
+    coarser: list[torch.Tensor] = field(default_factory=list)  # such of coarser levels, for training alone
 
     @property
     def vertices(self) -> torch.Tensor:  # (B, S, V, 3) normalised, of the last stage
@@ -115,7 +116,8 @@ class ImplicitMeshNet(nn.Module):
     def forward(self, image: torch.Tensor) -> Prediction:
         pyramid, segmentation = self.unet(image)
         with torch.autocast(image.device.type, enabled=False):
-            return Prediction(self.decoder(pyramid), segmentation)
+            coarser = self.unet.coarser_logits(pyramid) if self.training else []
+            return Prediction(self.decoder(pyramid), segmentation, coarser)
 
 
 def build_network(config: Config) -> ImplicitMeshNet:
@@ -123,7 +125,14 @@ def build_network(config: Config) -> ImplicitMeshNet:
     network = config.network
     structures = Structures.of(config.data)
     channels = config.data.channels
-    unet = UNet(network.encoder_channels, network.decoder_channels, structures.class_count, network.dropout, channels)
+    unet = UNet(
+        network.encoder_channels,
+        network.decoder_channels,
+        structures.class_count,
+        network.dropout,
+        channels,
+        network.deep_supervision,
+    )
     sphere, faces = icosphere(network.template_subdivisions)
     template = _template(network, sphere, len(structures))
     level_channels = {f"e{level}": width for level, width in enumerate(network.encoder_channels)}

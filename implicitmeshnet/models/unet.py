@@ -91,6 +91,8 @@ class UNet(nn.Module):
     channels; the deepest encoder level is the bottleneck. X, Y, Z must be multiples of 2^(levels - 1). Where bfloat16
     is fast, the network runs in it and the pyramid has that type; the logits are always float32.
 
+    With `deep_supervision` every coarser level of the decoder has a head too, see `coarser_logits`.
+
     With `recompute` set, training keeps the pyramid alone for the backward pass and computes each level again there:
     the same gradients for less memory and more time.
     """
@@ -104,6 +106,7 @@ class UNet(nn.Module):
         classes: int,
         dropout: float,
         image_channels: int = 1,
+        deep_supervision: bool = False,
     ):
         super().__init__()
         self.encoder = nn.ModuleList([ResidualBlock(image_channels, encoder_channels[0], 1, dropout)])
@@ -119,6 +122,8 @@ class UNet(nn.Module):
         for skip, width in zip(encoder_channels[:-1], decoder_channels, strict=True):
             self.decoder.append(ResidualBlock(skip + width, width, 1, dropout))
         self.head = nn.Conv3d(decoder_channels[0], classes, 1)
+        supervised = decoder_channels[1:] if deep_supervision else []
+        self.coarser_heads = nn.ModuleList([nn.Conv3d(width, classes, 1) for width in supervised])
         convert_conv3d_weight_memory_format(self, torch.channels_last_3d)
 
     def forward(self, image: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -127,6 +132,13 @@ class UNet(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16_is_fast(device)):
             pyramid, logits = self._run(image)
         return pyramid, logits.float()
+
+    def coarser_logits(self, pyramid: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The segmentation logits of d1, d2, ... with `deep_supervision`, else none: (B, classes, X / 2, ...), float32.
+
+        A loss on them reaches the coarse levels directly (Lee et al., Deeply-Supervised Nets, AISTATS 2015).
+        """
+        return [head(pyramid[f"d{level}"].float()) for level, head in enumerate(self.coarser_heads, 1)]
 
     def _run(self, image: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         pyramid = {}

@@ -15,8 +15,9 @@ from implicitmeshnet.models.mesh_net import ImplicitMeshNet, build_network
 from implicitmeshnet.script import InputError, reason, shorten
 from implicitmeshnet.tensor_files import save_checkpoint
 
+SEGMENTING = ("unet.head.", "unet.coarser_heads.")  # weights that have a row for each class
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-PER_STRUCTURE = ("decoder.", "unet.head.")  # weights that have a row for each structure
+PER_STRUCTURE = ("decoder.", *SEGMENTING)  # weights that have a row for each structure
 TEMPLATE = ("template_centres", "template_radii")  # keys of a NetworkConfig that come with its snapshot
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -170,7 +171,7 @@ def _rows_by_structure(
 
     The segmentation has a row for the background before those of the structures.
     """
-    classes = name.startswith("unet.head")
+    classes = name.startswith(SEGMENTING)
     rows = {0: 0} if classes else {}
     for structure, place in enumerate(places):
         if place is not None:

@@ -81,6 +81,25 @@ def soft_dice_loss(logits: torch.Tensor, classes: torch.Tensor, ignored: int) ->
     return ((1 - overlap) * present).sum() / present.sum().clamp(min=1)
 
 
+def level_mean(
+    loss: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+    levels: Sequence[torch.Tensor],
+    classes: torch.Tensor,
+    ignored: int,
+) -> torch.Tensor:
+    """`class_loss` or `soft_dice_loss` of each level's logits, the finest first, as a mean: a scalar.
+
+    Level i is (B, C, ceil(X / 2^i), ...); it is held against every 2^i-th voxel of the class map (B, X, Y, Z), where
+    the encoder's strides have its centres, and weighs 2^-i, as in nnU-Net (Isensee et al., Nature Methods 2021).
+    """
+    weights = [0.5**level for level in range(len(levels))]
+    summed = classes.new_zeros((), dtype=torch.float32)
+    for level, (logits, weight) in enumerate(zip(levels, weights, strict=True)):
+        step = 2**level
+        summed = summed + weight * loss(logits, classes[:, ::step, ::step, ::step], ignored)
+    return summed / sum(weights)
+
+
 def occupancy_logits(vertices: torch.Tensor, distance: Distance, shape: list[int], temperature: float) -> torch.Tensor:
     """Logits -T * SDF of the meshes' occupancy: vertices (B, S, V, 3) normalised -> (B, S, X, Y, Z), of T per unit."""
     sdf = distance(vertices.flatten(0, 1), shape)
@@ -231,7 +250,8 @@ def overlap_weight(config: LossConfig, epoch: float) -> float:
 class Losses:
     """The terms of the loss before they are weighted, scalars.
 
-    Occupancy and overlap are of the last stage's meshes; surface, Laplacian and triangles are means over the stages.
+    Occupancy and overlap are of the last stage's meshes; surface, Laplacian and triangles are means over the stages,
+    and the segmentation's are `level_mean` over the levels that segment.
     The terms after the segmentation's are 0 where their weight is.
     """
 
@@ -298,11 +318,12 @@ class MeshLoss(nn.Module):
         occupancy = occupancy_loss(logits, masks, kept)
         surfaces = [surface_loss(stage, self.faces, border, known) for stage in prediction.stages]
         laplacians = [laplacian_loss(stage, around) for stage in prediction.stages]
-        segmentation = class_loss(prediction.segmentation, label, self.structures.ignored_class)
+        levels = [prediction.segmentation, *prediction.coarser]
+        segmentation = level_mean(class_loss, levels, label, self.structures.ignored_class)
         nothing = torch.zeros_like(segmentation)
         segmentation_dice = nothing
         if self.config.segmentation_dice > 0:
-            segmentation_dice = soft_dice_loss(prediction.segmentation, label, self.structures.ignored_class)
+            segmentation_dice = level_mean(soft_dice_loss, levels, label, self.structures.ignored_class)
         overlap = nothing
         if self.config.overlap > 0:
             overlap = overlap_loss(logits, masks, self.structures.encloses, kept)
