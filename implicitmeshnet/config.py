@@ -74,6 +74,7 @@ Variation = Literal[
 
 # Of the networks; a width is a layer's channels.
 Width = Annotated[int, Range(1, 4096)]
+FlatLevels = Annotated[tuple[Annotated[int, Range(0, 10)], ...], Length(3, 3, "numbers")]
 Widths = Annotated[tuple[Width, ...], Length(1, items="widths")]
 LevelNames = Annotated[tuple[str, ...], Length(1, items="names of levels")]
 Subdivisions = Annotated[int, Range(0, 7)]
@@ -125,7 +126,7 @@ class DataConfig:
     overview_spacing_mm: SpacingMm = 8.0
     """Voxel spacing of the coarse pass of region 'found', in mm."""
     shape: Grid = (128, 128, 128)
-    """Voxels of the network's grid, each a multiple of 2^(encoder levels - 1)."""
+    """Voxels of the network's grid, each a multiple of 2^(encoder levels - 1 - flat levels along its axis)."""
     spacing_mm: SpacingMm | Spacings = 1.3
     """Voxel spacing of the network's grid, in mm: the same along each axis, or three numbers where slices are thick."""
     intensity: Intensity | Intensities = "window"
@@ -189,6 +190,9 @@ class NetworkConfig:
     """UNet decoder widths d0, d1, ..., in channels; one fewer than encoder_channels."""
     dropout: BelowOne = 0.1
     """Share of activations that are dropped in the UNet in training."""
+    flat_levels: FlatLevels = (0, 0, 0)
+    """UNet levels along each axis, from the finest on, whose convolutions have size 1 along it and that are not halved
+    along it by the next: [0, 0, 1] for slices along z about twice to four times as thick as wide."""
     deep_supervision: bool = False
     """Whether the UNet segments at every level of its decoder in training; each level's loss counts half of the finer
     one's."""
@@ -463,28 +467,38 @@ def known_fold(config: Config) -> None:
         refuse("data.fold", f"null or a fold from 0 to {config.data.folds - 1}, as data.folds says", fold)
 
 
+def fewer_flat_levels_than_levels(config: Config) -> None:
+    """network.flat_levels: each fewer than the widths of network.encoder_channels."""
+    found = config.network.flat_levels
+    most = len(config.network.encoder_channels) - 1
+    if max(found) > most:
+        refuse("network.flat_levels", f"numbers from 0 to {most}, fewer than encoder_channels has", found)
+
+
 def grid_fits_the_encoder(config: Config) -> None:
-    """data.shape: multiples of d = 2^(levels - 1), for as many levels as network.encoder_channels has, and not all d,
-    as one voxel at the bottleneck cannot be normalised."""
+    """data.shape: multiples of d = 2^(levels - 1 - n), for as many levels as network.encoder_channels has and n of
+    network.flat_levels along the axis, and not all d, as one voxel at the bottleneck cannot be normalised."""
     shape = config.data.shape
-    divisor = _coarsest_voxel(config)
-    multiples = all(side % divisor == 0 for side in shape)
-    if not multiples or max(shape) == divisor:
-        refuse("data.shape", f"multiples of {divisor} from 6 to 4095, not all {divisor}", shape)
+    divisors = _coarsest_voxel(config)
+    multiples = all(side % divisor == 0 for side, divisor in zip(shape, divisors, strict=True))
+    if not multiples or shape == divisors:
+        text = " x ".join(map(str, divisors)) if len(set(divisors)) > 1 else divisors[0]
+        refuse("data.shape", f"multiples of {text} from 6 to 4095, not all {text}", shape)
 
 
 def grid_has_no_two_voxels_along_x(config: Config) -> None:
     """data.shape: the first number is not 2 d, as over two voxels at the bottleneck torch's bfloat16 convolutions have
     wrong gradients on CPUs."""
-    divisor = _coarsest_voxel(config)
-    if config.data.shape[0] == 2 * divisor:
+    two = 2 * _coarsest_voxel(config)[0]
+    if config.data.shape[0] == two:
         reason = "over two voxels at the bottleneck torch's bfloat16 convolutions have wrong gradients on CPUs"
-        refuse("data.shape", f"another first number than {2 * divisor}: {reason}", config.data.shape)
+        refuse("data.shape", f"another first number than {two}: {reason}", config.data.shape)
 
 
-def _coarsest_voxel(config: Config) -> int:
-    """Voxels of the grid along a side of a voxel at the UNet's bottleneck."""
-    return 2 ** (len(config.network.encoder_channels) - 1)
+def _coarsest_voxel(config: Config) -> tuple[int, ...]:
+    """Voxels of the grid along each side of a voxel at the UNet's bottleneck."""
+    steps = len(config.network.encoder_channels) - 1
+    return tuple(2 ** (steps - flat) for flat in config.network.flat_levels)
 
 
 def one_decoder_width_a_level(config: Config) -> None:
@@ -578,6 +592,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
         statistics_of_each_channel,
         enclosed_structures,
         known_fold,
+        fewer_flat_levels_than_levels,
         grid_fits_the_encoder,
         grid_has_no_two_voxels_along_x,
         one_decoder_width_a_level,

@@ -213,6 +213,8 @@ def test_overrides_parse_json_and_bare_words(tmp_path):
         ("--training.epoch=1", "unknown key training.epoch,"),
         ("--data.shape=64", "data.shape: wanted"),
         ("--data.shape=[60,64,64]", "data.shape: wanted multiples of 16 from 6 to 4095"),
+        ("--network.flat_levels=[0,0,5]", "network.flat_levels: wanted numbers from 0 to 4"),
+        ("--network.flat_levels=[0,1]", "network.flat_levels: wanted 3 numbers"),
         ("--training.seed=abc", 'training.seed: wanted int, found "abc"'),
         ("--training.epochs=0", "training.epochs: wanted 1 to 2^31 - 1, found 0"),
         ("--training.augmentation=1", "training.augmentation: wanted bool, found 1"),
@@ -257,6 +259,17 @@ def test_a_bad_override_is_one_sentence(tmp_path, override, sentence):
 
 def statistics_of(value):
     return {"cases": 2, "mean": [value] * 9, "covariance": [[0.0] * 9] * 9}
+
+
+def test_flat_levels_need_fewer_voxels_along_their_axis(tmp_path):
+    tree = {"data": {"shape": [48, 48, 8]}}  # 5 levels
+    with pytest.raises(InputError, match=r"data\.shape: wanted multiples of 16 from 6"):
+        load_config(write(tmp_path, tree))
+    tree["network"] = {"flat_levels": [0, 0, 1]}
+    assert load_config(write(tmp_path, tree)).network.flat_levels == (0, 0, 1)
+    tree["data"]["shape"] = [16, 16, 8]
+    with pytest.raises(InputError, match=r"data\.shape: wanted multiples of 16 x 16 x 8 from 6 to 4095, not all"):
+        load_config(write(tmp_path, tree))
 
 
 def test_several_channels_have_a_rule_and_statistics_each(tmp_path):

@@ -200,17 +200,19 @@ def test_a_box_around_the_volumes_centre_holds_every_label_where_that_costs_litt
     data = box_of([near], [1.0, 1.0, 1.0])["data"]
     assert data["region"] == "centre"
     assert data["spacing_mm"] == 1.0
+    assert "flat_levels" not in tree["network"]
     assert all(size >= wanted for size, wanted in zip(data["shape"], (66, 62, 62), strict=True))
     assert max(data["shape"]) <= 72
 
 
 def test_a_box_that_is_found_is_wider_than_the_labels_by_what_the_coarse_pass_may_be_off():
-    data = box_of([facts()], [1.5, 1.5, 5.0])["data"]
+    tree = box_of([facts()], [1.5, 1.5, 5.0])
+    assert tree["network"]["flat_levels"] == [0, 0, 1]
+    data = tree["data"]
     assert data["spacing_mm"] == [1.5, 1.5, 5.0]
     sides_mm = np.multiply(data["shape"], data["spacing_mm"])
     assert (sides_mm >= 60 + 12 + 3).all()
-    config = Config(DataConfig(shape=tuple(data["shape"])), NetworkConfig())
-    assert config.data.shape[2] < config.data.shape[0]
+    assert data["shape"][2] < data["shape"][0]
 
 
 @pytest.mark.parametrize("side_mm", [8.0, 20.0, 47.0, 130.0, 300.0])

@@ -6,16 +6,19 @@ from torch import nn
 
 from implicitmeshnet.models.unet import InstanceNorm3d, ResidualBlock, UNet
 
+CUBE = (3, 3, 3)
+KEPT = (1, 1, 1)
 
-def torchs_block(block, stride):
+
+def torchs_block(block, stride, kernel):
     """The same block of torch's layers, with the same weights under the same names."""
     channels, out_channels = block.skip.in_channels, block.skip.out_channels
     body = nn.Sequential(
-        nn.Conv3d(channels, out_channels, 3, stride, padding=1, bias=False),
+        nn.Conv3d(channels, out_channels, kernel, stride, padding=[size // 2 for size in kernel], bias=False),
         nn.InstanceNorm3d(out_channels, affine=True),
         nn.LeakyReLU(0.01),
         nn.Dropout3d(0.0),
-        nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
+        nn.Conv3d(out_channels, out_channels, kernel, padding=[size // 2 for size in kernel], bias=False),
         nn.InstanceNorm3d(out_channels, affine=True),
     )
     other = nn.ModuleDict({"body": body, "skip": nn.Conv3d(channels, out_channels, 1, stride, bias=False)}).double()
@@ -23,14 +26,14 @@ def torchs_block(block, stride):
     return other
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_block_is_that_of_torchs_layers_and_so_are_its_gradients(stride):
+@pytest.mark.parametrize(("stride", "kernel"), [(KEPT, CUBE), ((2, 2, 2), CUBE), ((2, 2, 1), CUBE), (KEPT, (3, 3, 1))])
+def test_a_block_is_that_of_torchs_layers_and_so_are_its_gradients(stride, kernel):
     torch.manual_seed(0)
-    block = ResidualBlock(2, 5, stride, 0.0).double()
+    block = ResidualBlock(2, 5, stride, kernel, 0.0).double()
     for norm in (block.body["1"], block.body["5"]):
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
-    other = torchs_block(block, stride)
+    other = torchs_block(block, stride, kernel)
     volume = torch.randn(2, 2, 4, 6, 4, dtype=torch.float64, requires_grad=True)
     wanted = nn.functional.leaky_relu(other.body(volume) + other.skip(volume), 0.01)
     found = block(volume)
@@ -46,7 +49,7 @@ def test_a_block_is_that_of_torchs_layers_and_so_are_its_gradients(stride):
 
 def test_dropout_zeroes_whole_channels_at_its_rate_and_only_in_training():
     torch.manual_seed(0)
-    block = ResidualBlock(1, 64, 1, 0.25)
+    block = ResidualBlock(1, 64, KEPT, CUBE, 0.25)
     seen = []
     block.body["4"].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     volume = torch.randn(4, 1, 3, 3, 3)
@@ -62,7 +65,7 @@ def test_dropout_zeroes_whole_channels_at_its_rate_and_only_in_training():
 
 
 def test_dropout_follows_torchs_seed():
-    block = ResidualBlock(1, 16, 1, 0.5)
+    block = ResidualBlock(1, 16, KEPT, CUBE, 0.5)
     volume = torch.randn(2, 1, 3, 3, 3)
     results = []
     for seed in (1, 1, 2):
@@ -70,6 +73,18 @@ def test_dropout_follows_torchs_seed():
         results.append(block(volume))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def test_flat_levels_look_at_one_slice_and_keep_their_number():
+    torch.manual_seed(0)
+    unet = UNet((4, 6, 8), (4, 6), 3, 0.0, flat_levels=(0, 0, 1)).eval()
+    pyramid, logits = unet(torch.randn(1, 1, 8, 12, 6))
+    shapes = {name: tuple(volume.shape[2:]) for name, volume in pyramid.items()}
+    fine, middle = (8, 12, 6), (4, 6, 6)
+    assert shapes == {"e0": fine, "e1": middle, "e2": (2, 3, 3), "d1": middle, "d0": fine}
+    assert logits.shape == (1, 3, *fine)
+    sizes = [block.body["0"].kernel_size for block in (*unet.encoder, *unet.decoder)]
+    assert sizes == [(3, 3, 1), CUBE, CUBE, (3, 3, 1), CUBE]
 
 
 def trained_step(unet, image):

@@ -132,6 +132,7 @@ def build_network(config: Config) -> ImplicitMeshNet:
         network.dropout,
         channels,
         network.deep_supervision,
+        network.flat_levels,
     )
     sphere, faces = icosphere(network.template_subdivisions)
     template = _template(network, sphere, len(structures))

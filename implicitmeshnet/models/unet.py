@@ -13,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from implicitmeshnet.ops import instance_norm_leaky_relu
 
 SLOPE = 0.01  # of leaky ReLU, for negative numbers
+Triple = tuple[int, int, int]
+"""A number for each axis."""
+EVERY_VOXEL: Triple = (1, 1, 1)
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
@@ -46,20 +49,20 @@ def bfloat16_is_fast(device: str) -> bool:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3x3 convolutions with instance norm and leaky ReLU, and a 1x1x1 skip connection around them.
+    """Two convolutions with instance norm and leaky ReLU, and a 1x1x1 skip connection around them.
 
     Dropout of whole channels follows the first activation. (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z),
-    with `stride` 2 half as large along each axis.
+    half as large along each axis whose `stride` is 2. `kernel` is the convolutions' size, 1 or 3 along each axis.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float):
+    def __init__(self, in_channels: int, out_channels: int, stride: Triple, kernel: Triple, dropout: float):
         super().__init__()
         # Named as in a sequence that has the activation and the dropout at 2 and 3; snapshots have these names.
         self.body = nn.ModuleDict(
             {
-                "0": _convolution(in_channels, out_channels, stride),
+                "0": _convolution(in_channels, out_channels, stride, kernel),
                 "1": InstanceNorm3d(out_channels),
-                "4": _convolution(out_channels, out_channels, 1),
+                "4": _convolution(out_channels, out_channels, EVERY_VOXEL, kernel),
                 "5": InstanceNorm3d(out_channels),
             }
         )
@@ -80,16 +83,25 @@ class ResidualBlock(nn.Module):
         return F.dropout(ones, self.dropout)
 
 
-def _convolution(in_channels: int, out_channels: int, stride: int) -> nn.Conv3d:
-    return nn.Conv3d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+def _convolution(in_channels: int, out_channels: int, stride: Triple, kernel: Triple) -> nn.Conv3d:
+    x, y, z = (size // 2 for size in kernel)
+    return nn.Conv3d(in_channels, out_channels, kernel, stride, (x, y, z), bias=False)
+
+
+def _per_axis(usual: int, level: int, flat_levels: Sequence[int]) -> Triple:
+    """`usual` along each axis, but 1 along those in which a level is flat."""
+    x, y, z = (1 if level < flat else usual for flat in flat_levels)
+    return x, y, z
 
 
 class UNet(nn.Module):
     """Image (B, C, X, Y, Z) -> pyramid {"e0": ..., "d0": ...} and segmentation logits (B, classes, X, Y, Z).
 
     Level i of the pyramid is 2^i times coarser than the image and has encoder_channels[i] or decoder_channels[i]
-    channels; the deepest encoder level is the bottleneck. X, Y, Z must be multiples of 2^(levels - 1). Where bfloat16
-    is fast, the network runs in it and the pyramid has that type; the logits are always float32.
+    channels; the deepest encoder level is the bottleneck. X, Y, Z must be multiples of 2^(levels - 1). Along an axis
+    with n `flat_levels` it is 2^max(i - n, 0), and levels before n have convolutions of size 1 (as nnU-Net's plans for
+    thick slices, Isensee et al., Nature Methods 2021). Where bfloat16 is fast, the network runs in it and the pyramid
+    has that type; the logits are always float32.
 
     With `deep_supervision` every coarser level of the decoder has a head too, see `coarser_logits`.
 
@@ -107,20 +119,25 @@ class UNet(nn.Module):
         dropout: float,
         image_channels: int = 1,
         deep_supervision: bool = False,
+        flat_levels: Sequence[int] = (0, 0, 0),
     ):
         super().__init__()
-        self.encoder = nn.ModuleList([ResidualBlock(image_channels, encoder_channels[0], 1, dropout)])
-        for before, after in pairwise(encoder_channels):
-            self.encoder.append(ResidualBlock(before, after, 2, dropout))
+        levels = range(len(encoder_channels))
+        kernels = [_per_axis(3, level, flat_levels) for level in levels]
+        strides = [_per_axis(2, level, flat_levels) for level in levels[:-1]]  # from each level to the next
+        self.encoder = nn.ModuleList()
+        widths = pairwise([image_channels, *encoder_channels])
+        for (before, after), stride, kernel in zip(widths, [EVERY_VOXEL, *strides], kernels, strict=True):
+            self.encoder.append(ResidualBlock(before, after, stride, kernel, dropout))
 
         # Each decoder level upsamples the one below it, the deepest one the bottleneck.
         below = [*decoder_channels[1:], encoder_channels[-1]]
         self.up = nn.ModuleList()
-        for before, after in zip(below, decoder_channels, strict=True):
-            self.up.append(nn.ConvTranspose3d(before, after, 2, 2))
+        for before, after, stride in zip(below, decoder_channels, strides, strict=True):
+            self.up.append(nn.ConvTranspose3d(before, after, stride, stride))
         self.decoder = nn.ModuleList()
-        for skip, width in zip(encoder_channels[:-1], decoder_channels, strict=True):
-            self.decoder.append(ResidualBlock(skip + width, width, 1, dropout))
+        for skip, width, kernel in zip(encoder_channels[:-1], decoder_channels, kernels[:-1], strict=True):
+            self.decoder.append(ResidualBlock(skip + width, width, EVERY_VOXEL, kernel, dropout))
         self.head = nn.Conv3d(decoder_channels[0], classes, 1)
         supervised = decoder_channels[1:] if deep_supervision else []
         self.coarser_heads = nn.ModuleList([nn.Conv3d(width, classes, 1) for width in supervised])

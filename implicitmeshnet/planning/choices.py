@@ -276,12 +276,12 @@ def choose_box(facts: Sequence[CaseFacts], values: Sequence[int], spacing_mm: np
         region, side_mm = "found", np.minimum(around + 2 * FOUND_MARGIN_MM, np.maximum(fields, around))
         reason = f"{where}, so a centred box would be {ratio:.2g} times one around them"
     sides = (side_mm + 2 * MARGIN_VOXELS * spacing_mm.min()) / spacing_mm
-    levels = _levels(sides)
-    divisor = 2 ** (levels - 1)
-    least = divisor * math.ceil(max(2, LEAST_SIDE / divisor))
-    shape = [max(divisor * math.ceil(side / divisor - 0.01), least) for side in sides]
-    if shape[0] == 2 * divisor:
-        shape[0] = 3 * divisor  # two voxels at the bottleneck along x have wrong gradients, see config.RULES
+    flat = np.floor(np.log2(spacing_mm / spacing_mm.min())).astype(int)  # until voxels are about as wide as long
+    levels = _levels(sides * 2**flat)
+    divisors = 2 ** np.maximum(levels - 1 - flat, 0)
+    shape = [_grid_side(side, int(divisor)) for side, divisor in zip(sides, divisors, strict=True)]
+    if shape[0] == 2 * divisors[0]:
+        shape[0] = 3 * int(divisors[0])  # two voxels at the bottleneck along x have wrong gradients, see config.RULES
     spacing = [round(float(value), 3) for value in spacing_mm]
     extent = f"labels extend over {_mm(extents.mean(0))} mm (mean), {_mm(around)} mm (most)"
     return [
@@ -289,12 +289,25 @@ def choose_box(facts: Sequence[CaseFacts], values: Sequence[int], spacing_mm: np
         Choice("data.shape", shape, extent),
         Choice("data.spacing_mm", spacing[0] if len(set(spacing)) == 1 else spacing, ""),
         Choice("network.encoder_channels", list(WIDTHS[:levels]), f"{levels} levels fit {min(shape)} voxels"),
+        *_choose_flat_levels(np.minimum(flat, levels - 1)),
         Choice("network.decoder_channels", list(DECODER_WIDTHS[: levels - 1]), "one fewer"),
         Choice("network.stage_levels", _stage_levels(levels), "coarse to fine"),
         Choice("network.stage_channels", [96, 64, 32], "one for each stage"),
         Choice("network.displacement_factor", 0.1, "a stage can move a vertex across the box"),
         Choice("network.profile_voxels", list(PROFILE_VOXELS), "along the normals, on both sides of a vertex"),
     ]
+
+
+def _grid_side(side: float, divisor: int) -> int:
+    """The least multiple of `divisor` that is no shorter, of at least two voxels at the bottleneck."""
+    least = divisor * math.ceil(max(2, LEAST_SIDE / divisor))
+    return max(divisor * math.ceil(side / divisor - 0.01), least)
+
+
+def _choose_flat_levels(flat: np.ndarray) -> list[Choice]:
+    """network.flat_levels where slices are thick, else nothing, for its default is right then."""
+    reason = "levels that do not look beyond a slice, until voxels are about as wide as thick"
+    return [Choice("network.flat_levels", flat.tolist(), reason)] if flat.any() else []
 
 
 def _mm(lengths: np.ndarray) -> str:

@@ -89,14 +89,15 @@ def level_mean(
 ) -> torch.Tensor:
     """`class_loss` or `soft_dice_loss` of each level's logits, the finest first, as a mean: a scalar.
 
-    Level i is (B, C, ceil(X / 2^i), ...); it is held against every 2^i-th voxel of the class map (B, X, Y, Z), where
-    the encoder's strides have its centres, and weighs 2^-i, as in nnU-Net (Isensee et al., Nature Methods 2021).
+    A level (B, C, X / n, Y / m, Z / k) is held against every n-th, m-th and k-th voxel of the class map (B, X, Y, Z),
+    where the encoder's strides have its centres. Level i weighs 2^-i, as in nnU-Net (Isensee et al., Nature Methods
+    2021).
     """
     weights = [0.5**level for level in range(len(levels))]
     summed = classes.new_zeros((), dtype=torch.float32)
-    for level, (logits, weight) in enumerate(zip(levels, weights, strict=True)):
-        step = 2**level
-        summed = summed + weight * loss(logits, classes[:, ::step, ::step, ::step], ignored)
+    for logits, weight in zip(levels, weights, strict=True):
+        x, y, z = (fine // coarse for fine, coarse in zip(classes.shape[1:], logits.shape[2:], strict=True))
+        summed = summed + weight * loss(logits, classes[:, ::x, ::y, ::z], ignored)
     return summed / sum(weights)
 
 
