@@ -106,9 +106,8 @@ def test_profiles_read_the_finest_level_before_and_behind_each_vertex():
     from_centre = index.norm(dim=0)[None, None]  # (1, 1, X, Y, Z), in voxels
     vertices = decoder.template[:, None]  # (3, 1, V, 3): spheres of 6 voxels
     profile = decoder._profile(from_centre, vertices)
-    assert len(profile) == 2
-    for step, found in zip(steps, profile, strict=True):
-        assert found.shape == (*vertices.shape[:3], 1)
+    assert profile.shape == (*vertices.shape[:3], 2)
+    for step, found in zip(steps, profile.unbind(-1), strict=True):
         torch.testing.assert_close(found, torch.full_like(found, 6 + step), atol=0.15, rtol=0)
 
 

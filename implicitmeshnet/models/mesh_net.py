@@ -74,22 +74,25 @@ class GraphDecoder(nn.Module):
             inputs = [_sampled([pyramid[level] for level in levels], vertices), vertices, *hidden]
             is_last = len(predictions) == len(self.stages) - 1
             if is_last and self.profile_voxels:
-                inputs += self._profile(pyramid[FINEST], vertices)
+                inputs.append(self._profile(pyramid[FINEST], vertices))
             features, displacement = stage(torch.cat(inputs, -1))
             vertices = vertices + displacement
             hidden = [features]
             predictions.append(vertices.transpose(0, 1))
         return predictions
 
-    def _profile(self, volume: torch.Tensor, vertices: torch.Tensor) -> list[torch.Tensor]:
-        """A volume (B, C, X, Y, Z) at each of profile_voxels along the normals of vertices (S, B, V, 3).
+    def _profile(self, volume: torch.Tensor, vertices: torch.Tensor) -> torch.Tensor:
+        """A volume (B, C, X, Y, Z) at the profile_voxels along the normals of vertices (S, B, V, 3).
 
-        Each is (S, B, V, C). The normals are those of the meshes in voxels; no gradient goes through them.
+        The result is (S, B, V, steps * C), one step's channels after the other's. The normals are those of the meshes
+        in voxels; no gradient goes through them. All steps are read at once, so that the gradient of the volume is one.
         """
         sides = torch.tensor(volume.shape[2:], dtype=vertices.dtype, device=vertices.device)
         half = (sides - 1) / 2  # voxels per normalised unit
         normals = F.normalize(vertex_normals(vertices.detach() * half, self.faces), dim=-1) / half
-        return [_sampled([volume], vertices + step * normals) for step in self.profile_voxels]
+        steps = torch.tensor(self.profile_voxels, dtype=vertices.dtype, device=vertices.device)
+        points = vertices[..., None, :] + steps[:, None] * normals[..., None, :]  # (S, B, V, steps, 3)
+        return _sampled([volume], points.flatten(2, 3)).unflatten(2, points.shape[2:4]).flatten(3)
 
 
 def _sampled(volumes: list[torch.Tensor], vertices: torch.Tensor) -> torch.Tensor:
