@@ -178,35 +178,31 @@ if __name__ == "__main__":
     exit_at_interrupt()  # also in the seconds that the imports below take
     parse_arguments()  # answers --help and refuses misspelt options before them
 
-import math
 import platform
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
+from implicitmeshnet import evaluation
 from implicitmeshnet.config import load_config
-from implicitmeshnet.data.dataset import Case, configured_split, find_cases, read_case, splits_of
-from implicitmeshnet.data.dicom import source_files
+from implicitmeshnet.data.dataset import Case, configured_split, find_cases, splits_of
 from implicitmeshnet.data.inputs import input_cases
-from implicitmeshnet.data.volume import Volume
+from implicitmeshnet.evaluation.case import Input, evaluate_case, read_input
+from implicitmeshnet.evaluation.case_files import FileOptions, mesh_stems, write_files
+from implicitmeshnet.evaluation.rows import rows_of
+from implicitmeshnet.evaluation.tables import print_summary, write_tables
 from implicitmeshnet.jobs import Outcome, ahead, in_processes, serve
 from implicitmeshnet.models.weights import snapshot_path
-from implicitmeshnet.phases import Stopwatch
-from implicitmeshnet.predict import Predictor, Surfaces, View, preview
+from implicitmeshnet.predict import Predictor
 from implicitmeshnet.progress import progress
-from implicitmeshnet.records import FOLDER, Record, Records, digest
-from implicitmeshnet.report.figure import ENDINGS as FIGURE_ENDINGS
-from implicitmeshnet.report.figure import write_figure
+from implicitmeshnet.records import FOLDER, Records, digest
 from implicitmeshnet.report.page import (
     ReportedCase,
-    page_image,
     read_case_of_page,
     reported_case,
     worst_first,
@@ -219,27 +215,11 @@ from implicitmeshnet.script import (
     make_folder,
     remove_partials,
     run_script,
-    write_json,
-    write_table,
 )
 from implicitmeshnet.surfaces import dicom_seg
-from implicitmeshnet.surfaces.combined import write_combined, write_multiblock, write_shared_walls
-from implicitmeshnet.surfaces.conforming import conforming_surface
-from implicitmeshnet.surfaces.figures import colours
-from implicitmeshnet.surfaces.files import write_mesh
-from implicitmeshnet.surfaces.label_files import write_labelmap
-from implicitmeshnet.surfaces.labelmap import Mesh, overlaps_ml
-from implicitmeshnet.surfaces.metrics import dice, mean_and_deviation, surface_distances, volume_ml
-from implicitmeshnet.surfaces.quality import QUALITY, triangle_quality
-from implicitmeshnet.surfaces.soundness import crossing_faces_of, mesh_area_mm2, mesh_volume_ml
 from implicitmeshnet.training.provenance import LIBRARIES, commit, versions
 
-LABELMAP, SEGMENTATION = "_mesh_labelmap", "_unet_segmentation"
 REPORT = "report.html"
-MEASURED = ("volume_ml", "mesh_volume_ml", "surface_mm2")
-CHECKED = ("agreement", "outside_share", "self_intersecting_faces", "self_intersecting_faces_before_repair", "faces")
-REPAIRED = ("faces_crossing_others", "faces_crossing_others_before_repair", "move_mean_mm", "move_p95_mm")
-COMPARED = ("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml")
 OPTIONS = (
     "mesh_format",
     "space",
@@ -256,29 +236,6 @@ OPTIONS = (
     "orientation",
 )
 """Of the command line, that shape a case's files."""
-
-
-@dataclass(frozen=True, eq=False)
-class Input:
-    """One case as it was read."""
-
-    view: View
-    labels: Volume | None
-    shown: np.ndarray | None  # as the report's page has it
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What the evaluation of one case gives."""
-
-    case: Case
-    labels: Volume | None  # None where there is none, or none of the structures in it
-    surfaces: Surfaces
-    meshes: list[Mesh]  # as they are written: subdivided on request
-    warnings: list[str]
-    seconds: float  # for reading and predicting
-    clock: Stopwatch
-    shown: np.ndarray | None  # the image as the report's page has it, None without a report
 
 
 def main():
@@ -321,12 +278,14 @@ def main():
 
 
 def settings_of(arguments: argparse.Namespace) -> object:
-    """All that the files of every case depend on, beside the case and the program."""
+    """All that the files of every case depend on, beside the case: networks, options and this program's own text."""
     networks = []
     for path in arguments.implicitmeshnet_config:
         config = load_config(path)
         networks.append((repr(config.data), repr(config.network), digest(snapshot_path(config, path))))
-    return networks, [(name, getattr(arguments, name)) for name in OPTIONS], digest(__file__)
+    options = [(name, getattr(arguments, name)) for name in OPTIONS]
+    program = [Path(__file__), *sorted(Path(evaluation.__file__).parent.glob("*.py"))]
+    return networks, options, [digest(path) for path in program]
 
 
 def outcomes_of(
@@ -358,8 +317,8 @@ def evaluate_and_write(
 ) -> Outcome:
     """Evaluate one case, which `take` gives, and write its files and its record; whatever goes wrong is its outcome."""
     try:
-        result = evaluate_case(predictor, case, take, arguments)
-        files = write_files(records.out, result, arguments)
+        result = evaluate_case(predictor, case, take, arguments.subdivide)
+        files = write_files(records.out, result, file_options(arguments))
         rows = rows_of(result)
         result.clock.lap("measure")
         if result.shown is not None:
@@ -377,6 +336,20 @@ def evaluate_and_write(
         return Outcome(case, fault=f"{case.source}: {traceback.format_exc()}")
     records.add_failed(case, failed)
     return Outcome(case, failed=failed)
+
+
+def file_options(arguments: argparse.Namespace) -> FileOptions:
+    """What of the command line says which files are written."""
+    return FileOptions(
+        mesh_format=arguments.mesh_format,
+        space=arguments.space,
+        labelmap=arguments.labelmap,
+        combined=arguments.combined,
+        conforming=arguments.conforming,
+        kept_wall_mm=(arguments.gap_mm + arguments.wall_mm) / 2,
+        dicom_seg=arguments.dicom_seg,
+        figure=arguments.figure,
+    )
 
 
 def tell(outcome: Outcome) -> None:
@@ -465,129 +438,6 @@ def check_output(out: Path, source: Path, cases: list[Case], structures: Sequenc
     make_folder(out, option)
 
 
-def mesh_stems(case: str, structures: Sequence[str]) -> list[str]:
-    """What the names of a case's mesh files begin with: the case, and where there are several the structure."""
-    return [case] if len(structures) == 1 else [f"{case}_{name}" for name in structures]
-
-
-def read_input(predictor: Predictor, report: bool, case: Case) -> Input:
-    """Read one case, of its image what the network and the report are to see: its own voxels are kept no longer."""
-    clock = Stopwatch()
-    image, labels = read_case(case)
-    clock.lap("read")
-    view = predictor.look(image)
-    clock = Stopwatch(clock.seconds | view.seconds)
-    shown = page_image(image, view.sample.grid) if report else None
-    clock.lap("report")
-    return Input(view._replace(seconds=clock.seconds), labels, shown)
-
-
-def evaluate_case(predictor: Predictor, case: Case, take: Callable[[], Input], arguments: argparse.Namespace) -> Result:
-    """Predict the surfaces of one case, which `take` gives; says what is doubtful about them. Nothing is written."""
-    given = take()
-    surfaces = predictor.surfaces_of(given.view)
-    warnings = list(surfaces.warnings)
-    labels = given.labels
-    if labels is not None:
-        warnings += labels.warnings
-        if not surfaces.structures.any_in(labels.data):
-            warnings.append(f"{case.label}: has none of the label values of data.structures, so there are no metrics")
-            labels = None
-    meshes = predictor.subdivided(surfaces, arguments.subdivide)
-    seconds = surfaces.seconds
-    return Result(case, labels, surfaces, meshes, warnings, sum(seconds.values()), Stopwatch(seconds), given.shown)
-
-
-def write_files(out: Path, result: Result, arguments: argparse.Namespace) -> set[str]:
-    """Write one case's files, and remove others of it that an earlier run left; gives the names of those written."""
-    name = result.case.name
-    surfaces = result.surfaces
-    structures = surfaces.structures
-    palette = [colours(structures.names)[each] for each in structures.names]
-    stems = mesh_stems(name, structures.names)
-    written = {f"{stem}_mesh.{arguments.mesh_format}" for stem in stems}
-    # The longest name first: where it is too long for the file system, nothing of the case is left.
-    for kind, labels in ((SEGMENTATION, surfaces.segmentation), (LABELMAP, surfaces.labelmap)):
-        written.add(f"{name}{kind}.{arguments.labelmap}")
-        write_labelmap(out / f"{name}{kind}.{arguments.labelmap}", labels, surfaces.grid, structures, palette)
-    for stem, (vertices, faces) in zip(stems, result.meshes, strict=True):
-        write_mesh(out / f"{stem}_mesh.{arguments.mesh_format}", vertices, faces, arguments.space)
-    if arguments.combined:
-        written.add(f"{name}_combined.{arguments.combined}")
-        write_together(out / f"{name}_combined.{arguments.combined}", result, stems, palette, arguments.space)
-    if arguments.conforming:
-        written.add(f"{name}_conforming.vtp")
-        kept_wall_mm = (arguments.gap_mm + arguments.wall_mm) / 2
-        write_conforming(out / f"{name}_conforming.vtp", result, kept_wall_mm, arguments.space)
-    if arguments.dicom_seg and result.case.series and write_seg(out / f"{name}_seg.dcm", result, palette):
-        written.add(f"{name}_seg.dcm")
-    result.clock.lap("write")
-    preview(out / f"{name}_preview.png", surfaces, result.labels)
-    written.add(f"{name}_preview.png")
-    if arguments.figure:
-        written |= {f"{name}_figure.{ending}" for ending in FIGURE_ENDINGS}
-        write_figure(out / f"{name}_figure", name, surfaces, result.labels, arguments.figure)
-    result.clock.lap("preview")
-    remove_stale_files(out, name, written)
-    return written
-
-
-def write_together(path: Path, result: Result, stems: Sequence[str], palette: Sequence[str], space: str) -> None:
-    """Write all structures of a case in one file, or as .vtm the list of their .vtp files."""
-    structures = result.surfaces.structures
-    if path.suffix == ".vtm":
-        write_multiblock(path, [f"{stem}_mesh.vtp" for stem in stems], structures.names)
-    else:
-        write_combined(path, result.meshes, structures.names, list(structures.written.values()), palette, space)
-
-
-def write_conforming(path: Path, result: Result, kept_wall_mm: float, space: str) -> None:
-    """Write the surface of a case's structures with shared walls; warnings say what is not as it should be."""
-    structures = result.surfaces.structures
-    surface = conforming_surface(result.surfaces.meshes, structures, kept_wall_mm)
-    values = list(structures.written.values())
-    write_shared_walls(path, (surface.vertices, surface.faces), surface.regions, structures.names, values, space)
-    for structure in surface.missing:
-        spacing = f"{surface.field.spacing_mm:.2g} mm"
-        result.warnings.append(f"{path.name}: lacks {structures.names[structure]}, too small for a grid of {spacing}")
-    if surface.field.critical:
-        places = surface.field.critical
-        result.warnings.append(f"{path.name}: at {places} places the surface around a region touches itself")
-
-
-def write_seg(path: Path, result: Result, palette: Sequence[str]) -> bool:
-    """Write a case's label map as DICOM SEG; where its source images do not allow it, a warning says why.
-
-    Gives whether it was written.
-    """
-    assert result.case.series is not None
-    surfaces = result.surfaces
-    try:
-        with source_files(result.case.series) as files:
-            dicom_seg.write_dicom_seg(path, surfaces.labelmap, surfaces.grid, files, surfaces.structures, palette)
-    except InputError as error:
-        path.unlink(missing_ok=True)  # of an earlier run
-        result.warnings.append(str(error))
-        return False
-    return True
-
-
-def rows_of(result: Result) -> list[dict]:
-    """All that is known of one case, a row per structure."""
-    surfaces = result.surfaces
-    names = surfaces.names
-    overlaps = overlaps_ml(surfaces.meshes, surfaces.structures, surfaces.grid)
-    before = [crossed.sum(1).tolist() for crossed in crossing_faces_of(surfaces.raw_vertices, surfaces.faces)]
-    rows = []
-    for structure, name in enumerate(names):
-        row = {"case": result.case.name, "structure": name}
-        row |= compare(surfaces, result.labels, structure)
-        row |= measure(surfaces, result.meshes[structure], structure, before)
-        row |= {f"overlap_{other}_ml": value for other, value in zip(names, overlaps[structure].tolist(), strict=True)}
-        rows.append(row | {"seconds": result.seconds, "warnings": "; ".join(result.warnings)})
-    return rows
-
-
 def write_tables_of(
     records: Records, cases: list[Case], failed: dict[str, str], arguments: argparse.Namespace, predictor: Predictor
 ) -> list[dict]:
@@ -609,38 +459,6 @@ def write_tables_of(
             (records.out / REPORT).unlink(missing_ok=True)  # of an earlier run
         if records.state(cases) == state:  # else another process has finished one, and may have written tables before
             return rows
-
-
-def write_tables(out: Path, finished: dict[str, Record], failed: dict[str, str]) -> list[dict]:
-    """Write metrics.csv, statistics.csv and statistics.json, and give the rows; without any none of the files stays."""
-    names = ("metrics.csv", "statistics.csv", "statistics.json")
-    rows = [row for record in finished.values() for row in record.rows]
-    if not rows:
-        for name in names:
-            (out / name).unlink(missing_ok=True)
-        return rows
-    overlaps = [key for key in rows[0] if key.startswith("overlap_")]
-    columns = (
-        "case",
-        "structure",
-        *MEASURED,
-        *overlaps,
-        *CHECKED,
-        *REPAIRED,
-        *QUALITY,
-        *COMPARED,
-        "seconds",
-        "warnings",
-    )
-    statistics = [{key: row[key] for key in columns} for row in rows]
-    metrics = [
-        {key: value for key, value in row.items() if key not in ("surface_mm2", *REPAIRED, *QUALITY)} for row in rows
-    ]
-    for name, table in zip(names, (metrics, statistics), strict=False):
-        write_table(out / name, table)
-    phases = {name: record.phases for name, record in finished.items()}
-    write_json(out / "statistics.json", {"cases": as_tree(statistics, phases), "failed": failed})
-    return rows
 
 
 def page_of(case: Case) -> str:
@@ -672,107 +490,6 @@ def made_with(arguments: argparse.Namespace, predictor: Predictor) -> dict[str, 
     for path in arguments.implicitmeshnet_config:
         settings[path] = Path(path).read_text(encoding="utf-8")
     return {name: text for name, text in settings.items() if text}
-
-
-def as_tree(rows: list[dict], phases: dict[str, dict[str, float]]) -> list[dict]:
-    """Rows as one object per case, its structures by name; numbers that JSON lacks are null."""
-    cases: dict[str, dict] = {}
-    for row in rows:
-        of_structure = {key: value for key, value in row.items() if key not in ("case", "structure")}
-        shared = {key: of_structure.pop(key) for key in ("seconds", "warnings")}
-        case = cases.setdefault(row["case"], {"case": row["case"], **shared, "phases": phases[row["case"]]})
-        case.setdefault("structures", {})[row["structure"]] = {
-            key: finite(value) for key, value in of_structure.items()
-        }
-    return list(cases.values())
-
-
-def finite(value: object) -> object:
-    """A value as JSON can hold it."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def remove_stale_files(out: Path, case: str, written: set[str]) -> None:
-    """Remove a case's files but for those just written: of other structures or formats, left by an earlier run."""
-    label_maps = [f"{case}{kind}.{ending}" for kind in (LABELMAP, SEGMENTATION) for ending in LABELMAP_FORMATS]
-    together = [f"{case}_combined.{ending}" for ending in COMBINED_FORMATS]
-    pictures = [f"{case}_figure.{ending}" for ending in FIGURE_ENDINGS]
-    for name in {*label_maps, *together, *pictures, f"{case}_conforming.vtp", f"{case}_seg.dcm"} - written:
-        (out / name).unlink(missing_ok=True)
-    there = list(out.iterdir())  # first: of another case that a process is writing now, label maps come before meshes
-    others = {path.name.rpartition(LABELMAP)[0] for path in out.glob(f"*{LABELMAP}.*")}
-    longer = tuple(f"{name}_" for name in others if name.startswith(f"{case}_"))  # whose names begin like this one's
-    for path in there:
-        stem, _, suffix = path.name.rpartition("_mesh.")
-        its_own = f"{stem}_".startswith(f"{case}_") and not f"{stem}_".startswith(longer)
-        if its_own and suffix in MESH_FORMATS and path.name not in written:
-            path.unlink(missing_ok=True)
-
-
-def compare(surfaces: Surfaces, labels: Volume | None, structure: int) -> dict:
-    """Metrics of one structure on the image's own grid, mesh label map and voxel segmentation against the label; empty
-    where there is no label. Voxels that the label has ignored are left out."""
-    spacing_mm = surfaces.grid.spacing_mm
-    value = surfaces.structures.written[surfaces.names[structure]]
-    mesh = surfaces.labelmap == value
-    row = dict.fromkeys(("dice", "assd_mm", "hd95_mm", "unet_dice", "label_volume_ml"))
-    if labels is not None:
-        truth = surfaces.structures.mask(labels.data, structure)
-        ignored = surfaces.structures.ignored_in(labels.data)
-        row |= {
-            "dice": dice(mesh, truth, ignored),
-            **surface_distances(mesh, truth, spacing_mm, ignored),
-            "unet_dice": dice(surfaces.segmentation == value, truth, ignored),
-            "label_volume_ml": volume_ml(truth, spacing_mm),
-        }
-    return row | {"volume_ml": volume_ml(mesh, spacing_mm)}
-
-
-def measure(surfaces: Surfaces, written: Mesh, structure: int, before: Sequence[list[int]]) -> dict:
-    """What is known of one structure's mesh without a label; volume, surface and triangles are those in the file.
-
-    `before` counts by structure the faces that crossed their own mesh before the repair, and those that crossed others.
-    """
-    move_mm = np.linalg.norm(surfaces.vertices[structure] - surfaces.raw_vertices[structure], axis=1)
-    return {
-        "mesh_volume_ml": mesh_volume_ml(*written),
-        "surface_mm2": mesh_area_mm2(*written),
-        "agreement": surfaces.agreement[surfaces.names[structure]],
-        "outside_share": surfaces.outside[surfaces.names[structure]],
-        "self_intersecting_faces": surfaces.crossing[structure],
-        "self_intersecting_faces_before_repair": before[0][structure],
-        "faces_crossing_others": surfaces.crossing_others[structure],
-        "faces_crossing_others_before_repair": before[1][structure],
-        "move_mean_mm": float(move_mm.mean()),
-        "move_p95_mm": float(np.percentile(move_mm, 95)),
-        "faces": len(surfaces.faces),
-        **triangle_quality(*written),
-    }
-
-
-def print_summary(rows: list[dict], structures: Sequence[str]) -> None:
-    """Mean and standard deviation per structure over the cases, of metrics over those in which it is labelled."""
-    print(
-        f"{'structure':<16}{'cases':>6}{'Dice':>17}{'ASSD_mm':>20}{'HD95_mm':>20}{'crossing %':>13}{'others %':>11}"
-        f"{'moved_mm':>11}{'UNet Dice':>17}{'agreement':>17}"
-    )
-    for name in structures:
-        chosen = [row for row in rows if row["structure"] == name]
-        labelled = [row for row in chosen if row["label_volume_ml"]]
-        cells = []
-        for key in ("dice", "assd_mm", "hd95_mm", "unet_dice"):
-            cells.append(mean_and_deviation([row[key] for row in labelled]))
-        agreement = mean_and_deviation([row["agreement"] for row in chosen if not np.isnan(row["agreement"])])
-        crossing = 100 * np.mean([row["self_intersecting_faces"] / row["faces"] for row in chosen])
-        others = 100 * np.mean([row["faces_crossing_others"] / row["faces"] for row in chosen])
-        moved_mm = np.mean([row["move_mean_mm"] for row in chosen])
-        print(
-            f"{name:<16}{len(labelled):>6}{cells[0]:>17}{cells[1]:>20}{cells[2]:>20}{crossing:>13.3f}{others:>11.3f}{moved_mm:>11.3f}{cells[3]:>17}"
-            f"{agreement:>17}"
-        )
-    doubtful = {row["case"] for row in rows if row["warnings"]}
-    if doubtful:
-        print(f"{len(doubtful)} of {len({row['case'] for row in rows})} cases with warnings, see statistics.csv")
 
 
 if __name__ == "__main__":

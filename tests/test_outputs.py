@@ -28,6 +28,7 @@ from scripts import call, run
 import implicitmeshnet_eval
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.volume import Grid
+from implicitmeshnet.evaluation.rows import REPAIRED
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.predict import Predictor
 from implicitmeshnet.script import InputError
@@ -334,7 +335,7 @@ def test_statistics_are_of_every_case_and_beside_them_the_metrics_where_a_label_
     assert tree["failed"] == {}
     assert tree["cases"][1]["structures"]["LV"]["surface_mm2"] == pytest.approx(float(rows[2]["surface_mm2"]), rel=1e-4)
     metrics = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
-    assert set(metrics[0]) == set(rows[0]) - {"surface_mm2", *implicitmeshnet_eval.REPAIRED, *QUALITY}
+    assert set(metrics[0]) == set(rows[0]) - {"surface_mm2", *REPAIRED, *QUALITY}
     assert [row["faces_crossing_others"] for row in rows] == ["0"] * 4
     assert float(rows[0]["move_p95_mm"]) >= float(rows[0]["move_mean_mm"]) >= 0
     for key, value in triangle_quality(vertices, faces).items():

@@ -23,6 +23,7 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import find_cases
 from implicitmeshnet.data.nifti import read_grid, read_image, read_labels, write_volume
 from implicitmeshnet.data.volume import Grid, network_grid
+from implicitmeshnet.evaluation.tables import print_summary
 from implicitmeshnet.models.weights import load_checkpoint, load_network, save_snapshot
 from implicitmeshnet.phantom.case import create_case
 from implicitmeshnet.predict import Predictor, segmentation_on_grid
@@ -685,7 +686,7 @@ def test_the_summary_leaves_out_cases_in_which_a_structure_is_not_labelled(capsy
         "warnings": "",
     }
     rows = [row | {"dice": 0.8, "label_volume_ml": 1.0}, row | {"dice": 0.0, "label_volume_ml": 0.0}]
-    implicitmeshnet_eval.print_summary(rows, ["LV"])
+    print_summary(rows, ["LV"])
     assert "0.800 +- 0.000" in capsys.readouterr().out
 
 

@@ -1,0 +1,130 @@
+"""The files of one evaluated case: meshes, label maps, pictures, and what is asked for beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from implicitmeshnet.data.dicom import source_files
+from implicitmeshnet.evaluation.case import Result
+from implicitmeshnet.predict import preview
+from implicitmeshnet.report.figure import ENDINGS as FIGURE_ENDINGS
+from implicitmeshnet.report.figure import write_figure
+from implicitmeshnet.script import InputError
+from implicitmeshnet.surfaces import dicom_seg
+from implicitmeshnet.surfaces.combined import COMBINED, write_combined, write_multiblock, write_shared_walls
+from implicitmeshnet.surfaces.conforming import conforming_surface
+from implicitmeshnet.surfaces.figures import colours
+from implicitmeshnet.surfaces.files import ENCODERS, write_mesh
+from implicitmeshnet.surfaces.label_files import ENDINGS as LABELMAP_ENDINGS
+from implicitmeshnet.surfaces.label_files import write_labelmap
+
+LABELMAP, SEGMENTATION = "_mesh_labelmap", "_unet_segmentation"
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Which files are written of a case, and how: options of implicitmeshnet_eval.py."""
+
+    mesh_format: str
+    space: str  # "LPS" or "RAS", of meshes
+    labelmap: str  # what the names of label maps end with
+    combined: str | None = None  # the format of all meshes in one file
+    conforming: bool = False
+    kept_wall_mm: float = 0.0  # of a conforming surface, see `conforming_surface`
+    dicom_seg: bool = False
+    figure: str | None = None  # its theme
+
+
+def mesh_stems(case: str, structures: Sequence[str]) -> list[str]:
+    """What the names of a case's mesh files begin with: the case, and where there are several the structure."""
+    return [case] if len(structures) == 1 else [f"{case}_{name}" for name in structures]
+
+
+def write_files(out: Path, result: Result, options: FileOptions) -> set[str]:
+    """Write one case's files, and remove others of it that an earlier run left; gives the names of those written."""
+    name = result.case.name
+    surfaces = result.surfaces
+    structures = surfaces.structures
+    palette = [colours(structures.names)[each] for each in structures.names]
+    stems = mesh_stems(name, structures.names)
+    written = {f"{stem}_mesh.{options.mesh_format}" for stem in stems}
+    # The longest name first: where it is too long for the file system, nothing of the case is left.
+    for kind, labels in ((SEGMENTATION, surfaces.segmentation), (LABELMAP, surfaces.labelmap)):
+        written.add(f"{name}{kind}.{options.labelmap}")
+        write_labelmap(out / f"{name}{kind}.{options.labelmap}", labels, surfaces.grid, structures, palette)
+    for stem, (vertices, faces) in zip(stems, result.meshes, strict=True):
+        write_mesh(out / f"{stem}_mesh.{options.mesh_format}", vertices, faces, options.space)
+    if options.combined:
+        written.add(f"{name}_combined.{options.combined}")
+        write_together(out / f"{name}_combined.{options.combined}", result, stems, palette, options.space)
+    if options.conforming:
+        written.add(f"{name}_conforming.vtp")
+        write_conforming(out / f"{name}_conforming.vtp", result, options.kept_wall_mm, options.space)
+    if options.dicom_seg and result.case.series and write_seg(out / f"{name}_seg.dcm", result, palette):
+        written.add(f"{name}_seg.dcm")
+    result.clock.lap("write")
+    preview(out / f"{name}_preview.png", surfaces, result.labels)
+    written.add(f"{name}_preview.png")
+    if options.figure:
+        written |= {f"{name}_figure.{ending}" for ending in FIGURE_ENDINGS}
+        write_figure(out / f"{name}_figure", name, surfaces, result.labels, options.figure)
+    result.clock.lap("preview")
+    remove_stale_files(out, name, written)
+    return written
+
+
+def write_together(path: Path, result: Result, stems: Sequence[str], palette: Sequence[str], space: str) -> None:
+    """Write all structures of a case in one file, or as .vtm the list of their .vtp files."""
+    structures = result.surfaces.structures
+    if path.suffix == ".vtm":
+        write_multiblock(path, [f"{stem}_mesh.vtp" for stem in stems], structures.names)
+    else:
+        write_combined(path, result.meshes, structures.names, list(structures.written.values()), palette, space)
+
+
+def write_conforming(path: Path, result: Result, kept_wall_mm: float, space: str) -> None:
+    """Write the surface of a case's structures with shared walls; warnings say what is not as it should be."""
+    structures = result.surfaces.structures
+    surface = conforming_surface(result.surfaces.meshes, structures, kept_wall_mm)
+    values = list(structures.written.values())
+    write_shared_walls(path, (surface.vertices, surface.faces), surface.regions, structures.names, values, space)
+    for structure in surface.missing:
+        spacing = f"{surface.field.spacing_mm:.2g} mm"
+        result.warnings.append(f"{path.name}: lacks {structures.names[structure]}, too small for a grid of {spacing}")
+    if surface.field.critical:
+        places = surface.field.critical
+        result.warnings.append(f"{path.name}: at {places} places the surface around a region touches itself")
+
+
+def write_seg(path: Path, result: Result, palette: Sequence[str]) -> bool:
+    """Write a case's label map as DICOM SEG; where its source images do not allow it, a warning says why.
+
+    Gives whether it was written.
+    """
+    assert result.case.series is not None
+    surfaces = result.surfaces
+    try:
+        with source_files(result.case.series) as files:
+            dicom_seg.write_dicom_seg(path, surfaces.labelmap, surfaces.grid, files, surfaces.structures, palette)
+    except InputError as error:
+        path.unlink(missing_ok=True)  # of an earlier run
+        result.warnings.append(str(error))
+        return False
+    return True
+
+
+def remove_stale_files(out: Path, case: str, written: set[str]) -> None:
+    """Remove a case's files but for those just written: of other structures or formats, left by an earlier run."""
+    label_maps = [f"{case}{kind}.{ending}" for kind in (LABELMAP, SEGMENTATION) for ending in LABELMAP_ENDINGS]
+    together = [f"{case}_combined{ending}" for ending in COMBINED]
+    pictures = [f"{case}_figure.{ending}" for ending in FIGURE_ENDINGS]
+    for name in {*label_maps, *together, *pictures, f"{case}_conforming.vtp", f"{case}_seg.dcm"} - written:
+        (out / name).unlink(missing_ok=True)
+    there = list(out.iterdir())  # first: of another case that a process is writing now, label maps come before meshes
+    others = {path.name.rpartition(LABELMAP)[0] for path in out.glob(f"*{LABELMAP}.*")}
+    longer = tuple(f"{name}_" for name in others if name.startswith(f"{case}_"))  # whose names begin like this one's
+    for path in there:
+        stem, _, suffix = path.name.rpartition("_mesh.")
+        its_own = f"{stem}_".startswith(f"{case}_") and not f"{stem}_".startswith(longer)
+        if its_own and f".{suffix}" in ENCODERS and path.name not in written:
+            path.unlink(missing_ok=True)
