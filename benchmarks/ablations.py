@@ -7,7 +7,7 @@ Runs one after the other, a process each; a run that is done is not repeated, on
 `--section.key=value` overrides the config in all of them, as `--training.init_from=snapshots/whole_heart.pt`.
 `exact_longer` takes the epochs that fit the wall time of `deep`, by the steps' times in `benchmarks/training_step.py`.
 Metrics are means over the cases, averaged over structures, +- the standard deviation over seeds; agreement is of the
-label maps. Of the meshes as the network leaves them, before the repair: crossing, the share of faces that cross another
+meshes' label maps, unet_dice of the voxel segmentation. Of the meshes as the network leaves them, before the repair: crossing, the share of faces that cross another
 of the same mesh; crossing_others, of those that cross another mesh; shared_ml, what all pairs of a case share, or of an
 enclosed mesh what sticks out, in the network's voxels; and the triangles' quality. Memory is the training process's
 peak with the libraries.
@@ -25,7 +25,7 @@ import numpy as np
 from timing import at_least
 
 from implicitmeshnet.config import REPOSITORY, load_config
-from implicitmeshnet.data.dataset import find_cases, read_case, split_cases
+from implicitmeshnet.data.dataset import configured_split, find_cases, read_case
 from implicitmeshnet.models.weights import load_checkpoint
 from implicitmeshnet.predict import Predictor, Surfaces
 from implicitmeshnet.script import InputError, atomic_path, run_script
@@ -53,11 +53,13 @@ VARIANTS = {
     "exact_centred": CENTRED,
     "deep_centred": [*DEEP, *CENTRED],
     "folded_myocardium": ["--data.encloses={}"],
+    "no_dropout": ["--network.dropout=0"],
+    "flat_levels": ["--network.flat_levels=[0,0,2]"],  # slices four times as thick as wide
     "deep_supervision": ["--network.deep_supervision=true"],
     "vertices_162": ["--network.template_subdivisions=2"],
     "vertices_2562": ["--network.template_subdivisions=4"],
 }
-AGREEMENT = ("dice", "assd_mm", "hd95_mm")
+AGREEMENT = ("dice", "assd_mm", "hd95_mm", "unet_dice")
 CROSSING = ("crossing_percent", "crossing_others_percent", "shared_ml")
 QUALITY = ("smallest_angle_p05_deg", "aspect_ratio_p95")
 METRICS = (*AGREEMENT, *CROSSING, *QUALITY, "seconds_per_step", "minutes", "peak_mib")
@@ -124,8 +126,7 @@ def measured(path: Path, arguments) -> dict[str, float]:
     predictor = Predictor.from_config(path / "config.json", device=arguments.device)
     cases = find_cases(arguments.test_dir, labelled=True, channels=predictor.data.channels)
     if arguments.validation_split:
-        config = predictor.config
-        _, cases = split_cases(cases, config.data.validation_cases, config.training.seed)
+        _, cases = configured_split(cases, predictor.config)
     agreement = []
     meshes = []
     for case in cases[: arguments.cases]:
@@ -153,7 +154,8 @@ def agreement_of(surfaces: Surfaces, labels: np.ndarray) -> list[dict]:
         reference = surfaces.structures.mask(labels, structure)
         if reference.any():
             distances = surface_distances(mask, reference, surfaces.grid.spacing_mm, ignored)
-            rows.append({"structure": name, "dice": dice(mask, reference, ignored), **distances})
+            row = {"structure": name, "dice": dice(mask, reference, ignored), **distances}
+            rows.append(row | {"unet_dice": dice(surfaces.segmentation == value, reference, ignored)})
     return rows
 
 
@@ -172,7 +174,7 @@ def mesh_metrics(surfaces: Surfaces) -> dict[str, float]:
 
 def steps_of_epoch(path: Path) -> int:
     config = load_config(path / "config.json")
-    cases, _ = split_cases(find_cases(config.data.dir, labelled=True), config.data.validation_cases, 0)
+    cases, _ = configured_split(find_cases(config.data.dir, labelled=True, channels=config.data.channels), config)
     return -(-len(cases) * config.training.repeats // config.training.batch_size)
 
 
