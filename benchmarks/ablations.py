@@ -7,10 +7,10 @@ Runs one after the other, a process each; a run that is done is not repeated, on
 `--section.key=value` overrides the config in all of them, as `--training.init_from=snapshots/whole_heart.pt`.
 `exact_longer` takes the epochs that fit the wall time of `deep`, by the steps' times in `benchmarks/training_step.py`.
 Metrics are means over the cases, averaged over structures, +- the standard deviation over seeds; agreement is of the
-meshes' label maps, unet_dice of the voxel segmentation. Of the meshes as the network leaves them, before the repair: crossing, the share of faces that cross another
-of the same mesh; crossing_others, of those that cross another mesh; shared_ml, what all pairs of a case share, or of an
-enclosed mesh what sticks out, in the network's voxels; and the triangles' quality. Memory is the training process's
-peak with the libraries.
+meshes' label maps, unet_dice of the voxel segmentation. Of the meshes as the network leaves them, before the repair:
+crossing, the share of faces that cross another of the same mesh; crossing_others, of those that cross another mesh;
+shared_ml, what all pairs of a case share, or of an enclosed mesh what sticks out, in the network's voxels; and the
+triangles' quality. Memory is the training process's peak with the libraries.
 """
 
 import argparse
