@@ -58,7 +58,7 @@ import torch
 
 from implicitmeshnet.config import Config, save_config, validate
 from implicitmeshnet.config_json import from_json
-from implicitmeshnet.data.dataset import Case, find_cases, read_case
+from implicitmeshnet.data.dataset import Case, find_cases, read_case, refuse_labels
 from implicitmeshnet.data.training_set import TrainingSet
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import pick_device
@@ -81,7 +81,7 @@ from implicitmeshnet.planning.picture import draw_boxes
 from implicitmeshnet.planning.survey import CaseFacts, survey_case
 from implicitmeshnet.predict import NothingFound, Predictor
 from implicitmeshnet.progress import progress
-from implicitmeshnet.script import InputError, atomic_path, keep_freed_memory, read_json, run_script
+from implicitmeshnet.script import InputError, atomic_path, keep_freed_memory, make_folder, read_json, run_script
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.training.run import Moment
 from implicitmeshnet.training.step import augmentation_margin, start_run, train_step
@@ -118,22 +118,26 @@ def main() -> None:
         raise InputError(f"{folder}: wanted at least 2 labelled cases, one of them for validation, found {len(cases)}")
     facts = [survey_case(case) for case in progress(cases, "reading cases")]
     structures, doubts = choose_structures(facts, description, arguments.structures)
+    values = [value for group in structures.value.values() for value in group]
+    check_labelled(cases, facts, values)
     choices = [
         Choice("data.dir", str(folder.absolute()), f"{len(cases)} labelled cases"),
         structures,
         *choose_ignored(description),
         choose_encloses(facts, structures.value, description),
-        *choose_intensity(facts, channels),
+        *choose_intensity(facts, channels, structures.value),
         Choice(
             "data.validation_cases", max(1, round(VALIDATION_SHARE * len(cases))), f"{VALIDATION_SHARE:.0%} of them"
         ),
     ]
-    choices, cost = choose_grid(choices, facts, cases, arguments, device)
+    choices, cost = choose_grid(choices, facts, cases, values, arguments, device)
     choices += choose_schedule(choices, len(cases), cost, 60 * arguments.minutes)
     choices.append(Choice("training.run_dir", f"runs/{out.stem}", "the config's name"))
     config = config_of(choices)
-    shown = [ceiling_of(case, config) for case in progress(spread(cases, facts), "measuring ceilings")]
-    text = table(choices, doubts + spacing_doubts(facts) + header_doubts(facts), shown, config)
+    shown = [ceiling_of(case, config) for case in progress(spread(cases, facts, values), "measuring ceilings")]
+    doubts += limit_doubts(config, cost, arguments) + spacing_doubts(facts) + header_doubts(facts)
+    text = table(choices, doubts, shown, config)
+    text = text.encode(errors="replace").decode()  # names of files may be of any bytes
     print(text)
     write(out, config, text, shown)
     print(f"{out}: written, and beside it {out.with_suffix('.txt').name} and {out.with_suffix('.png').name} to look at")
@@ -144,14 +148,23 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     if out.suffix != ".json":
         raise InputError(f"--out: wanted a name that ends in .json, found {out}")
-    if out.exists() and not arguments.overwrite:
-        raise InputError(f"--out: wanted a new file, found {out}; --overwrite replaces it")
     if not out.parent.is_dir():
         raise InputError(f"--out: wanted a file in a folder that is there, found {out}")
+    for path in (out, out.with_suffix(".txt"), out.with_suffix(".png")):
+        if path.exists() and not arguments.overwrite:
+            raise InputError(f"--out: wanted new files, found {path}; --overwrite replaces it")
+    make_folder(out.parent, "--out")
     for name in ("minutes", "memory_gib"):
         value = getattr(arguments, name)
         if not (0 < value < math.inf):
             raise InputError(f"--{name}: wanted a number above 0, found {value}")
+
+
+def check_labelled(cases: Sequence[Case], facts: Sequence[CaseFacts], values: Sequence[int]) -> None:
+    """Raise InputError for a case without any of the structures' label values, as a training would."""
+    for case, found in zip(cases, facts, strict=True):
+        if found.box_mm(values) is None:
+            refuse_labels(str(case.label), values, sorted(found.voxels) or [0])
 
 
 def description_of(folder: Path) -> dict[str, Any]:
@@ -171,6 +184,7 @@ def choose_grid(
     choices: Sequence[Choice],
     facts: Sequence[CaseFacts],
     cases: Sequence[Case],
+    values: Sequence[int],
     arguments: argparse.Namespace,
     device: torch.device,
 ) -> tuple[list[Choice], Cost]:
@@ -179,13 +193,13 @@ def choose_grid(
     The grid starts at the images' own spacing and becomes coarser where it is finest.
     """
     structures = next(choice.value for choice in choices if choice.key == "data.structures")
-    values = [value for group in structures.values() for value in group]
+    batch_size = config_of(choices).training.batch_size
     spacing_mm, reason = finest_spacing_mm(facts)
     timed = timed_cases(cases, facts, structures)
     while True:
         box = choose_box(facts, values, spacing_mm)
         shape = next(choice.value for choice in box if choice.key == "data.shape")
-        gib = 2 * math.prod(shape) * BYTES_PER_VOXEL / 2**30
+        gib = memory_gib(shape, batch_size)
         if gib > arguments.memory_gib and math.prod(shape) > SMALLEST_GRID:
             spacing_mm = coarser_mm(spacing_mm, gib / arguments.memory_gib)
             reason = f"{arguments.memory_gib:g} GiB of memory hold no finer grid"
@@ -193,12 +207,22 @@ def choose_grid(
         box = [replace(choice, reason=reason) if choice.key == "data.spacing_mm" else choice for choice in box]
         chosen = [*choices, *box, *choose_mesh(facts, structures, shape, spacing_mm)]
         cost = measure(config_of(chosen), timed, device)
-        steps = (1 - VALIDATION_TIME - SPARE_TIME) * 60 * arguments.minutes / cost.step_s
+        steps = steps_within(60 * arguments.minutes, cost)
         coarsest = math.prod(shape) <= SMALLEST_GRID
         if steps >= LEAST_STEPS or coarsest:
             return chosen, cost
         spacing_mm = coarser_mm(spacing_mm, LEAST_STEPS / steps)
         reason = f"{arguments.minutes:g} minutes hold {LEAST_STEPS} steps on no finer grid"
+
+
+def memory_gib(shape: Sequence[int], batch_size: int) -> float:
+    """What a training takes with a grid (3,), in GiB."""
+    return batch_size * math.prod(shape) * BYTES_PER_VOXEL / 2**30
+
+
+def steps_within(seconds: float, cost: Cost) -> float:
+    """Steps of a training of so many seconds, validations and spare time left out."""
+    return (1 - VALIDATION_TIME - SPARE_TIME) * seconds / cost.step_s
 
 
 def timed_cases(cases: Sequence[Case], facts: Sequence[CaseFacts], structures: dict[str, list[int]]) -> list[Case]:
@@ -243,14 +267,16 @@ def choose_schedule(choices: Sequence[Choice], count: int, cost: Cost, seconds: 
     """Epochs, validations and the Laplacian's curve for the time that a training may take."""
     config = config_of(choices)
     held_out = config.data.validation_cases
-    steps_per_pass = math.ceil((count - held_out) / config.training.batch_size)
-    steps = (1 - VALIDATION_TIME - SPARE_TIME) * seconds / cost.step_s
-    repeats = max(1, round(steps / steps_per_pass / EPOCHS))
-    epochs = max(1, int(steps / steps_per_pass / repeats))
+    training_cases = count - held_out
+    steps = steps_within(seconds, cost)
+    passes = steps * config.training.batch_size / training_cases
+    settings = replace(config.training, repeats=max(1, round(passes / EPOCHS)))
+    steps_of_epoch = settings.steps_of_epoch(training_cases)
+    epochs = max(1, int(steps / steps_of_epoch))
     validations = max(1, int(VALIDATION_TIME * seconds / (held_out * cost.validation_s)))
     every = max(1, math.ceil(epochs / validations))
     return [
-        Choice("training.repeats", repeats, f"{repeats * steps_per_pass} steps an epoch"),
+        Choice("training.repeats", settings.repeats, f"{steps_of_epoch} steps an epoch"),
         Choice("training.epochs", epochs, f"{seconds / 60:g} minutes at {cost.step_s:.2f} s a step, measured here"),
         Choice(
             "training.validate_every", every, f"{cost.validation_s:.1f} s a case, {VALIDATION_TIME:.0%} of the time"
@@ -261,12 +287,27 @@ def choose_schedule(choices: Sequence[Choice], count: int, cost: Cost, seconds: 
     ]
 
 
-def spread(cases: Sequence[Case], facts: Sequence[CaseFacts]) -> list[Case]:
-    """Cases of the smallest, the middle and the largest labels."""
-    volumes = [sum(case.voxels.values()) * float(np.prod(case.spacing_mm)) for case in facts]
+def spread(cases: Sequence[Case], facts: Sequence[CaseFacts], values: Sequence[int]) -> list[Case]:
+    """Cases in which the label values fill the least, a middle and the largest volume."""
+    volumes = []
+    for case in facts:
+        voxels = sum(case.voxels.get(value, 0) for value in values)
+        volumes.append(voxels * float(np.prod(case.spacing_mm)))
     order = np.argsort(volumes)
     places = np.linspace(0, len(cases) - 1, min(SHOWN_CASES, len(cases))).round().astype(int)
     return [cases[index] for index in order[places]]
+
+
+def limit_doubts(config: Config, cost: Cost, arguments: argparse.Namespace) -> list[str]:
+    """A line where the coarsest grid that is tried still takes more memory or time than there is."""
+    lines = []
+    gib = memory_gib(config.data.shape, config.training.batch_size)
+    if gib > arguments.memory_gib:
+        lines.append(f"a training takes about {gib:.2g} GiB, more than --memory_gib={arguments.memory_gib:g}")
+    steps = int(steps_within(60 * arguments.minutes, cost))
+    if steps < LEAST_STEPS:
+        lines.append(f"--minutes={arguments.minutes:g} hold {steps} steps, fewer than the {LEAST_STEPS} worth training")
+    return lines
 
 
 def spacing_doubts(facts: Sequence[CaseFacts]) -> list[str]:

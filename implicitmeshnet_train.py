@@ -59,7 +59,7 @@ def train(config: Config, run_dir: Path, device: torch.device, signals: Signals)
         print(start_from_another(run.network, initial, list(config.data.structures)))
     predictor = Predictor(run.network, config)
     history = History(predictor.structures.names, goodness=mean_score)
-    steps = -(-len(samples) * settings.repeats // settings.batch_size)
+    steps = settings.steps_of_epoch(len(samples))
     unfinished = begin(run_dir, config, run.parts, history, steps)
     if processes.is_first():
         keep_drn_config(config, run_dir)

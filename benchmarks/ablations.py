@@ -175,7 +175,7 @@ def mesh_metrics(surfaces: Surfaces) -> dict[str, float]:
 def steps_of_epoch(path: Path) -> int:
     config = load_config(path / "config.json")
     cases, _ = configured_split(find_cases(config.data.dir, labelled=True, channels=config.data.channels), config)
-    return -(-len(cases) * config.training.repeats // config.training.batch_size)
+    return config.training.steps_of_epoch(len(cases))
 
 
 def call(script: str, *arguments) -> float:

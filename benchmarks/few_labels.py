@@ -11,7 +11,6 @@ own grids.
 
 import argparse
 import csv
-import math
 import statistics
 import subprocess
 import sys
@@ -45,9 +44,8 @@ def main() -> None:
 
 def schedule(config: Config, count: int, size: int) -> list[str]:
     """Overrides for a training on `size` of `count` cases with the same steps in as many epochs."""
-    batch = config.training.batch_size
-    steps = config.training.repeats * math.ceil(count / batch)
-    repeats = max(1, round(steps / math.ceil(size / batch)))
+    steps = config.training.steps_of_epoch(count)
+    repeats = max(1, round(steps * config.training.batch_size / size))
     return [
         f"--data.training_cases={size}",
         f"--training.repeats={repeats}",

@@ -85,8 +85,7 @@ def cases_of_an_epoch(config: Config) -> int:
     """How many samples an epoch's steps draw."""
     cases = find_cases(config.data.dir, labelled=True, channels=config.data.channels)
     training_cases, _ = configured_split(cases, config)
-    settings = config.training
-    return -(-len(training_cases) * settings.repeats // settings.batch_size) * settings.batch_size
+    return config.training.steps_of_epoch(len(training_cases)) * config.training.batch_size
 
 
 def train(layout: Layout, run_dir: Path, options: list[str]) -> Took:

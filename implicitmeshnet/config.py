@@ -296,6 +296,10 @@ class TrainingConfig:
     seed: Seed = 0
     """Of all random draws: validation cases, initial weights, order, dropout and augmentation."""
 
+    def steps_of_epoch(self, cases: int) -> int:
+        """Steps of the optimiser in an epoch over so many training cases."""
+        return -(-cases * self.repeats // self.batch_size)
+
 
 @dataclass
 class Config:

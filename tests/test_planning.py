@@ -43,8 +43,10 @@ def facts(**changes) -> CaseFacts:
             205: np.array([[-10.0, -30, -30], [50, 30, 30]]),
         },
         "contacts_mm2": {(205, 500): 90.0, (0, 500): 10.0, (0, 205): 300.0},
+        "unusable": (),
         "lowest": -1000.0,
-        "window": (-130.0, 410.0),
+        "sampled_labels": np.array([205, 500] * 50),
+        "sampled_intensities": np.linspace(-130.0, 410.0, 100)[None],
         "warnings": (),
     }
     return CaseFacts(**(values | changes))
@@ -72,7 +74,10 @@ def test_a_survey_measures_voxels_boxes_contacts_and_intensities(case):
     assert found.contacts_mm2[7, 9] == 3 * 2 * 2.0  # 3 x 2 faces of 1 x 2 mm
     assert found.contacts_mm2[0, 7] == 2 * 4 * 3 * 1.0 + 2 * 4 * 2 * 2.0 + 3 * 2 * 2.0
     assert found.lowest == -300
-    assert found.window == pytest.approx((-293, -291))  # the labelled voxels alone
+    assert found.intensity_range([7], 0) == pytest.approx((-293, -293))
+    assert found.intensity_range([7, 9], 0) == pytest.approx((-293, -291))
+    assert found.intensity_range([8], 0) is None
+    assert found.unusable == ()
 
 
 def test_a_case_without_any_label_is_surveyed_too(tmp_path):
@@ -123,7 +128,7 @@ def test_a_structure_that_few_cases_have_is_named():
 
 
 def test_no_label_at_all_is_one_sentence():
-    with pytest.raises(InputError, match="wanted label values from 1 to 32767 in at least one case, found none"):
+    with pytest.raises(InputError, match="wanted label values of structures, 1 to 32767, in any case, found none"):
         choose_structures([facts(voxels={}, boxes_mm={})], {}, None)
 
 
@@ -141,8 +146,8 @@ def test_a_region_of_nnunet_that_holds_another_encloses_it(order):
     choice, doubts = choose_structures([facts()], description, None)
     assert choice.value == {"heart": [205], "LV": [500]}
     assert doubts == [
-        "heart: dataset.json's region holds 205 500, of which LV have values of their own: its label is 205, and "
-        "data.encloses what its mesh holds"
+        "heart: dataset.json's region holds 205 500, of which LV have values of their own: its label is 205; "
+        "data.encloses says what its mesh holds, and what is held itself holds nothing"
     ]
     beside = facts(contacts_mm2={(0, 500): 50.0, (0, 205): 300.0})
     assert choose_encloses([beside], choice.value, description).value == {"heart": ["LV"]}
@@ -167,8 +172,29 @@ def test_a_region_of_others_alone_is_named_and_left_out():
     ids=["two channels", "MR says the data set", "CT says the data set", "values of CT", "values of MR"],
 )
 def test_intensities_follow_the_modality(description, lowest, wanted):
-    choices = choose_intensity([facts(lowest=lowest)], channels_of(description))
+    choices = choose_intensity([facts(lowest=lowest)], channels_of(description), {"heart": [205, 500]})
     assert tree_of(choices)["data"] == wanted
+
+
+def test_the_window_is_that_of_the_structures_in_the_channel_of_ct():
+    intensities = np.stack([np.full(100, 7.0), np.where(np.arange(100) % 2, 100.0, -900.0)])
+    one = facts(sampled_labels=np.array([3, 500] * 50), sampled_intensities=intensities)
+    without = facts(sampled_labels=np.array([3] * 100), sampled_intensities=intensities)
+    data = tree_of(choose_intensity([one, without], ["PET", "CT"], {"LV": [500]}))["data"]
+    assert data == {"intensity": ["percentile", "window"], "window_hu": 50.0, "level_hu": 100.0}
+
+
+def test_labels_that_are_left_out_are_named():
+    description = {"labels": {"LV": 500, "Myo": 205, "RV": 600, "background": 0}}
+    _, doubts = choose_structures([facts(unusable=(-3, 40000))], description, None)
+    assert doubts == [
+        "RV: dataset.json says 600, and no case has it",
+        "label values -3, 40000: not from 1 to 32767, so left out",
+    ]
+    with pytest.raises(InputError, match="wanted label values of structures"):
+        choose_structures([facts(voxels={9: 10})], {"labels": {"LV": 500, "ignore": 9}}, None)
+    with pytest.raises(InputError, match="--structures: wanted each name once, found LA twice"):
+        choose_structures([facts()], {}, ["LA=205", "LA=500"])
 
 
 def test_the_finest_spacing_is_the_images_own_and_thick_slices_keep_theirs():
@@ -293,9 +319,14 @@ def test_the_script_writes_a_config_its_reasons_and_a_picture(folder, tmp_path, 
     assert all(key in table for key in ("data.shape", "network.template_subdivisions", "loss.temperature", "LV"))
     assert (tmp_path / "hearts.png").read_bytes().startswith(b"\x89PNG")
     before = out.read_bytes()
-    with pytest.raises(InputError, match="--out: wanted a new file"):
+    assert "--minutes=0.5 hold" in table
+    with pytest.raises(InputError, match=r"--out: wanted new files, found .*json"):
         call(create_config, f"--data_dir={folder}", f"--out={out}")
     assert out.read_bytes() == before
+    out.unlink()
+    with pytest.raises(InputError, match=r"--out: wanted new files, found .*txt"):
+        call(create_config, f"--data_dir={folder}", f"--out={out}")
+    assert (tmp_path / "hearts.txt").read_text() == table
 
 
 def test_bad_arguments_and_folders_are_one_sentence_and_leave_nothing(folder, tmp_path):
@@ -310,6 +341,16 @@ def test_bad_arguments_and_folders_are_one_sentence_and_leave_nothing(folder, tm
         with pytest.raises(InputError, match=message):
             call(create_config, f"--data_dir={folder}", *wrong)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_case_that_no_training_would_take_is_named_at_once(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number, value in enumerate((500, 500, 205)):
+        label = value * ball_mask((24, 24, 16), (11, 12, 8), 6).astype(np.int16)
+        write_case(tmp_path / "data", f"heart_{number}", label.astype(np.float32), label, np.diag([3.0, 3, 3, 1]))
+    arguments = (f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'a.json'}", "--structures", "LV")
+    with pytest.raises(InputError, match=r"heart_2\S*: wanted some of the label values 500, found 205"):
+        call(create_config, *arguments)
 
 
 @pytest.mark.slow
@@ -366,6 +407,19 @@ def test_the_epochs_fill_the_time(folder):
     assert 0.85 * 7200 < steps * 0.5 + validations * 20 * 2.0 < 7200
     assert 40 <= tree["epochs"] <= 200
     assert json.dumps(tree)
+
+
+def test_few_cases_get_as_many_steps_as_many(folder):
+    found = [survey_case(case) for case in find_cases(folder, labelled=True)]
+    structures, _ = choose_structures(found, {}, None)
+    box = choose_box(found, [205, 500], np.full(3, 3.0))
+    chosen = [structures, *box, create_config.Choice("data.validation_cases", 1, "")]
+    cost = create_config.Cost(step_s=1.0, validation_s=1.0)
+    for count in (2, 4, 6, 101):
+        choices = create_config.choose_schedule(chosen, count, cost, 7200.0)
+        settings = create_config.config_of([*chosen, *choices]).training
+        assert settings.steps_of_epoch(count - 1) * settings.epochs == pytest.approx(0.88 * 7200, rel=0.02)
+        assert choices[0].reason == f"{settings.steps_of_epoch(count - 1)} steps an epoch"
 
 
 def test_the_repair_of_an_untrained_networks_meshes_does_not_count(folder, monkeypatch):

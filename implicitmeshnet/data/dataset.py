@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -460,13 +461,15 @@ def without_margin(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 def check_labels(labels: Volume, structures: Structures) -> None:
     """Raise InputError where a label map has none of the structures' values."""
-    if structures.any_in(labels.data):
-        return
-    wanted = ", ".join(map(str, structures.label_values))
-    present = np.unique(labels.data).tolist()
+    if not structures.any_in(labels.data):
+        refuse_labels(labels.name, structures.label_values, np.unique(labels.data).tolist())
+
+
+def refuse_labels(name: Path | str, wanted: Iterable[int], present: Sequence[int]) -> NoReturn:
+    """Raise the InputError of a label map that has none of the values wanted but those present."""
     found = ", ".join(map(str, present[:NAMED_VALUES]))
     more = ", ..." if len(present) > NAMED_VALUES else ""
-    raise InputError(f"{labels.name}: wanted some of the label values {wanted}, found {found}{more}")
+    raise InputError(f"{name}: wanted some of the label values {', '.join(map(str, wanted))}, found {found}{more}")
 
 
 def check_same_grid(path: Path | str, wanted: Grid, found: Grid, owner: str = "the image") -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from implicitmeshnet.planning.survey import CT_AIR_HU, CaseFacts
+from implicitmeshnet.planning.survey import CT_AIR_HU, HIGHEST_VALUE, CaseFacts
 from implicitmeshnet.script import InputError, shorten
 
 MMWHS = {"LV": [500], "RV": [600], "LA": [420, 421], "RA": [550], "Myo": [205], "AO": [820], "PA": [850]}
@@ -31,9 +31,9 @@ VOXELS_PER_EDGE = 2.0  # of the mesh's edges: the longest that a structure may h
 SUBDIVISIONS = (2, 3, 4)  # of the template
 LAPLACIAN = 6.0  # final weight of the Laplacian loss for 642 vertices and a mean radius of 0.42, normalised
 LAPLACIAN_FALL = 20.0  # the first weight, relative to the final one
-WIDTHS = (16, 32, 64, 128, 192)  # of the encoder's levels, in channels: those of the shipped whole-heart network
+WIDTHS = (16, 32, 64, 128)  # of the encoder's levels, in channels, and so the most levels
 PROFILE_VOXELS = (-3.0, -2.0, -1.0, 1.0, 2.0, 3.0)  # of the last stage, see config.NetworkConfig
-DECODER_WIDTHS = (16, 16, 32, 64)
+DECODER_WIDTHS = (16, 16, 32)
 LEAST_SIDE = 6  # voxels of a grid, see config.DataConfig.shape
 LEAST_BOTTLENECK = 2  # voxels along a side
 
@@ -74,12 +74,13 @@ def choose_structures(
     NAME=VALUE,VALUE for label values of one's own. Raises InputError where there are none, or not those asked for.
     """
     present = sorted(set().union(*(case.voxels for case in facts)))
-    if not present:
-        raise InputError("labels: wanted label values from 1 to 32767 in at least one case, found none")
     named, reason = _named(present, description)
-    lines = [] if asked else _region_doubts(named, description)
+    if not named:
+        raise InputError(f"labels: wanted label values of structures, 1 to {HIGHEST_VALUE}, in any case, found none")
+    lines = [] if asked else _region_doubts(named, description) + _absence_doubts(present, description)
+    lines += _value_doubts(facts)
     if asked:
-        named = dict(_asked(text, named, present) for text in asked)
+        named = _all_asked(asked, named, present)
         reason = "as asked for"
     for name, values in named.items():
         cases = [case.name for case in facts if case.box_mm(values) is not None]
@@ -132,16 +133,45 @@ def _region_doubts(named: dict[str, list[int]], description: dict[str, Any]) -> 
         if name in named:
             left = " ".join(map(str, named[name]))
             lines.append(
-                f"{found} have values of their own: its label is {left}, and data.encloses what its mesh holds"
+                f"{found} have values of their own: its label is {left}; data.encloses says what its mesh holds,"
+                " and what is held itself holds nothing"
             )
         else:
             lines.append(f"{found} have all: no structure of its own")
     return lines
 
 
+def _absence_doubts(present: Sequence[int], description: dict[str, Any]) -> list[str]:
+    """A line on each structure of dataset.json that no case has."""
+    lines = []
+    for name, values in _described(description).items():
+        if not set(values) & set(present):
+            lines.append(f"{name}: dataset.json says {' '.join(map(str, values))}, and no case has it")
+    return lines
+
+
+def _value_doubts(facts: Sequence[CaseFacts]) -> list[str]:
+    """A line on label values that no config can name, which are taken for background."""
+    found = sorted(set().union(*(case.unusable for case in facts)))
+    if not found:
+        return []
+    return [f"label values {shorten(', '.join(map(str, found)))}: not from 1 to {HIGHEST_VALUE}, so left out"]
+
+
 def _plain(name: str) -> str:
     """A name of letters, digits and underscores alone."""
     return re.sub(r"\W+", "_", name).strip("_")[:50] or "label"
+
+
+def _all_asked(asked: Sequence[str], named: dict[str, list[int]], present: Sequence[int]) -> dict[str, list[int]]:
+    """The structures that arguments ask for; InputError where one is asked for twice."""
+    chosen: dict[str, list[int]] = {}
+    for text in asked:
+        name, values = _asked(text, named, present)
+        if name in chosen:
+            raise InputError(f"--structures: wanted each name once, found {name} twice; LA=420,421 takes both values")
+        chosen[name] = values
+    return chosen
 
 
 def _asked(text: str, named: dict[str, list[int]], present: Sequence[int]) -> tuple[str, list[int]]:
@@ -209,10 +239,13 @@ def channels_of(description: dict[str, Any]) -> list[str]:
     return [str(name) for name in channels.values()] if isinstance(channels, dict) else []
 
 
-def choose_intensity(facts: Sequence[CaseFacts], channels: Sequence[str]) -> list[Choice]:
+def choose_intensity(
+    facts: Sequence[CaseFacts], channels: Sequence[str], structures: dict[str, list[int]]
+) -> list[Choice]:
     """How each channel's values become [-1, 1]: by a window in CT, by each volume's own percentiles else.
 
-    Without names of channels, of which there is one then, its values decide. The window is the first channel's.
+    Without names of channels, of which there is one then, its values decide. The window is that of the structures'
+    voxels in the first channel of CT.
     """
     lowest = float(np.median([case.lowest for case in facts]))
     if channels:
@@ -225,11 +258,12 @@ def choose_intensity(facts: Sequence[CaseFacts], channels: Sequence[str]) -> lis
     chosen = [Choice("data.intensity", rules[0] if len(rules) == 1 else rules, reason)]
     if "window" not in rules:
         return chosen
-    low = float(np.median([case.window[0] for case in facts]))
-    high = float(np.median([case.window[1] for case in facts]))
+    values = [value for group in structures.values() for value in group]
+    ranges = [case.intensity_range(values, rules.index("window")) for case in facts]
+    low, high = np.median([found for found in ranges if found is not None], axis=0).tolist()
     level = 25 * round((low + high) / 50)
     width = 50 * math.ceil(max(WIDER * (high - low), 50) / 50)
-    near = f"{WIDER:g} times the labels' own range, {low:.0f} to {high:.0f} HU"
+    near = f"{WIDER:g} times the structures' own range, {low:.0f} to {high:.0f} HU"
     return [*chosen, Choice("data.window_hu", float(width), near), Choice("data.level_hu", float(level), near)]
 
 
@@ -315,9 +349,9 @@ def _mm(lengths: np.ndarray) -> str:
 
 
 def _levels(sides: np.ndarray) -> int:
-    """As many levels of the encoder as leave LEAST_BOTTLENECK voxels along the shortest side."""
+    """As many levels of the encoder as leave LEAST_BOTTLENECK voxels along the shortest side, WIDTHS at the most."""
     levels = 1 + int(math.log2(max(float(sides.min()) / LEAST_BOTTLENECK, 2)))
-    return min(levels, len(WIDTHS) - 1)
+    return min(levels, len(WIDTHS))
 
 
 def _stage_levels(levels: int) -> list[list[str]]:

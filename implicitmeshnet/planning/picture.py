@@ -33,7 +33,8 @@ def draw_boxes(path: Path | str, cases: Sequence[tuple[Volume, np.ndarray, Grid]
         corners = _box_in_voxels(grid, seen.grid)
         for panel, (normal, name) in zip(row, PLANES.items(), strict=True):
             _draw(panel, seen, tinted, corners, normal)
-            panel.set_title(f"{Path(image.name).name}, {name}" if normal == 2 else name, fontsize=8)
+            of_case = Path(image.name).name.encode(errors="replace").decode()  # a file's name may be of any bytes
+            panel.set_title(f"{of_case}, {name}" if normal == 2 else name, fontsize=8)
     return save_figure(figure, path)
 
 

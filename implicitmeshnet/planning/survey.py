@@ -10,7 +10,8 @@ from implicitmeshnet.data.volume import Volume, canonical
 
 HIGHEST_VALUE = 2**15 - 1  # of a label that a config can name
 CT_AIR_HU = -200.0  # below it lie air and lung in CT; other images have no such values
-QUANTILES = (0.005, 0.995)  # of the intensities of labelled voxels, as nnU-Net takes them
+QUANTILES = (0.005, 0.995)  # of the intensities of structures' voxels, as nnU-Net takes them
+SAMPLES = 20_000  # labelled voxels of a case whose intensities are kept, at the most
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +24,10 @@ class CaseFacts:
     voxels: dict[int, int]  # by label value
     boxes_mm: dict[int, np.ndarray]  # (2, 3) the outer faces of each label value's bounding box
     contacts_mm2: dict[tuple[int, int], float]  # area between two label values, 0 among them, the smaller one first
-    lowest: float  # value of the image
-    window: tuple[float, float]  # QUANTILES of the image's values where it is labelled
+    unusable: tuple[int, ...]  # values of the label map that no config can name
+    lowest: float  # value of the image's first channel
+    sampled_labels: np.ndarray  # (N,) label values of every n-th labelled voxel
+    sampled_intensities: np.ndarray  # (C, N) the image's values there, by channel
     warnings: tuple[str, ...]
 
     def box_mm(self, values: Iterable[int]) -> np.ndarray | None:
@@ -35,6 +38,14 @@ class CaseFacts:
         stacked = np.stack(boxes)
         return np.stack([stacked[:, 0].min(0), stacked[:, 1].max(0)])
 
+    def intensity_range(self, values: Iterable[int], channel: int) -> tuple[float, float] | None:
+        """QUANTILES of a channel over the voxels of label values; None where the case has none of them."""
+        chosen = np.isin(self.sampled_labels, list(values))
+        if not chosen.any():
+            return None
+        low, high = np.quantile(self.sampled_intensities[channel][chosen], QUANTILES)
+        return float(low), float(high)
+
 
 def survey_case(case: Case) -> CaseFacts:
     """Read a labelled case and measure it; InputError as `read_case`."""
@@ -44,11 +55,12 @@ def survey_case(case: Case) -> CaseFacts:
     labels = canonical(labels)
     inside = _bounding_box(labels.data > 0)
     cut = labels.data[inside]
-    values = [int(value) for value in np.unique(cut) if 0 < value <= HIGHEST_VALUE]
+    present = np.unique(labels.data)
+    values = [int(value) for value in present if 0 < value <= HIGHEST_VALUE]
     voxels = {value: int(np.count_nonzero(cut == value)) for value in values}
     boxes_mm = {value: _box_mm(labels, value) for value in values}
-    labelled = image.data[inside][cut > 0] if values else image.data.ravel()
-    low, high = np.quantile(labelled, QUANTILES)
+    labelled = np.flatnonzero(cut > 0)
+    sampled = labelled[:: max(1, len(labelled) // SAMPLES)]
     return CaseFacts(
         case.name,
         image.grid.shape,
@@ -56,8 +68,10 @@ def survey_case(case: Case) -> CaseFacts:
         voxels,
         boxes_mm,
         _contacts_mm2(cut, image.grid.spacing_mm),
+        tuple(int(value) for value in present if value != 0 and int(value) not in values),
         float(image.data.min()),
-        (float(low), float(high)),
+        cut.ravel()[sampled],
+        np.stack([channel[inside].ravel()[sampled] for channel in image.channels]),
         image.warnings + labels.warnings,
     )
 
