@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from implicitmeshnet.config import Config
-from implicitmeshnet.data.dataset import Case, configured_split, find_cases, read_case
+from implicitmeshnet.data.dataset import Case, configured_split, find_cases, read_case, say
 from implicitmeshnet.data.training_set import TrainingSet, check_cases, image_of_tissues, prepare
 from implicitmeshnet.data.volume import Volume
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import Start, read_start, save_snapshot, start_from
 from implicitmeshnet.predict import NothingFound, Predictor, preview
 from implicitmeshnet.script import InputError, run_script, shorten
-from implicitmeshnet.surfaces.metrics import dice
+from implicitmeshnet.surfaces.metrics import dice_by_structure
 from implicitmeshnet.training import processes
 from implicitmeshnet.training.deep_route import keep_drn_config, load_deep_route
 from implicitmeshnet.training.events import EventFile
@@ -52,13 +52,13 @@ def train(config: Config, run_dir: Path, device: torch.device, signals: Signals)
     initial = read_start(settings.init_from) if settings.init_from and is_new else None
     cases = find_cases(config.data.dir, labelled=True, channels=config.data.channels, kind=kind_of_images(config))
     training_cases, validation_cases = configured_split(cases, config)
-    samples = read_cases(config, training_cases, validation_cases)
+    samples, validated = read_cases(config, training_cases, validation_cases)
     learn_from_data(config, samples)
     run = start_run(config, device, deep)
     if initial is not None:
         print(start_from_another(run.network, initial, list(config.data.structures)))
     predictor = Predictor(run.network, config)
-    history = History(predictor.structures.names, goodness=mean_score)
+    history = History(validated, goodness=mean_score)
     steps = settings.steps_of_epoch(len(samples))
     unfinished = begin(run_dir, config, run.parts, history, steps)
     if processes.is_first():
@@ -93,14 +93,23 @@ def train(config: Config, run_dir: Path, device: torch.device, signals: Signals)
     print(f"{run_dir}: {len(history)} epochs, best validation Dice at epoch {best.number}: {listed(best.scores)}")
 
 
-def read_cases(config: Config, training_cases: list[Case], validation_cases: list[Case]) -> TrainingSet:
-    """The training samples, once each process has read its share of all cases."""
+def read_cases(
+    config: Config, training_cases: list[Case], validation_cases: list[Case]
+) -> tuple[TrainingSet, tuple[str, ...]]:
+    """The training samples, once each process has read its share of all cases, and the structures of the validation's.
+
+    A warning names those that no validation case has.
+    """
     margin = augmentation_margin(config)
     kind = kind_of_images(config)
-    check_cases(processes.share(validation_cases), config.data, config.cache_dir, kind)
+    own = check_cases(processes.share(validation_cases), config.data, config.cache_dir, kind)
     prepare(processes.share(training_cases), config.data, margin, config.cache_dir, kind)
-    processes.wait()
-    return TrainingSet(training_cases, config.data, margin, config.cache_dir, kind)
+    found = set().union(*processes.gathered(own))
+    unseen = [name for name in config.data.structures if name not in found]
+    if unseen and processes.is_first():
+        say([f"no validation case has {', '.join(unseen)}, so no Dice tells how well that is found"])
+    validated = tuple(name for name in config.data.structures if name in found)
+    return TrainingSet(training_cases, config.data, margin, config.cache_dir, kind), validated
 
 
 def kind_of_images(config: Config) -> str:
@@ -164,14 +173,14 @@ def epoch_order(config: Config, count: int, number: int, steps: int) -> list[int
 
 
 def validate(predictor: Predictor, cases: Sequence[Case]) -> dict[str, float]:
-    """Mean Dice per structure over the cases, of which each process measures its share."""
+    """Mean Dice per structure over the cases that have it; each process measures its share of them."""
     found: dict[str, list[float]] = {name: [] for name in predictor.structures.names}
     own = [(case.name, case_scores(predictor, case)) for case in processes.share(cases)]
     everywhere = [row for rows in processes.gathered(own) for row in rows]
     for _, scores in sorted(everywhere, key=lambda row: row[0]):
         for name, value in scores.items():
             found[name].append(value)
-    return {name: sum(values) / max(len(values), 1) for name, values in found.items()}
+    return {name: sum(values) / len(values) for name, values in found.items() if values}
 
 
 def case_scores(predictor: Predictor, case: Case) -> dict[str, float]:
@@ -180,19 +189,12 @@ def case_scores(predictor: Predictor, case: Case) -> dict[str, float]:
     It is as the evaluation measures it: on the image's own grid, the region found by the coarse pass, the meshes
     repaired.
     """
-    structures = predictor.structures
     image, labels = validation_case(case, predictor.config)
     try:
         labelmap = predictor(image).labelmap
     except NothingFound:
         labelmap = np.zeros_like(labels.data)
-    ignored = structures.ignored_in(labels.data)
-    scores = {}
-    for structure, (name, value) in enumerate(structures.written.items()):
-        reference = structures.mask(labels.data, structure)
-        if reference.any():
-            scores[name] = dice(labelmap == value, reference, ignored)
-    return scores
+    return dice_by_structure(labelmap, labels.data, predictor.structures)
 
 
 def draw_preview(predictor: Predictor, case: Case, path: Path, events: EventFile, number: int) -> None:

@@ -15,13 +15,11 @@ triangles' quality. Memory is the training process's peak with the libraries.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from calls import call
 from timing import at_least
 
 from implicitmeshnet.config import REPOSITORY, load_config
@@ -176,15 +174,6 @@ def steps_of_epoch(path: Path) -> int:
     config = load_config(path / "config.json")
     cases, _ = configured_split(find_cases(config.data.dir, labelled=True, channels=config.data.channels), config)
     return config.training.steps_of_epoch(len(cases))
-
-
-def call(script: str, *arguments) -> float:
-    """Run one of the repository's scripts; its peak memory in MiB. InputError where it fails."""
-    process = subprocess.Popen([sys.executable, str(REPOSITORY / script), *arguments])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise InputError(f"{script}: wanted a run without error, found exit status {os.waitstatus_to_exitcode(status)}")
-    return usage.ru_maxrss / 1024
 
 
 def print_table(arguments) -> None:

@@ -14,10 +14,11 @@ from timing import at_least
 from tqdm import tqdm
 
 from implicitmeshnet.data.dataset import configured_split, find_cases, read_case
-from implicitmeshnet.planning.ceiling import ceiling_of, dice_by_structure
+from implicitmeshnet.planning.ceiling import ceiling_of
 from implicitmeshnet.predict import Predictor
 from implicitmeshnet.script import run_script
 from implicitmeshnet.surfaces.labelmap import meshes_to_labelmap
+from implicitmeshnet.surfaces.metrics import dice_by_structure
 
 COLUMNS = ("grid", "fitted mesh", "UNet", "mesh unrepaired", "mesh")
 
@@ -39,6 +40,9 @@ def main() -> None:
             rows[name].append([column[name] for column in found])
     print(f"{'structure':<16}{'cases':>6}" + "".join(f"{column:>17}" for column in COLUMNS))
     for name, of_cases in rows.items():
+        if not of_cases:
+            print(f"{name:<16}{0:>6}")
+            continue
         means = np.mean(of_cases, 0)
         print(f"{name:<16}{len(of_cases):>6}" + "".join(f"{mean:>17.4f}" for mean in means))
 
@@ -51,7 +55,7 @@ def measure(predictor, case) -> list[dict[str, float]]:
     structures = predictor.structures
     unrepaired = [(vertices, surfaces.faces) for vertices in surfaces.raw_vertices]
     labelmaps = (surfaces.segmentation, meshes_to_labelmap(unrepaired, structures, image.grid), surfaces.labelmap)
-    of_network = [dice_by_structure(labelmap, labels, structures) for labelmap in labelmaps]
+    of_network = [dice_by_structure(labelmap, labels.data, structures) for labelmap in labelmaps]
     return [possible.grid_dice, possible.mesh_dice, *of_network]
 
 

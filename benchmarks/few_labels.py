@@ -12,11 +12,11 @@ own grids.
 import argparse
 import csv
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
-from implicitmeshnet.config import REPOSITORY, Config, load_config
+from calls import call
+
+from implicitmeshnet.config import Config, load_config
 from implicitmeshnet.data.dataset import configured_split, find_cases
 from implicitmeshnet.script import run_script
 
@@ -58,19 +58,17 @@ def train(config: str, folder: Path, overrides: list[str], init_from: str | None
     if (folder / "test/metrics.csv").exists():
         return
     start = [f"--training.init_from={init_from}"] if init_from else []
-    run("implicitmeshnet_train.py", f"--config={config}", f"--training.run_dir={folder}", *overrides, *start)
+    options = [f"--training.run_dir={folder}", *overrides, *start]
+    call("implicitmeshnet_train.py", f"--config={config}", *options, quiet=True)
     data_dir = load_config(folder / "config.json").data.dir
-    run(
+    call(
         "implicitmeshnet_eval.py",
         f"--implicitmeshnet_config={folder / 'config.json'}",
         f"--test_dir_in={data_dir}",
         f"--test_dir_out={folder / 'test'}",
         "--validation_split",
+        quiet=True,
     )
-
-
-def run(script: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, REPOSITORY / script, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def print_rows(folder: Path, config: Config, size: int, start: str) -> None:

@@ -19,7 +19,6 @@ are not made again, and the metrics are in metrics.csv.
 
 import argparse
 import importlib.util
-import json
 import os
 import random
 import time
@@ -46,6 +45,7 @@ from implicitmeshnet.script import (
     locked,
     read_json,
     run_script,
+    write_json,
     write_table,
 )
 from implicitmeshnet.structures import Structures
@@ -83,6 +83,7 @@ def main():
     arguments, overrides = parser.parse_known_args()
     need_nnunet()
     config = load_config(arguments.config, overrides)
+    channel_of(config)
     cases = find_cases(config.data.dir, labelled=True)
     training, unseen = configured_split(cases, config)
     out = Path(arguments.out)
@@ -175,7 +176,14 @@ def write_data_set(folder: Path, cases: Sequence[Case], config: Config) -> None:
         image, labels = read_labelled(case, config.data)
         write_volume(image_path, image.data, image.grid.affine)
         write_volume(label_path, structures.class_map(labels.data), image.grid.affine)
-    write_json(folder / "dataset.json", description(structures, CHANNELS[config.data.intensity], len(cases)))
+    write_json(folder / "dataset.json", description(structures, channel_of(config), len(cases)))
+
+
+def channel_of(config: Config) -> str:
+    """What nnU-Net calls the images' channel; InputError where there are several."""
+    if config.data.channels > 1:
+        raise InputError(f"data.intensity: wanted one rule, for images of one channel, found {config.data.channels}")
+    return CHANNELS[config.data.intensity_rules[0]]
 
 
 def description(structures: Structures, channel: str, cases: int) -> dict[str, Any]:
@@ -183,6 +191,8 @@ def description(structures: Structures, channel: str, cases: int) -> dict[str, A
     labels = {"background": 0}
     for structure, name in enumerate(structures.names):
         labels[name] = structures.class_of(structure)
+    if structures.ignores:
+        labels["ignore"] = structures.ignored_class
     return {"channel_names": {"0": channel}, "labels": labels, "numTraining": cases, "file_ending": ".nii.gz"}
 
 
@@ -331,12 +341,13 @@ def measure(case: Case, prediction: Path, structures: Structures) -> list[dict[s
     assert labels is not None, "find_cases was asked for labelled cases"
     predicted = read_labels(prediction).data
     spacing_mm = image.grid.spacing_mm
+    ignored = structures.ignored_in(labels.data)
     rows = []
     for structure, name in enumerate(structures.names):
         mask = predicted == structures.written[name]
         truth = structures.mask(labels.data, structure)
-        row = {"case": case.name, "structure": name, "dice": dice(mask, truth)}
-        row |= surface_distances(mask, truth, spacing_mm)
+        row = {"case": case.name, "structure": name, "dice": dice(mask, truth, ignored)}
+        row |= surface_distances(mask, truth, spacing_mm, ignored)
         rows.append(row | {"label_volume_ml": volume_ml(truth, spacing_mm), "volume_ml": volume_ml(mask, spacing_mm)})
     return rows
 
@@ -378,11 +389,6 @@ def print_summary(rows: Sequence[dict[str, Any]], structures: Sequence[str]) -> 
         for key, width in (("dice", 17), ("assd_mm", 20), ("hd95_mm", 20)):
             line += f"{mean_and_deviation([row[key] for row in labelled]):>{width}}"
         print(line)
-
-
-def write_json(path: Path, tree: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(tree, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

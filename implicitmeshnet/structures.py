@@ -143,6 +143,10 @@ class Structures:
         """Where a label map has one of a structure's values: bool, in its shape."""
         return _any_of(labels, self.values[structure])
 
+    def present_in(self, labels: np.ndarray) -> list[str]:
+        """The names of the structures that a label map has."""
+        return [name for structure, name in enumerate(self.names) if self.mask(labels, structure).any()]
+
     def any_in(self, labels: np.ndarray) -> bool:
         """Whether a label map has any structure's value."""
         return any(self.mask(labels, structure).any() for structure in range(len(self)))

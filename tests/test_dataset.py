@@ -109,9 +109,9 @@ def test_channels_may_lie_in_one_folder_with_their_labels(tmp_path, labelled):
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        (["a_0000.nii.gz"], "a_0001.nii.gz: wanted this channel, as data.intensity has 2 rules, found no file"),
-        (["a_0001.nii"], "a_0000.nii: wanted this channel, as data.intensity has 2 rules, found no file"),
-        (["a.nii"], "a_0001.nii: wanted this channel, as data.intensity has 2 rules, found no file"),
+        (["a_0000.nii.gz"], "a_0001.nii.gz: wanted this one of 2 channels, a file each, found no such file"),
+        (["a_0001.nii"], "a_0000.nii: wanted this one of 2 channels, a file each, found no such file"),
+        (["a.nii"], "a_0001.nii: wanted this one of 2 channels, a file each, found no such file"),
         (
             [*CHANNELS, "b_0002.nii"],
             "b_0002.nii: wanted 2 channels, one for each rule of data.intensity, found another",

@@ -39,9 +39,16 @@ def test_a_history_comes_back_from_its_state():
     assert after.epochs == before.epochs
 
 
-def test_a_missing_validation_is_found_out_even_where_every_number_is_sound():
+def test_a_missing_validation_of_the_last_epoch_is_found_out_even_where_every_number_is_sound():
     with pytest.raises(ValueError, match="wanted the validation of epoch 2 in its history, found it missing"):
-        history_of().load(history_of(0.5, None).state(), TrainingConfig(epochs=9, validate_every=2))
+        history_of().load(history_of(0.5, None).state(), TrainingConfig(epochs=2, validate_every=2))
+
+
+def test_epochs_may_now_be_validated_more_often_than_they_were():
+    before = history_of(None, None, None)
+    after = history_of()
+    after.load(before.state(), TrainingConfig(epochs=9, validate_every=2))
+    assert after.epochs == before.epochs
 
 
 def test_every_so_many_epochs_and_the_last_are_validated():

@@ -50,6 +50,15 @@ def folder(tmp_path_factory):
     return path
 
 
+def test_a_structure_that_no_validation_case_has_is_named_and_not_scored(folder, tmp_path, capsys):
+    config = load_config(folder / "config.json", [f"--data.cache_dir={tmp_path}", "--training.augmentation=false"])
+    config.data.structures = {"LV": [500], "spleen": [9]}
+    cases = find_cases(folder / "data", labelled=True)
+    _, validated = implicitmeshnet_train.read_cases(config, cases[1:], cases[:1])
+    assert validated == ("LV",)
+    assert "warning: no validation case has spleen, so no Dice tells how well that is found" in capsys.readouterr().err
+
+
 def interrupt_second_epoch(monkeypatch) -> list[int]:
     """Let a training's first attempt at epoch 2 fail; the epochs that it tries from now on."""
     original, epochs = Loop._take_steps, []
@@ -563,7 +572,7 @@ def test_images_of_two_channels_are_trained_on_and_evaluated(folder, tmp_path, m
     assert [row["structure"] for row in rows] == ["LV", "LA"]
     missing = data / f"imagesTr/{rows[0]['case']}_0001.nii.gz"
     missing.unlink()
-    with pytest.raises(ValueError, match=f"^{missing}: wanted this channel"):
+    with pytest.raises(ValueError, match=f"^{missing}: wanted this one of "):
         call(implicitmeshnet_eval, *arguments)
 
 

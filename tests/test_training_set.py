@@ -130,10 +130,11 @@ def test_validation_cases_are_checked_before_they_are_needed_and_read_once(tmp_p
     for _ in range(2):
         with pytest.raises(InputError, match=r"bad_label\.nii\.gz: wanted some of the label values"):
             check_cases([good, bad], CONFIG, tmp_path / "cache")
-    check_cases([good, doubtful], CONFIG, tmp_path / "cache")
+    labelled = check_cases([good, doubtful], CONFIG, tmp_path / "cache")
     assert "warning: " in capsys.readouterr().err
+    assert labelled == {"LV", "LA"}
     no_reading()
-    check_cases([good, doubtful], CONFIG, tmp_path / "cache")
+    assert check_cases([good, doubtful], CONFIG, tmp_path / "cache") == labelled
     assert "warning: " in capsys.readouterr().err
     assert len(entries(tmp_path / "cache")) == 2
 

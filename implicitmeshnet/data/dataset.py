@@ -194,7 +194,7 @@ def _all_channels(name: str, found: dict[int, Path], channels: int) -> tuple[Pat
         if number not in found:
             beside = next(iter(found.values()))
             missing = beside.with_name(f"{name}_{number:04}{ending_of(beside)}")
-            raise InputError(f"{missing}: wanted this channel, as data.intensity has {channels} rules, found no file")
+            raise InputError(f"{missing}: wanted this one of {channels} channels, a file each, found no such file")
     return tuple(found[number] for number in range(channels))
 
 

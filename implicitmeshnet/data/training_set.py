@@ -50,23 +50,31 @@ def prepare(cases: Sequence[Case], config: DataConfig, margin: int, cache_dir: P
             say(_facts_of(sample).warnings)
 
 
-def check_cases(cases: Sequence[Case], config: DataConfig, cache_dir: Path | str, kind: str = "image") -> None:
+def check_cases(cases: Sequence[Case], config: DataConfig, cache_dir: Path | str, kind: str = "image") -> set[str]:
     """Read labelled cases that are only needed later, so that errors and warnings appear now, as `read_labelled`'s.
 
-    A cache folder remembers the cases that were found to be good, with their warnings. With a `kind` 'tissues' the
-    cases' images are tissue maps, and it keeps the `image_of_tissues`.
+    Gives the names of the structures that any of them has. A cache folder remembers the cases that were found to be
+    good, with their structures and warnings. With a `kind` 'tissues' the cases' images are tissue maps, and it keeps
+    the `image_of_tissues`.
     """
+    structures = Structures.of(config)
+    labelled: set[str] = set()
     for case in progress(cases, "checking validation cases"):
         if kind == "tissues":
-            say(image_of_tissues(case, config, cache_dir)[0].warnings)
+            image, labels = image_of_tissues(case, config, cache_dir)
+            say(image.warnings)
+            labelled.update(structures.present_in(labels.data))
             continue
         path = _path_of(case, config, Path(cache_dir), "checked")
-        found = read_entry(path, lambda entry: entry["warnings"])
-        if found is not None:
-            say(found)
-            continue
-        image, labels = read_labelled(case, config)
-        write_entry(path, {"warnings": [*image.warnings, *labels.warnings]})
+        found = read_entry(path, lambda entry: (entry["structures"], entry["warnings"]))
+        if found is None:
+            image, labels = read_labelled(case, config)
+            found = (structures.present_in(labels.data), [*image.warnings, *labels.warnings])
+            write_entry(path, {"structures": found[0], "warnings": found[1]})
+        else:
+            say(found[1])
+        labelled.update(found[0])
+    return labelled
 
 
 def image_of_tissues(case: Case, config: DataConfig, cache_dir: Path | str) -> tuple[Volume, Volume]:

@@ -21,7 +21,7 @@ from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.predict import segmentation_on_grid
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.labelmap import meshes_to_labelmap
-from implicitmeshnet.surfaces.metrics import dice
+from implicitmeshnet.surfaces.metrics import dice_by_structure
 from implicitmeshnet.surfaces.separation import separate
 from implicitmeshnet.training.losses import MeshLoss
 
@@ -57,8 +57,8 @@ def ceiling_of(case: Case, config: Config) -> CeilingCase:
     in_mm = transform(sample.grid.world_from_normalised, vertices)
     vertices_mm = separate(in_mm, faces, sphere, structures.encloses)
     by_mesh = meshes_to_labelmap([(mesh, faces) for mesh in vertices_mm], structures, labels.grid)
-    grid_dice = dice_by_structure(by_grid, labels, structures)
-    mesh_dice = dice_by_structure(by_mesh, labels, structures)
+    grid_dice = dice_by_structure(by_grid, labels.data, structures)
+    mesh_dice = dice_by_structure(by_mesh, labels.data, structures)
     return CeilingCase(sample, image, labels, vertices_mm, faces, grid_dice, mesh_dice)
 
 
@@ -109,14 +109,3 @@ def _start(sample: Sample, structures: Structures, sphere: torch.Tensor) -> torc
         centre, semi_axes = ellipsoid_of(mask) if mask.any() else (np.zeros(3), np.full(3, NOTHING))
         starts.append(centre + semi_axes * sphere.double().numpy())
     return torch.from_numpy(np.stack(starts)[None]).float()
-
-
-def dice_by_structure(labelmap: np.ndarray, labels: Volume, structures: Structures) -> dict[str, float]:
-    """Dice of each structure that a label map has, by name, what is ignored left out."""
-    found = {}
-    ignored = structures.ignored_in(labels.data)
-    for structure, (name, value) in enumerate(structures.written.items()):
-        reference = structures.mask(labels.data, structure)
-        if reference.any():
-            found[name] = dice(labelmap == value, reference, ignored)
-    return found

@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.volume import Grid
 from implicitmeshnet.script import InputError
+from implicitmeshnet.structures import Structures
 
 LEAST_AGREEMENT = 0.7
 """Dice of a structure's mesh and its voxel segmentation below which one of them is wrong."""
@@ -49,6 +50,19 @@ def dice(prediction: np.ndarray, reference: np.ndarray, ignored: np.ndarray | No
         return float("nan")
     common = np.count_nonzero(prediction & reference)
     return float(2 * common / total)
+
+
+def dice_by_structure(labelmap: np.ndarray, labels: np.ndarray, structures: Structures) -> dict[str, float]:
+    """Dice of each structure that a label map (X, Y, Z) has, by name, voxels that are ignored left out.
+
+    `labelmap` has the structures' written values, `labels` those of the config.
+    """
+    found = {}
+    ignored = structures.ignored_in(labels)
+    for name in structures.present_in(labels):
+        reference = structures.mask(labels, structures.names.index(name))
+        found[name] = dice(labelmap == structures.written[name], reference, ignored)
+    return found
 
 
 def surface_distances(

@@ -120,11 +120,13 @@ def check_config(run_dir: Path, config: Config | DrnConfig, unknown: Collection[
         for key, value in values.items():
             longer = key == "epochs" and value > found[section][key]
             same = json.dumps(found[section][key]) == json.dumps(value)  # in the same order too
-            if not (same or longer or key in MAY_DIFFER or key in unknown):
-                raise InputError(
-                    f"training.run_dir: {run_dir} holds a run with {section}.{key} = {shorten(found[section][key])},"
-                    f" wanted {shorten(value)}; choose another folder, or delete this one to start anew"
-                )
+            if same or longer or key in MAY_DIFFER or key in unknown:
+                continue
+            changed = " (it follows from the training cases, which have changed since)" if key in FROM_DATA else ""
+            raise InputError(
+                f"training.run_dir: {run_dir} holds a run with {section}.{key} = {shorten(found[section][key])},"
+                f" wanted {shorten(value)}{changed}; choose another folder, or delete this one to start anew"
+            )
 
 
 def begin(run_dir: Path, config: Config | DrnConfig, parts: Parts, history: History, steps: int) -> Unfinished | None:
