@@ -51,9 +51,13 @@ def folder(tmp_path_factory):
 
 
 def test_a_structure_that_no_validation_case_has_is_named_and_not_scored(folder, tmp_path, capsys):
-    config = load_config(folder / "config.json", [f"--data.cache_dir={tmp_path}", "--training.augmentation=false"])
+    shutil.copytree(folder / "data", tmp_path / "data")
+    cases = find_cases(tmp_path / "data", labelled=True)
+    labels = read_labels(cases[1].label)
+    labels.data[labels.data == 600] = 9
+    write_volume(cases[1].label, labels.data, labels.grid.affine)
+    config = load_config(folder / "config.json", [f"--data.cache_dir={tmp_path / 'cache'}"])
     config.data.structures = {"LV": [500], "spleen": [9]}
-    cases = find_cases(folder / "data", labelled=True)
     _, validated = implicitmeshnet_train.read_cases(config, cases[1:], cases[:1])
     assert validated == ("LV",)
     assert "warning: no validation case has spleen, so no Dice tells how well that is found" in capsys.readouterr().err
