@@ -53,6 +53,10 @@ VARIANTS = {
     "folded_myocardium": ["--data.encloses={}"],
     "no_dropout": ["--network.dropout=0"],
     "flat_levels": ["--network.flat_levels=[0,0,2]"],  # slices four times as thick as wide
+    "fourth_stage": [
+        '--network.stage_levels=[["e2","e3"],["e1","e2","d1","d2"],["e0","e1","d0","d1"],["d0","d1"]]',
+        "--network.stage_channels=[96,64,32,32]",
+    ],
     "deep_supervision": ["--network.deep_supervision=true"],
     "vertices_162": ["--network.template_subdivisions=2"],
     "vertices_2562": ["--network.template_subdivisions=4"],
