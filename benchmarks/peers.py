@@ -81,7 +81,7 @@ def _brute_force_kernel(problem):
     )
     kernels = _gpu.CudaKernels(folder / "brute_force.so")
     vertices, faces = problem.vertices.to(problem.device)[None], problem.faces.to(problem.device)
-    triangles = _gpu.prepare(cuda_kernels, vertices, faces).triangles
+    triangles = _gpu.prepare_triangles(cuda_kernels, vertices, faces)
     distance = torch.empty(problem.size**3, device=problem.device)
 
     def compute():

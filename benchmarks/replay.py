@@ -1,7 +1,7 @@
 """Replays the CUDA kernels of mesh2sdf on the host, counts each warp's instructions and models a GPU's time.
 
-    python benchmarks/replay.py [--sizes 64 128] [--meshes b sphere slab vessels] [--backward] [--json FILE]
-                                [--sms 132] [--ghz 1.7] [--scale 0.7] [--latency 4] [--issue 0.6] [--warps 24]
+    python benchmarks/replay.py [--sizes 64 128] [--meshes b sphere slab vessels] [--json FILE]
+                                [--passes forward backward] [--sms 132] [--ghz 1.7] [--scale 0.7] [--latency 4] [--issue 0.6] [--warps 24]
                                 [--gbytes 3350] [--gap 2]
 
 It needs g++ on x86-64, no GPU. The kernels' own code runs on fibers (tests/gpu_shim). g++ compiles it to scalar code
@@ -141,6 +141,11 @@ class CountingKernels(HostKernels):
             super().run(device, launch)
             self.launches.append((launch[0], self._take()))
 
+    def take_launches(self) -> list[tuple[str, list[int]]]:
+        """The launches since the last call."""
+        taken, self.launches = self.launches, []
+        return taken
+
     def _take(self) -> list[int]:
         count = self.library.imn_take_counts(None, ctypes.c_int64(0))
         room = (ctypes.c_uint64 * count)()
@@ -249,22 +254,23 @@ def sphere() -> tuple[torch.Tensor, torch.Tensor]:
     return 0.5 * vertices, faces
 
 
+PASSES = ("forward", "backward")
 MESHES = {"b": lambda: displaced_sphere(4), "sphere": sphere, "slab": slab, "vessels": vessels}
 
 
 # The table
 
 
-def replay(kernels: CountingKernels, mesh, size: int, backward: bool) -> list[tuple[str, list[int]]]:
-    """The launches of one forward, or of one backward."""
+def replay(kernels: CountingKernels, mesh, size: int, passes: list[str]) -> dict[str, list[tuple[str, list[int]]]]:
+    """The launches of one forward and one backward, as far as they are asked for."""
     vertices, faces = mesh
-    kernels.launches.clear()
     sdf, face = _gpu.mesh2sdf(kernels, vertices[None], faces, [size] * 3)
-    if backward:
-        kernels.launches.clear()
+    found = {"forward": kernels.take_launches()}
+    if "backward" in passes:
         gradient = torch.randn(sdf.shape, generator=torch.Generator().manual_seed(1))
         _gpu.mesh2sdf_backward(kernels, gradient, vertices[None], faces, sdf, face)
-    return list(kernels.launches)
+        found["backward"] = kernels.take_launches()
+    return {name: found[name] for name in passes}
 
 
 def rows(launches: list[tuple[str, list[int]]], size: int, options: argparse.Namespace) -> list[dict]:
@@ -305,7 +311,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=at_least(2), nargs="+", default=[64, 128])
     parser.add_argument("--meshes", nargs="+", choices=list(MESHES), default=list(MESHES))
-    parser.add_argument("--backward", action="store_true", help="the backward pass instead of the forward")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--json", type=Path, help="also write the rows there")
     parser.add_argument("--sms", type=at_least(1), default=132, help="multiprocessors; default %(default)s")
     parser.add_argument("--ghz", type=float, default=1.7, help="of their clock; default %(default)s")
@@ -333,11 +339,11 @@ def main():
         for name in options.meshes:
             mesh = MESHES[name]()
             for size in options.sizes:
-                launches = replay(kernels, mesh, size, options.backward)
-                found = rows(launches, size, options)
-                print(f"\n{name}, {len(mesh[1])} faces, {size}^3{', backward' if options.backward else ''}")
-                print_rows(found)
-                tables[f"{name} {size}"] = found
+                for direction, launches in replay(kernels, mesh, size, options.passes).items():
+                    found = rows(launches, size, options)
+                    print(f"\n{name}, {len(mesh[1])} faces, {size}^3, {direction}")
+                    print_rows(found)
+                    tables[f"{name} {size} {direction}"] = found
     if options.json:
         options.json.write_text(json.dumps(tables, indent=1) + "\n")
 

@@ -2,8 +2,9 @@
 //
 // The channels of a voxel lie side by side. A group takes a part of an item's voxels: as many neighbouring threads as
 // there are channels, at most all, take a voxel's, and the others the next voxels'. So a thread stays with its channel,
-// and a warp reads along the memory. Means and sums are taken in the type that is computed in within a part, and in
-// double over the parts, each in a fixed order.
+// and a warp reads along the memory. It loads AT_ONCE of its voxels before it works on them, and stores after that: one
+// wait for all, where the compiler may not move a load before a store that could be of the same memory. Means and sums
+// are taken in the type that is computed in within a part, and in double over the parts, each in a fixed order.
 #include <cuda_runtime.h>
 #include "launch.h"
 #include "triangle.h"
@@ -22,6 +23,8 @@ __device__ __forceinline__ V stored(T x) {
     return imn::StoredAs<V, T>::rounded(x);
 }
 
+constexpr int AT_ONCE = 8;
+
 // How volumes (batch, voxels, channels) are cut into parts of `part` voxels.
 struct Cut {
     Integer channels, voxels, parts, part;
@@ -30,7 +33,7 @@ struct Cut {
 // What a thread of a group takes: voxels [first, last) of an item, every `rows`-th, and of these every `width`-th
 // channel.
 struct Share {
-    Integer item, number, first, last;
+    Integer item, number, first, last, step;  // `step` numbers from a voxel to the thread's next
     int width, rows, row, lane;
 
     __device__ __forceinline__ explicit Share(const Cut& cut) {
@@ -40,6 +43,32 @@ struct Share {
         rows = GROUP / width, row = int(threadIdx.x) / width, lane = int(threadIdx.x) % width;
         first += row;
         if (row >= rows) first = last;
+        step = rows * cut.channels;
+    }
+    // How far the part goes on from a voxel, as far as that matters for the next AT_ONCE of the thread's.
+    __device__ __forceinline__ int left(Integer voxel) const {
+        return int(imn::minimum(last - voxel, Integer(AT_ONCE) * rows));
+    }
+    __device__ __forceinline__ bool has(int k, int left) const { return k * rows < left; }
+    // The thread's next AT_ONCE voxels, 0 for those beyond its last.
+    template <typename V, typename T>
+    __device__ __forceinline__ void load(const V* from, int left, T* values) const {
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) values[k] = has(k, left) ? imn::value_of<T>(from[k * step]) : T(0);
+    }
+};
+
+// How many numbers, their mean, and the sum of squares around it. Chan et al. 1979 put two together.
+template <typename T>
+struct Moments {
+    T count, mean, square;
+
+    __device__ __forceinline__ void add(Moments more) {
+        if (more.count == T(0)) return;
+        T total = count + more.count, offset = more.mean - mean;
+        square += more.square + offset * offset * (count * more.count / total);
+        mean += offset * (more.count / total);
+        count = total;
     }
 };
 
@@ -48,7 +77,7 @@ struct NormShared {
     T count[GROUP], a[GROUP], b[GROUP];
 };
 
-// (batch, parts, channels): means, and sums of squares around them. Welford 1962; Chan et al. 1979 put two together.
+// (batch, parts, channels): means, and sums of squares around them.
 template <typename V, typename T>
 __global__ void __launch_bounds__(GROUP)
     moments(const V* volume, T* means, T* squares, Integer channels, Integer voxels, Integer parts, Integer part) {
@@ -58,27 +87,29 @@ __global__ void __launch_bounds__(GROUP)
     const V* x = volume + share.item * voxels * channels;
     for (Integer base = 0; base < channels; base += share.width) {
         Integer channel = base + share.lane;
-        T count = 0, mean = 0, square = 0;
-        for (Integer v = share.first; v < share.last && channel < channels; v += share.rows) {
-            T value = imn::value_of<T>(x[v * channels + channel]);
-            T offset = value - mean;
-            count += 1;
-            mean += offset / count;
-            square += offset * (value - mean);
+        Moments<T> own = {T(0), T(0), T(0)};
+        for (Integer v = share.first; v < share.last && channel < channels; v += AT_ONCE * share.rows) {
+            T value[AT_ONCE];
+            int left = share.left(v);
+            share.load(x + v * channels + channel, left, value);
+            Moments<T> next = {T(0), T(0), T(0)};
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) next.count += share.has(k, left) ? T(1) : T(0), next.mean += value[k];
+            next.mean /= next.count;
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                T offset = share.has(k, left) ? value[k] - next.mean : T(0);
+                next.square += offset * offset;
+            }
+            own.add(next);
         }
-        shared.count[threadIdx.x] = count, shared.a[threadIdx.x] = mean, shared.b[threadIdx.x] = square;
+        shared.count[threadIdx.x] = own.count, shared.a[threadIdx.x] = own.mean, shared.b[threadIdx.x] = own.square;
         imn::group_barrier();
         if (share.row == 0 && channel < channels) {
-            for (int other = share.lane + share.width; other < share.rows * share.width; other += share.width) {
-                T more = shared.count[other];
-                if (more == T(0)) continue;
-                T offset = shared.a[other] - mean;
-                square += shared.b[other] + offset * offset * (count * more / (count + more));
-                mean += offset * (more / (count + more));
-                count += more;
-            }
+            for (int other = share.lane + share.width; other < share.rows * share.width; other += share.width)
+                own.add({shared.count[other], shared.a[other], shared.b[other]});
             Integer at = (share.item * parts + share.number) * channels + channel;
-            means[at] = mean, squares[at] = square;
+            means[at] = own.mean, squares[at] = own.square;
         }
         imn::group_barrier();
     }
@@ -117,11 +148,17 @@ __global__ void __launch_bounds__(GROUP)
         Integer of = share.item * channels + channel;
         T middle = mean[of], factor = weight[channel] * scale[of], summand = bias[channel];
         T high = multiplier ? multiplier[of] : T(1), low = T(slope) * high;
-        for (Integer v = share.first; v < share.last; v += share.rows) {
+        for (Integer v = share.first; v < share.last; v += AT_ONCE * share.rows) {
             Integer at = item + v * channels + channel;
-            T sum = factor * (imn::value_of<T>(volume[at]) - middle) + summand;
-            if (residual) sum += imn::value_of<T>(residual[at]);
-            result[at] = stored<V>(sum * (sum > T(0) ? high : low));
+            T value[AT_ONCE], more[AT_ONCE] = {};
+            int left = share.left(v);
+            share.load(volume + at, left, value);
+            if (residual) share.load(residual + at, left, more);
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                T sum = factor * (value[k] - middle) + summand + more[k];
+                if (share.has(k, left)) result[at + k * share.step] = stored<V>(sum * (sum > T(0) ? high : low));
+            }
         }
     }
 }
@@ -141,13 +178,20 @@ __global__ void __launch_bounds__(GROUP)
         if (channel < channels) {
             Integer of = share.item * channels + channel;
             T middle = mean[of], high = multiplier ? multiplier[of] : T(1), low = T(slope) * high;
-            for (Integer v = share.first; v < share.last; v += share.rows) {
+            for (Integer v = share.first; v < share.last; v += AT_ONCE * share.rows) {
                 Integer at = item + v * channels + channel;
-                T factor = imn::value_of<T>(result[at]) > T(0) ? high : low;
-                V g = stored<V>(imn::value_of<T>(grad[at]) * factor);
-                written[at] = g;
-                sum += imn::value_of<T>(g);
-                product += imn::value_of<T>(g) * (imn::value_of<T>(volume[at]) - middle);
+                T given[AT_ONCE], after[AT_ONCE], value[AT_ONCE];
+                int left = share.left(v);
+                share.load(grad + at, left, given);
+                share.load(result + at, left, after);
+                share.load(volume + at, left, value);
+#pragma unroll
+                for (int k = 0; k < AT_ONCE; k++) {
+                    V g = stored<V>(given[k] * (after[k] > T(0) ? high : low));
+                    if (share.has(k, left)) written[at + k * share.step] = g;
+                    sum += imn::value_of<T>(g);
+                    product += imn::value_of<T>(g) * (value[k] - middle);
+                }
             }
         }
         shared.a[threadIdx.x] = sum, shared.b[threadIdx.x] = product;
@@ -194,10 +238,16 @@ __global__ void __launch_bounds__(GROUP)
     for (Integer channel = share.lane; channel < channels; channel += share.width) {
         Integer of = share.item * channels + channel;
         T middle = mean[of], factor = weight[channel] * scale[of], less = constant[of], slope = by_offset[of];
-        for (Integer v = share.first; v < share.last; v += share.rows) {
+        for (Integer v = share.first; v < share.last; v += AT_ONCE * share.rows) {
             Integer at = item + v * channels + channel;
-            T offset = imn::value_of<T>(volume[at]) - middle;
-            by_volume[at] = stored<V>(factor * imn::value_of<T>(g[at]) - less - slope * offset);
+            T by_sum[AT_ONCE], value[AT_ONCE];
+            int left = share.left(v);
+            share.load(g + at, left, by_sum);
+            share.load(volume + at, left, value);
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++)
+                if (share.has(k, left))
+                    by_volume[at + k * share.step] = stored<V>(factor * by_sum[k] - less - slope * (value[k] - middle));
         }
     }
 }

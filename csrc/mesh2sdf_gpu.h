@@ -168,35 +168,54 @@ IMN_INLINE void clear_words(IMN_DEVICE int* words, Integer count, IMN_DEVICE int
     if (i == 0) *counter = 0;
 }
 
-// Where `prepare` writes, one entry a face of each batch item.
-template <typename T>
-struct PreparedOutput {
-    IMN_DEVICE T* triangles;
-    IMN_DEVICE T* balls;
-    IMN_DEVICE int* first;  // which corner is the triangle's a
+// The triangle of a face of a batch item, and which of the face's corners is its a.
+struct FaceTriangle {
+    Triangle<Real> triangle;
+    int first;
 };
 
-// One thread a face of a batch item: its triangle, its ball, whose radius grows by the item's slack, and its a.
 template <typename T>
-IMN_INLINE void prepare(Meshes<T> meshes, Bounds<T> bounds, PreparedOutput<T> out, Thread me) {
-    Integer i = me.group * GROUP + me.index;
-    Integer item = i / meshes.face_count, face = i % meshes.face_count;
-    if (item >= meshes.batch) return;
+IMN_INLINE FaceTriangle triangle_of(const IMN_LOCAL Meshes<T>& meshes, Integer item, Integer face) {
     Vec3<Real> corner[3];
     for (int k = 0; k < 3; k++) corner[k] = to_real(corner_of(meshes, item, face, k));
     int a = longest_edge(corner);
-    Triangle<Real> t = make_triangle(corner[a], corner[(a + 1) % 3], corner[(a + 2) % 3], epsilon_of<Real>());
-    Ball<Real> ball = make_ball(t);
-    IMN_DEVICE T* to = out.triangles + TRIANGLE_FIELDS * i;
+    return {make_triangle(corner[a], corner[(a + 1) % 3], corner[(a + 2) % 3], epsilon_of<Real>()), a};
+}
+
+template <typename T>
+IMN_INLINE void store(IMN_DEVICE T* to, const IMN_LOCAL Triangle<Real>& t) {
     store(to, t.foot);
     store(to + 3, t.x);
     store(to + 6, t.y);
     store(to + 9, t.z);
     store(to + 12, t.left);
     store(to + 16, t.right);
-    store(out.balls + BALL_FIELDS * i, ball.centre);
-    out.balls[BALL_FIELDS * i + 3] = T(ball.radius) + bounds.slack(item);
-    out.first[i] = a;
+}
+
+// For the search, one thread a face of a batch item: its triangle, and its ball, whose radius grows by the item's
+// slack.
+template <typename T>
+IMN_INLINE void prepare(Meshes<T> meshes, Bounds<T> bounds, IMN_DEVICE T* triangles, IMN_DEVICE T* balls, Thread me) {
+    Integer i = me.group * GROUP + me.index;
+    Integer item = i / meshes.face_count, face = i % meshes.face_count;
+    if (item >= meshes.batch) return;
+    Triangle<Real> t = triangle_of(meshes, item, face).triangle;
+    Ball<Real> ball = make_ball(t);
+    store(triangles + TRIANGLE_FIELDS * i, t);
+    store(balls + BALL_FIELDS * i, ball.centre);
+    balls[BALL_FIELDS * i + 3] = T(ball.radius) + bounds.slack(item);
+}
+
+// For the gradient, one thread a face of a batch item: its triangle, and which corner is its a. It needs no bounds, so
+// that the backward pass starts no kernel to find them.
+template <typename T>
+IMN_INLINE void prepare_gradient(Meshes<T> meshes, IMN_DEVICE T* triangles, IMN_DEVICE int* first, Thread me) {
+    Integer i = me.group * GROUP + me.index;
+    Integer item = i / meshes.face_count, face = i % meshes.face_count;
+    if (item >= meshes.batch) return;
+    FaceTriangle found = triangle_of(meshes, item, face);
+    store(triangles + TRIANGLE_FIELDS * i, found.triangle);
+    first[i] = found.first;
 }
 
 // What crossings are counted on: a grid, and whether vertices are in normalised coordinates or in its voxels.
@@ -751,7 +770,6 @@ struct GradientInput {
     const IMN_DEVICE T* triangles;
     const IMN_DEVICE Integer* faces;
     const IMN_DEVICE int* first;
-    Bounds<T> bounds;
     const IMN_DEVICE T* sdf;
     const IMN_DEVICE int* face;
     Integer batch, vertex_count, face_count;
@@ -810,6 +828,13 @@ struct Sample {
     T sdf, grad;
 };
 
+// How wrong rounding can make the distance of a voxel on a face: in proportion to where they stand.
+template <typename T>
+IMN_INLINE T rounding_of(const IMN_LOCAL Triangle<T>& t) {
+    T reach = maximum(maximum(magnitude(t.foot.x), magnitude(t.foot.y)), magnitude(t.foot.z));
+    return 8 * epsilon_of<T>() * maximum(reach, T(1));
+}
+
 // Adds one voxel's shares -beta_k grad n to the sums; n = (p - q) / sdf or, on the surface itself, the face normal.
 template <typename T>
 IMN_INLINE void add_shares(const IMN_LOCAL Triangle<T>& t, Sample<T> voxel, T rounding, IMN_LOCAL Vec3<T>* sums) {
@@ -836,6 +861,7 @@ IMN_KERNEL_INLINE void differentiate_run(const IMN_LOCAL GradientInput<T>& in, I
     int met = -1;  // the face that the sums are of
     Vec3<T> sums[3];
     Triangle<T> t;
+    T rounding = 0;
     for (int k = low.z; k < minimum(low.z + RUN, shape.z); k++) {
         Integer at = row * shape.z + k;
         if (in.grad[at] == T(0)) continue;
@@ -844,33 +870,32 @@ IMN_KERNEL_INLINE void differentiate_run(const IMN_LOCAL GradientInput<T>& in, I
             if (met >= 0) add_corners(in, item, met, sums, to, by);
             met = closest;
             t = load_triangle(in.triangles, item * in.face_count + met);
+            rounding = rounding_of(t);
             for (int c = 0; c < 3; c++) sums[c] = {T(0), T(0), T(0)};
         }
         Vec3<T> point = centre_of<T>(Voxel{low.x, low.y, k}, shape);
-        add_shares(t, Sample<T>{point, in.sdf[at], in.grad[at]}, in.bounds.slack(item) / 4, sums);
+        add_shares(t, Sample<T>{point, in.sdf[at], in.grad[at]}, rounding, sums);
     }
     if (met >= 0) add_corners(in, item, met, sums, to, by);
 }
 
-// One group a block of a batch item, each thread two runs in there: what they add up in the block is added to the
-// result (B, V, 3) once for each vertex.
+// One group half a block of a batch item, one thread a run in there, so that small grids fill a GPU too: what they add
+// up in the half is added to the result (B, V, 3) once for each vertex.
 template <typename T, typename S, typename By>
-IMN_KERNEL_INLINE void differentiate_block(GradientInput<T> in, IMN_DEVICE S* result, By by, Thread me,
-                                           IMN_SHARED GradientShared<S>* shared) {
+IMN_KERNEL_INLINE void differentiate_half_block(GradientInput<T> in, IMN_DEVICE S* result, By by, Thread me,
+                                                IMN_SHARED GradientShared<S>* shared) {
     Cubes blocks = {in.shape, BLOCK};
-    Integer item = me.group / blocks.count();
-    Voxel low = blocks.low(me.group % blocks.count());
+    Integer block = me.group / 2, item = block / blocks.count();
+    Voxel low = blocks.low(block % blocks.count());
     for (int n = me.index; n < TABLE; n += GROUP) {
         shared->point[n] = -1;
         for (int a = 0; a < 3; a++) shared->sum[3 * n + a] = S(0);
     }
     group_barrier();
     Sums<S> to = {shared, result + 3 * in.vertex_count * item};
-    for (int n = me.index; n < BLOCK * BLOCK * BLOCK / RUN; n += GROUP) {
-        int across = BLOCK / RUN;
-        Voxel first = {low.x + n / (BLOCK * across), low.y + n / across % BLOCK, low.z + n % across * RUN};
-        if (first.x < in.shape.x && first.y < in.shape.y) differentiate_run(in, item, first, to, by);
-    }
+    int across = BLOCK / RUN, run = int(me.group % 2) * GROUP + me.index;  // of the block's 2 GROUP
+    Voxel first = {low.x + run / (BLOCK * across), low.y + run / across % BLOCK, low.z + run % across * RUN};
+    if (first.x < in.shape.x && first.y < in.shape.y) differentiate_run(in, item, first, to, by);
     group_barrier();
     for (int n = me.index; n < TABLE; n += GROUP)
         for (int a = 0; a < 3 && shared->point[n] >= 0; a++)

@@ -204,15 +204,6 @@ def suffix(tensor: torch.Tensor) -> str:
     return _SUFFIX[tensor.dtype]
 
 
-class Prepared(NamedTuple):
-    """A batch's meshes as the solver and the gradient read them."""
-
-    triangles: torch.Tensor  # (B, F, 20)
-    balls: torch.Tensor  # (B, F, 4)
-    first: torch.Tensor  # (B, F) int32, which corner is the triangle's first
-    bounds: torch.Tensor  # (B, 4): see csrc/mesh2sdf_gpu.h
-
-
 def _bounds(vertices: torch.Tensor) -> torch.Tensor:
     """Room for the bounds of each item, not cleared."""
     return vertices.new_empty(len(vertices), BOUND_FIELDS)
@@ -233,24 +224,34 @@ def _clear(bounds: torch.Tensor, words: torch.Tensor, counter: torch.Tensor | No
     return "clear", groups_of(max(count, bound_words)), words, bounds, first, count, bound_words
 
 
-def _prepare(vertices: torch.Tensor, faces: torch.Tensor, bounds: torch.Tensor) -> tuple[Prepared, Launch]:
-    """Room for a batch's triangles and balls, and what fills it once the bounds are known."""
+def _prepare(
+    vertices: torch.Tensor, faces: torch.Tensor, bounds: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, Launch]:
+    """Room for a batch's triangles (B, F, 20) and balls (B, F, 4), and what fills it once the bounds are known."""
     batch, count, _ = vertices.shape
     triangles = vertices.new_empty(batch, len(faces), TRIANGLE_FIELDS)
     balls = vertices.new_empty(batch, len(faces), BALL_FIELDS)
-    first = torch.empty(batch, len(faces), dtype=torch.int32, device=vertices.device)
     sizes = (batch, count, len(faces))
     name = f"prepare{suffix(vertices)}"
-    launch = (name, groups_of(batch * len(faces)), vertices, faces, bounds, triangles, balls, first, *sizes)
-    return Prepared(triangles, balls, first, bounds), launch
+    launch = (name, groups_of(batch * len(faces)), vertices, faces, bounds, triangles, balls, *sizes)
+    return triangles, balls, launch
 
 
-def prepare(kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor) -> Prepared:
-    """Each item's triangles and balls."""
-    bounds = _bounds(vertices)
-    prepared, launch = _prepare(vertices, faces, bounds)
-    kernels.run(vertices.device, _clear(bounds, prepared.first), _find_bounds(vertices, faces, bounds), launch)
-    return prepared
+def _prepare_gradient(vertices: torch.Tensor, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Launch]:
+    """Room for a batch's triangles (B, F, 20) and which corner is each one's first (B, F), and what fills it."""
+    batch, count, _ = vertices.shape
+    triangles = vertices.new_empty(batch, len(faces), TRIANGLE_FIELDS)
+    first = torch.empty(batch, len(faces), dtype=torch.int32, device=vertices.device)
+    name = f"prepare_gradient{suffix(vertices)}"
+    sizes = (batch, count, len(faces))
+    return triangles, first, (name, groups_of(batch * len(faces)), vertices, faces, triangles, first, *sizes)
+
+
+def prepare_triangles(kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+    """Each item's triangles (B, F, 20), as the kernels read them."""
+    triangles, _, launch = _prepare_gradient(vertices.contiguous(), faces.contiguous())
+    kernels.run(vertices.device, launch)
+    return triangles
 
 
 def _cross(
@@ -291,13 +292,13 @@ def mesh2sdf(
     sdf = vertices.new_empty(batch, *shape)
     face = torch.empty(batch, *shape, dtype=torch.int32, device=device)  # inside or not, until the solver replaces it
     bounds = _bounds(vertices)
-    prepared, preparing = _prepare(vertices, faces, bounds)
+    triangles, balls, preparing = _prepare(vertices, faces, bounds)
     blocks, tiles = batch * _cubes(shape, BLOCK), batch * _cubes(shape, TILE)
     capacity = min(len(faces), BLOCK_FACES)
     # What the kernels work with: each block's list and its length; the crowded tiles, and how many these are.
     work = torch.empty(blocks * (capacity + 1) + tiles + 1, dtype=torch.int32, device=device)
     lists, listed, crowd, crowded = work.split([blocks * capacity, blocks, tiles, 1])
-    mesh = (prepared.triangles, prepared.balls, bounds)
+    mesh = (triangles, balls, bounds)
     sizes = (capacity, len(faces), *shape)
     search = (*mesh, lists, listed, crowd, crowded, sdf, face, *sizes)
     crowded_groups = min(8 * tiles, CROWDED_GROUPS)
@@ -332,25 +333,20 @@ def mesh2sdf_backward(
     check_size(sdf, (len(vertices), *sdf.shape[1:]), "sdf")
     check_size(grad, sdf.shape, "grad")
     check_size(face, sdf.shape, "face")
+    if 0 in (len(faces), vertices.shape[1]):
+        reference.check_faces(faces, vertices.shape[1])
     vertices = vertices.contiguous()
     faces = faces.contiguous()
     grad = grad.contiguous()
-    bounds = _bounds(vertices)
-    prepared, preparing = _prepare(vertices, faces, bounds)
+    triangles, first, preparing = _prepare_gradient(vertices, faces)
     batch, x, y, z = sdf.shape
-    mesh = (prepared.triangles, faces, prepared.first, prepared.bounds)
+    mesh = (triangles, faces, first)
     distances = (sdf.contiguous(), face.contiguous())
     sizes = (batch, vertices.shape[1], len(faces), x, y, z)
-    groups = batch * _cubes((x, y, z), BLOCK)
+    groups = 2 * batch * _cubes((x, y, z), BLOCK)
 
     def launch(name: str, result: torch.Tensor, *scale: torch.Tensor) -> None:
-        kernels.run(
-            vertices.device,
-            _clear(bounds, prepared.first),
-            _find_bounds(vertices, faces, bounds),
-            preparing,
-            (name, groups, grad, *mesh, *distances, result, *scale, *sizes),
-        )
+        kernels.run(vertices.device, preparing, (name, groups, grad, *mesh, *distances, result, *scale, *sizes))
 
     if deterministic:
         return _fixed_point_sum(vertices.shape, grad, x * y * z, lambda *to: launch("differentiate_fixed", *to))
