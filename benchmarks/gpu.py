@@ -1,7 +1,8 @@
 """Everything that a CUDA GPU can show, in one command: builds, tests, times; prints tables and writes JSON.
 
     make gpu
-    PYTHONPATH=. python3 benchmarks/gpu.py [--output gpu.json] [--limit_s 540] [--leave_out PART ...] [--config CONFIG ...]
+    PYTHONPATH=. python3 benchmarks/gpu.py [--output gpu.json] [--limit_s 540] [--leave_out PART ...]
+                                           [--config CONFIG ...]
 
 The second line is for a machine where nothing can be installed, with the requirements there or on the path. Wants a
 CUDA GPU, a torch with CUDA, and nvcc, unless `implicitmeshnet/_cuda.so` is there and the build is left out; otherwise
@@ -25,6 +26,7 @@ long the host takes to start a call, with the GPU left behind.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -65,10 +67,8 @@ def parts_of(configs: list[str]) -> list[Part]:
     """All parts, the most worth knowing first."""
     python = sys.executable
     tests = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/test_gpu_on_device.py"]
-    steps = [
-        Part(f"step {Path(config).stem}", 120, [python, "benchmarks/training_step.py", f"--config={config}", "--device=cuda"])
-        for config in configs
-    ]
+    step = [python, "benchmarks/training_step.py", "--device=cuda"]
+    steps = [Part(f"step {Path(config).stem}", 120, [*step, f"--config={config}"]) for config in configs]
     return [
         Part("build", 240, [python, "setup.py", "build_ext", "--inplace"]),
         Part("tests", 200, tests),
@@ -133,10 +133,8 @@ DONE = "done"
 
 
 def _end_session(process: subprocess.Popen) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -212,8 +210,9 @@ def distance_rows(size: int) -> Iterator[tuple[str, dict]]:
     ready = mesh2sdf(leaf, faces, size)
     gradient = torch.randn_like(ready)
     truth = mesh2sdf(mesh[0].double(), mesh[1], size)
+    error = (ready.detach().cpu().double() - truth).abs().max().item()
     forward = device_ms(lambda: mesh2sdf(vertices, faces, size))
-    yield f"mesh2sdf forward, {size}^3", forward | {"max error": (ready.detach().cpu().double() - truth).abs().max().item()}
+    yield f"mesh2sdf forward, {size}^3", forward | {"max error": error}
     backward = device_ms(lambda: torch.autograd.grad(ready, leaf, gradient, retain_graph=True))
     yield f"mesh2sdf backward, {size}^3", backward
     problem = make_problem(mesh, size, device, 1)

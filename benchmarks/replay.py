@@ -1,8 +1,8 @@
 """Replays the CUDA kernels of mesh2sdf on the host, counts each warp's instructions and models a GPU's time.
 
-    python benchmarks/replay.py [--sizes 64 128] [--meshes b sphere slab vessels] [--json FILE]
-                                [--passes forward backward] [--sms 132] [--ghz 1.7] [--scale 0.7] [--latency 4] [--issue 0.6] [--warps 24]
-                                [--gbytes 3350] [--gap 2]
+    python benchmarks/replay.py [--sizes 64 128] [--meshes b sphere slab vessels] [--passes forward backward]
+                                [--json FILE] [--sms 132] [--ghz 1.7] [--scale 0.7] [--latency 4] [--issue 0.6]
+                                [--warps 24] [--gbytes 3350] [--gap 2]
 
 It needs g++ on x86-64, no GPU. The kernels' own code runs on fibers (tests/gpu_shim). g++ compiles it to scalar code
 with fused multiplications; every basic block of that gets a counter, and a block counts as many instructions as it has.

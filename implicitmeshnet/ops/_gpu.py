@@ -379,8 +379,8 @@ def _fixed_point_sum(
 ) -> torch.Tensor:
     """Sums in float32 that do not depend on the order of their terms, by whole numbers of 64 bits.
 
-    add(sums, scale) adds terms times the scale, a float64, to int64 zeros of a size. So a term is right to 2^-60 most of
-    the largest value. All is NaN where a value or a vertex is not finite, which whole numbers cannot tell.
+    add(sums, scale) adds terms times the scale, a float64, to int64 zeros of a size. So a term is right to 2^-60 most
+    of the largest value. All is NaN where a value or a vertex is not finite, which whole numbers cannot tell.
     """
     values = terms.values
     largest = values.abs().amax() if values.numel() else values.new_zeros(())
