@@ -25,6 +25,12 @@ __device__ __forceinline__ V stored(T x) {
 
 constexpr int AT_ONCE = 8;
 
+// Groups on a multiprocessor at once, so that registers leave room for them, which the loads of AT_ONCE voxels are for.
+template <typename T>
+constexpr int groups_at_once() {
+    return sizeof(T) == 4 ? 4 : 1;
+}
+
 // How volumes (batch, voxels, channels) are cut into parts of `part` voxels.
 struct Cut {
     Integer channels, voxels, parts, part;
@@ -33,8 +39,8 @@ struct Cut {
 // What a thread of a group takes: voxels [first, last) of an item, every `rows`-th, and of these every `width`-th
 // channel.
 struct Share {
-    Integer item, number, first, last, step;  // `step` numbers from a voxel to the thread's next
-    int width, rows, row, lane;
+    Integer item, number, first, last;
+    int width, rows, row, lane, step;  // `step` numbers from a voxel to the thread's next
 
     __device__ __forceinline__ explicit Share(const Cut& cut) {
         item = blockIdx.x / cut.parts, number = blockIdx.x % cut.parts;
@@ -43,7 +49,7 @@ struct Share {
         rows = GROUP / width, row = int(threadIdx.x) / width, lane = int(threadIdx.x) % width;
         first += row;
         if (row >= rows) first = last;
-        step = rows * cut.channels;
+        step = rows * int(cut.channels);
     }
     // How far the part goes on from a voxel, as far as that matters for the next AT_ONCE of the thread's.
     __device__ __forceinline__ int left(Integer voxel) const {
@@ -79,7 +85,7 @@ struct NormShared {
 
 // (batch, parts, channels): means, and sums of squares around them.
 template <typename V, typename T>
-__global__ void __launch_bounds__(GROUP)
+__global__ void __launch_bounds__(GROUP, groups_at_once<T>())
     moments(const V* volume, T* means, T* squares, Integer channels, Integer voxels, Integer parts, Integer part) {
     IMN_SHARED_VARIABLE(NormShared<T>, shared);
     Cut cut = {channels, voxels, parts, part};
@@ -137,7 +143,7 @@ __global__ void __launch_bounds__(GROUP) normalise(const T* means, const T* squa
 
 // The result. The residual and the multiplier may be null pointers.
 template <typename V, typename T>
-__global__ void __launch_bounds__(GROUP)
+__global__ void __launch_bounds__(GROUP, groups_at_once<T>())
     activate(const V* volume, const V* residual, V* result, const T* weight, const T* bias, const T* multiplier,
              const T* mean, const T* scale, double slope, Integer channels, Integer voxels, Integer parts,
              Integer part) {
@@ -165,7 +171,7 @@ __global__ void __launch_bounds__(GROUP)
 
 // written = g, the gradient by the sum before the activation; (batch, parts, channels): sums of g and g (x - mean).
 template <typename V, typename T>
-__global__ void __launch_bounds__(GROUP)
+__global__ void __launch_bounds__(GROUP, groups_at_once<T>())
     reduce(const V* grad, const V* volume, const V* result, V* written, const T* multiplier, const T* mean, T* sums,
            T* products, double slope, Integer channels, Integer voxels, Integer parts, Integer part) {
     IMN_SHARED_VARIABLE(NormShared<T>, shared);
@@ -228,7 +234,7 @@ __global__ void __launch_bounds__(GROUP)
 
 // The gradient by the volume; g and by_volume may be the same memory.
 template <typename V, typename T>
-__global__ void __launch_bounds__(GROUP)
+__global__ void __launch_bounds__(GROUP, groups_at_once<T>())
     differentiate_norm(const V* g, const V* volume, V* by_volume, const T* weight, const T* mean, const T* scale,
                        const T* constant, const T* by_offset, Integer channels, Integer voxels, Integer parts,
                        Integer part) {

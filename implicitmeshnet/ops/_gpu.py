@@ -3,6 +3,7 @@
 CUDA's come from the library that setup.py builds, Metal's are compiled from csrc/ on first use.
 """
 
+import array
 import contextlib
 import ctypes
 import functools
@@ -164,7 +165,7 @@ class CudaKernels:
         if not words:
             return
         with self._current(device) as stream:
-            code = self._start((ctypes.c_int64 * len(words))(*words), stream)
+            code = self._start(array.array("q", words), stream)
         if code:
             torch.cuda.check_error(code)
 
@@ -175,9 +176,10 @@ class CudaKernels:
             self._entries[kernel] = ctypes.cast(function, ctypes.c_void_p).value or 0
         return self._entries[kernel]
 
-    def _start(self, words: ctypes.Array, stream: int) -> int:
+    def _start(self, words: array.array, stream: int) -> int:
         """Hand launches over; CUDA's error code."""
-        return self.library.imn_run(words, ctypes.c_int64(len(words)), ctypes.c_void_p(stream))
+        address, count = words.buffer_info()
+        return self.library.imn_run(ctypes.c_void_p(address), ctypes.c_int64(count), ctypes.c_void_p(stream))
 
     @contextlib.contextmanager
     def _current(self, device: torch.device) -> Iterator[int]:
