@@ -2,7 +2,7 @@
 //
 // The channels of a voxel lie side by side. A group takes a part of an item's voxels: as many neighbouring threads as
 // there are channels, at most all, take a voxel's, and the others the next voxels'. So a thread stays with its channel,
-// and a warp reads along the memory. It loads AT_ONCE of its voxels before it works on them, and stores after that: one
+// and a warp reads along the memory. It loads a few of its voxels before it works on them, and stores after that: one
 // wait for all, where the compiler may not move a load before a store that could be of the same memory. Means and sums
 // are taken in the type that is computed in within a part, and in double over the parts, each in a fixed order.
 #include <cuda_runtime.h>
@@ -23,9 +23,10 @@ __device__ __forceinline__ V stored(T x) {
     return imn::StoredAs<V, T>::rounded(x);
 }
 
-constexpr int AT_ONCE = 8;
+constexpr int AT_ONCE = 4;           // voxels that a thread loads at a time
+constexpr int OF_ONE = 2 * AT_ONCE;  // where it loads from one volume alone
 
-// Groups on a multiprocessor at once, so that registers leave room for them, which the loads of AT_ONCE voxels are for.
+// Groups on a multiprocessor at once that registers must leave room for, so that loads are many.
 template <typename T>
 constexpr int groups_at_once() {
     return sizeof(T) == 4 ? 4 : 1;
@@ -51,16 +52,16 @@ struct Share {
         if (row >= rows) first = last;
         step = rows * int(cut.channels);
     }
-    // How far the part goes on from a voxel, as far as that matters for the next AT_ONCE of the thread's.
-    __device__ __forceinline__ int left(Integer voxel) const {
-        return int(imn::minimum(last - voxel, Integer(AT_ONCE) * rows));
+    // How far the part goes on from a voxel, as far as that matters for the thread's next `count`.
+    __device__ __forceinline__ int left(Integer voxel, int count) const {
+        return int(imn::minimum(last - voxel, Integer(count) * rows));
     }
     __device__ __forceinline__ bool has(int k, int left) const { return k * rows < left; }
-    // The thread's next AT_ONCE voxels, 0 for those beyond its last.
-    template <typename V, typename T>
-    __device__ __forceinline__ void load(const V* from, int left, T* values) const {
+    // The thread's next voxels, 0 for those beyond its last.
+    template <int COUNT, typename V, typename T>
+    __device__ __forceinline__ void load(const V* from, int left, T (&values)[COUNT]) const {
 #pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) values[k] = has(k, left) ? imn::value_of<T>(from[k * step]) : T(0);
+        for (int k = 0; k < COUNT; k++) values[k] = has(k, left) ? imn::value_of<T>(from[k * step]) : T(0);
     }
 };
 
@@ -94,16 +95,16 @@ __global__ void __launch_bounds__(GROUP, groups_at_once<T>())
     for (Integer base = 0; base < channels; base += share.width) {
         Integer channel = base + share.lane;
         Moments<T> own = {T(0), T(0), T(0)};
-        for (Integer v = share.first; v < share.last && channel < channels; v += AT_ONCE * share.rows) {
-            T value[AT_ONCE];
-            int left = share.left(v);
+        for (Integer v = share.first; v < share.last && channel < channels; v += OF_ONE * share.rows) {
+            T value[OF_ONE];
+            int left = share.left(v, OF_ONE);
             share.load(x + v * channels + channel, left, value);
             Moments<T> next = {T(0), T(0), T(0)};
 #pragma unroll
-            for (int k = 0; k < AT_ONCE; k++) next.count += share.has(k, left) ? T(1) : T(0), next.mean += value[k];
+            for (int k = 0; k < OF_ONE; k++) next.count += share.has(k, left) ? T(1) : T(0), next.mean += value[k];
             next.mean /= next.count;
 #pragma unroll
-            for (int k = 0; k < AT_ONCE; k++) {
+            for (int k = 0; k < OF_ONE; k++) {
                 T offset = share.has(k, left) ? value[k] - next.mean : T(0);
                 next.square += offset * offset;
             }
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(GROUP, groups_at_once<T>())
         for (Integer v = share.first; v < share.last; v += AT_ONCE * share.rows) {
             Integer at = item + v * channels + channel;
             T value[AT_ONCE], more[AT_ONCE] = {};
-            int left = share.left(v);
+            int left = share.left(v, AT_ONCE);
             share.load(volume + at, left, value);
             if (residual) share.load(residual + at, left, more);
 #pragma unroll
@@ -187,7 +188,7 @@ __global__ void __launch_bounds__(GROUP, groups_at_once<T>())
             for (Integer v = share.first; v < share.last; v += AT_ONCE * share.rows) {
                 Integer at = item + v * channels + channel;
                 T given[AT_ONCE], after[AT_ONCE], value[AT_ONCE];
-                int left = share.left(v);
+                int left = share.left(v, AT_ONCE);
                 share.load(grad + at, left, given);
                 share.load(result + at, left, after);
                 share.load(volume + at, left, value);
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(GROUP, groups_at_once<T>())
         for (Integer v = share.first; v < share.last; v += AT_ONCE * share.rows) {
             Integer at = item + v * channels + channel;
             T by_sum[AT_ONCE], value[AT_ONCE];
-            int left = share.left(v);
+            int left = share.left(v, AT_ONCE);
             share.load(g + at, left, by_sum);
             share.load(volume + at, left, value);
 #pragma unroll
