@@ -57,11 +57,15 @@ struct Share {
         return int(imn::minimum(last - voxel, Integer(count) * rows));
     }
     __device__ __forceinline__ bool has(int k, int left) const { return k * rows < left; }
-    // The thread's next voxels, 0 for those beyond its last.
+    // The thread's next voxels, 0 for those beyond its last, for which the first is read again: without a branch
+    // between them, one load need not wait for another.
     template <int COUNT, typename V, typename T>
     __device__ __forceinline__ void load(const V* from, int left, T (&values)[COUNT]) const {
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) values[k] = has(k, left) ? imn::value_of<T>(from[k * step]) : T(0);
+        for (int k = 0; k < COUNT; k++) {
+            T value = imn::value_of<T>(from[has(k, left) ? k * step : 0]);
+            values[k] = has(k, left) ? value : T(0);
+        }
     }
 };
 
