@@ -49,6 +49,7 @@ CONFIGS = ("configs_implicitmeshnet/whole_heart.json", "configs_implicitmeshnet/
 LIMIT_S = 540.0
 CALLS, ROUNDS = 20, 7
 QUOTED_LINES = 40  # of what a part printed, in the JSON
+DONE = "done"
 
 
 # The parts, one after the other
@@ -127,9 +128,6 @@ def _run_part(part: Part, seconds: float, lines: list[str], keep: Callable[[dict
         _end_session(process)  # what it started holds the pipe too
         reader.join()
     return became
-
-
-DONE = "done"
 
 
 def _end_session(process: subprocess.Popen) -> None:
