@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(imn::GROUP, sizeof(T) == 4 ? 2 : 1)
     solve_crowded(const T* triangles, const T* balls, T* bounds, int* list, int* listed, int* crowd, int* crowded,
                   T* sdf, int* face, Integer capacity, Integer face_count, Integer x, Integer y, Integer z,
                   Integer groups) {
-    IMN_SHARED_VARIABLE(imn::CellShared<T>, shared);
+    IMN_SHARED_VARIABLE(imn::CrowdShared<T>, shared);
     imn::solve_crowded(imn::Search<T>{imn::Faces<T>{triangles, balls, face_count}, imn::Bounds<T>{bounds},
                                       imn::BlockLists{list, listed, int(capacity)}, imn::Crowd{crowd, crowded},
                                       imn::Output<T>{sdf, face, Shape{int(x), int(y), int(z)}}},

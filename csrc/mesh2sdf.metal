@@ -92,7 +92,7 @@ kernel void solve_crowded_float(const device float* triangles, const device floa
                                 constant Integer& z, constant Integer& groups,
                                 uint group [[threadgroup_position_in_grid]],
                                 uint index [[thread_position_in_threadgroup]]) {
-    IMN_SHARED_VARIABLE(imn::CellShared<float>, shared);
+    IMN_SHARED_VARIABLE(imn::CrowdShared<float>, shared);
     imn::solve_crowded(imn::Search<float>{imn::Faces<float>{triangles, balls, face_count}, imn::Bounds<float>{bounds},
                                           imn::BlockLists{list, listed, int(capacity)}, imn::Crowd{crowd, crowded},
                                           imn::Output<float>{sdf, face, Shape{int(x), int(y), int(z)}}},

@@ -309,7 +309,7 @@ def mesh2sdf(
     mesh = (triangles, balls, bounds)
     sizes = (capacity, len(faces), *shape)
     search = (*mesh, lists, listed, crowd, crowded, sdf, face, *sizes)
-    crowded_groups = min(8 * tiles, CROWDED_GROUPS)
+    crowded_groups = min(tiles, CROWDED_GROUPS)
     kernels.run(
         device,
         _clear(bounds, face, crowded),
