@@ -698,7 +698,7 @@ struct CrowdShared {
 };
 static_assert(sizeof(CrowdShared<float>) <= MOST_SHARED, "Metal starts no group that shares more");
 
-// Lists a thread's share of the faces from `start` on that can be the closest somewhere in a tile.
+// Lists the n-th of the candidates if it can be the closest somewhere in a tile.
 template <typename T>
 IMN_KERNEL_INLINE void list_crowd(Faces<T> faces, Candidates from, int n, Region<T> tile, BallRule<T> ball_rule,
                                   FaceRule<T> rule, T slack, IMN_SHARED CrowdShared<T>* shared) {
