@@ -1,5 +1,7 @@
 """Builds the package with its compiled operators: C++ always, CUDA too where torch has CUDA or IMPLICITMESHNET_CUDA=1.
 
+IMPLICITMESHNET_CUDA=native makes code for the GPUs of this machine alone, which takes a sixth of the time.
+
 Without a C++ compiler the package installs all the same and runs the PyTorch references. The CUDA kernels need nvcc
 alone, no torch header, so their library fits any torch. All else about the package stands in pyproject.toml.
 """
@@ -21,7 +23,7 @@ FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 FLAGS.append("-fopenmp" if sys.platform == "linux" else "-fopenmp-simd")  # at::parallel_for is serial without it
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")  # for the loops that are compiled for AVX-512 and chosen at run time
-NVCC_FLAGS = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "--threads=0"]  # as many as there are cores
 
 
 def sources(suffix):
@@ -35,6 +37,8 @@ def architectures(nvcc):
     A generation runs the code of its first architecture: 8.6 that of 8.0. Turing (7.5) counts as Volta's (7.0), and is
     the first where nvcc lists no Volta any more.
     """
+    if os.environ.get("IMPLICITMESHNET_CUDA") == "native":
+        return ["-arch=native"]
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
     known = sorted(int(name[8:]) for name in listed if name[8:].isdigit())  # compute_90, not compute_90a
     first: dict[int, int] = {}
@@ -58,7 +62,7 @@ class OptionalBuild(BuildExtension):
             super().run()
         except Exception as error:
             self._warn(f"the build failed ({error})", "uncompiled, slowly", "g++ (Debian: apt install g++)")
-        if torch.version.cuda or os.environ.get("IMPLICITMESHNET_CUDA") == "1":
+        if torch.version.cuda or os.environ.get("IMPLICITMESHNET_CUDA") in ("1", "native"):
             self._build_cuda()
 
     def _build_cuda(self):

@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every CUDA kernel, from nvcc, for each architecture; prints a table.
 
-    python benchmarks/kernel_resources.py [--architectures 75 80 86 90 100 120] [--kernels solve ...]
+    python benchmarks/kernel_resources.py [--architectures 80 86 90 100] [--sources mesh2sdf ...] [--kernels solve ...]
 
 Wants nvcc, no GPU. A cell holds registers of a thread / bytes spilled / KiB of shared memory of a group.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 from implicitmeshnet.script import InputError, run_script
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-ARCHITECTURES = [75, 80, 86, 90, 100, 120]
+ARCHITECTURES = [80, 86, 90, 100]
+SOURCES = sorted(CSRC.glob("*.cu"))
 ENTRY = re.compile(
     r"Compiling entry function '(?P<entry>\w+)' for 'sm_(?P<architecture>\d+)'.*?"
     r"(?P<stored>\d+) bytes spill stores, (?P<loaded>\d+) bytes spill loads.*?"
@@ -61,13 +62,17 @@ def resources(source: Path, architectures: list[int]) -> dict[str, dict[int, str
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--sources", nargs="+", choices=[source.stem for source in SOURCES], help="all unless named")
     parser.add_argument("--kernels", nargs="+", help="only those whose names begin so")
     arguments = parser.parse_args()
     if not shutil.which("nvcc"):
         raise InputError("nvcc: wanted the CUDA toolkit's compiler on the PATH, found none")
     print("| kernel | " + " | ".join(f"sm_{number}" for number in arguments.architectures) + " |")
     print("|---|" + "---|" * len(arguments.architectures))
-    for source in sorted(CSRC.glob("*.cu")):
+    for source in SOURCES:
+        if arguments.sources and source.stem not in arguments.sources:
+            continue
+        print(f"| **{source.name}** |" + " |" * len(arguments.architectures))
         for name, cells in sorted(resources(source, arguments.architectures).items()):
             if arguments.kernels and not name.startswith(tuple(arguments.kernels)):
                 continue

@@ -6,6 +6,8 @@ types) is done before the clock starts; `compute` then gives the whole grid. A p
     pip install fcpw pysdf meshlib libigl open3d point-cloud-utils warp-lang mesh2sdf vtk
 """
 
+import contextlib
+import functools
 import subprocess
 import tempfile
 from functools import partial
@@ -59,29 +61,21 @@ def _brute_force(problem):
     )
 
 
-def _brute_force_kernel(problem):
-    """Every voxel with every face in a CUDA kernel, compiled here."""
+@functools.cache
+def _brute_force_library() -> _gpu.CudaKernels:
+    """The kernel, compiled here for this machine's GPUs."""
     folder = Path(tempfile.mkdtemp())
-    source = Path(__file__).with_name("brute_force.cu")
-    subprocess.run(
-        [
-            "nvcc",
-            "-O3",
-            "-std=c++17",
-            "-shared",
-            "-Xcompiler",
-            "-fPIC",
-            "-arch=native",
-            f"-I{_gpu.CSRC}",
-            source,
-            "-o",
-            folder / "brute_force.so",
-        ],
-        check=True,
-    )
-    kernels = _gpu.CudaKernels(folder / "brute_force.so")
+    source, target = Path(__file__).with_name("brute_force.cu"), folder / "brute_force.so"
+    options = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "-arch=native", f"-I{_gpu.CSRC}"]
+    subprocess.run(["nvcc", *options, source, "-o", target], check=True)
+    return _gpu.CudaKernels(target)
+
+
+def _brute_force_kernel(problem):
+    """Every voxel with every face in a CUDA kernel."""
+    kernels = _brute_force_library()
     vertices, faces = problem.vertices.to(problem.device)[None], problem.faces.to(problem.device)
-    triangles = _gpu.prepare(cuda_kernels, vertices, faces).triangles
+    triangles = _gpu.prepare_triangles(cuda_kernels, vertices, faces)
     distance = torch.empty(problem.size**3, device=problem.device)
 
     def compute():
@@ -191,12 +185,16 @@ def _warp(problem):
         sdf[i] = found.sign * warp.length(points[i] - closest)
 
     device, (vertices, faces, points) = str(problem.device), problem.arrays()
+    on_cuda = problem.device.type == "cuda"
     mesh = warp.Mesh(warp.array(vertices, warp.vec3, device=device), warp.array(faces.ravel(), int, device=device))
     points = warp.array(points, warp.vec3, device=device)
 
     def compute():
-        sdf = warp.empty(len(points), float, device=device)
-        warp.launch(query, len(points), [mesh.id, points, sdf], device=device)
+        # On torch's stream, where the clock is.
+        stream = warp.stream_from_torch(torch.cuda.current_stream(problem.device)) if on_cuda else None
+        with warp.ScopedStream(stream) if on_cuda else contextlib.nullcontext():
+            sdf = warp.empty(len(points), float, device=device)
+            warp.launch(query, len(points), [mesh.id, points, sdf], device=device)
         return sdf
 
     return Row("Warp", compute, lambda sdf: problem.pick(sdf.numpy()))

@@ -2,8 +2,9 @@
 //
 // The channels of a voxel lie side by side. A group takes a part of an item's voxels: as many neighbouring threads as
 // there are channels, at most all, take a voxel's, and the others the next voxels'. So a thread stays with its channel,
-// and a warp reads along the memory. Means and sums are taken in the type that is computed in within a part, and in
-// double over the parts, each in a fixed order.
+// and a warp reads along the memory. It loads a few of its voxels before it works on them, and stores after that: one
+// wait for all, where the compiler may not move a load before a store that could be of the same memory. Means and sums
+// are taken in the type that is computed in within a part, and in double over the parts, each in a fixed order.
 #include <cuda_runtime.h>
 #include "launch.h"
 #include "triangle.h"
@@ -22,6 +23,15 @@ __device__ __forceinline__ V stored(T x) {
     return imn::StoredAs<V, T>::rounded(x);
 }
 
+constexpr int AT_ONCE = 4;           // voxels that a thread loads at a time
+constexpr int OF_ONE = 2 * AT_ONCE;  // where it loads from one volume alone
+
+// Groups on a multiprocessor at once that registers must leave room for, so that loads are many.
+template <typename T>
+constexpr int groups_at_once() {
+    return sizeof(T) == 4 ? 4 : 1;
+}
+
 // How volumes (batch, voxels, channels) are cut into parts of `part` voxels.
 struct Cut {
     Integer channels, voxels, parts, part;
@@ -31,7 +41,7 @@ struct Cut {
 // channel.
 struct Share {
     Integer item, number, first, last;
-    int width, rows, row, lane;
+    int width, rows, row, lane, step;  // `step` numbers from a voxel to the thread's next
 
     __device__ __forceinline__ explicit Share(const Cut& cut) {
         item = blockIdx.x / cut.parts, number = blockIdx.x % cut.parts;
@@ -40,6 +50,36 @@ struct Share {
         rows = GROUP / width, row = int(threadIdx.x) / width, lane = int(threadIdx.x) % width;
         first += row;
         if (row >= rows) first = last;
+        step = rows * int(cut.channels);
+    }
+    // How far the part goes on from a voxel, as far as that matters for the thread's next `count`.
+    __device__ __forceinline__ int left(Integer voxel, int count) const {
+        return int(imn::minimum(last - voxel, Integer(count) * rows));
+    }
+    __device__ __forceinline__ bool has(int k, int left) const { return k * rows < left; }
+    // The thread's next voxels, 0 for those beyond its last, for which the first is read again: without a branch
+    // between them, one load need not wait for another.
+    template <int COUNT, typename V, typename T>
+    __device__ __forceinline__ void load(const V* from, int left, T (&values)[COUNT]) const {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            T value = imn::value_of<T>(from[has(k, left) ? k * step : 0]);
+            values[k] = has(k, left) ? value : T(0);
+        }
+    }
+};
+
+// How many numbers, their mean, and the sum of squares around it. Chan et al. 1979 put two together.
+template <typename T>
+struct Moments {
+    T count, mean, square;
+
+    __device__ __forceinline__ void add(Moments more) {
+        if (more.count == T(0)) return;
+        T total = count + more.count, offset = more.mean - mean;
+        square += more.square + offset * offset * (count * more.count / total);
+        mean += offset * (more.count / total);
+        count = total;
     }
 };
 
@@ -48,9 +88,9 @@ struct NormShared {
     T count[GROUP], a[GROUP], b[GROUP];
 };
 
-// (batch, parts, channels): means, and sums of squares around them. Welford 1962; Chan et al. 1979 put two together.
+// (batch, parts, channels): means, and sums of squares around them.
 template <typename V, typename T>
-__global__ void __launch_bounds__(GROUP)
+__global__ void __launch_bounds__(GROUP, groups_at_once<T>())
     moments(const V* volume, T* means, T* squares, Integer channels, Integer voxels, Integer parts, Integer part) {
     IMN_SHARED_VARIABLE(NormShared<T>, shared);
     Cut cut = {channels, voxels, parts, part};
@@ -58,27 +98,29 @@ __global__ void __launch_bounds__(GROUP)
     const V* x = volume + share.item * voxels * channels;
     for (Integer base = 0; base < channels; base += share.width) {
         Integer channel = base + share.lane;
-        T count = 0, mean = 0, square = 0;
-        for (Integer v = share.first; v < share.last && channel < channels; v += share.rows) {
-            T value = imn::value_of<T>(x[v * channels + channel]);
-            T offset = value - mean;
-            count += 1;
-            mean += offset / count;
-            square += offset * (value - mean);
+        Moments<T> own = {T(0), T(0), T(0)};
+        for (Integer v = share.first; v < share.last && channel < channels; v += OF_ONE * share.rows) {
+            T value[OF_ONE];
+            int left = share.left(v, OF_ONE);
+            share.load(x + v * channels + channel, left, value);
+            Moments<T> next = {T(0), T(0), T(0)};
+#pragma unroll
+            for (int k = 0; k < OF_ONE; k++) next.count += share.has(k, left) ? T(1) : T(0), next.mean += value[k];
+            next.mean /= next.count;
+#pragma unroll
+            for (int k = 0; k < OF_ONE; k++) {
+                T offset = share.has(k, left) ? value[k] - next.mean : T(0);
+                next.square += offset * offset;
+            }
+            own.add(next);
         }
-        shared.count[threadIdx.x] = count, shared.a[threadIdx.x] = mean, shared.b[threadIdx.x] = square;
+        shared.count[threadIdx.x] = own.count, shared.a[threadIdx.x] = own.mean, shared.b[threadIdx.x] = own.square;
         imn::group_barrier();
         if (share.row == 0 && channel < channels) {
-            for (int other = share.lane + share.width; other < share.rows * share.width; other += share.width) {
-                T more = shared.count[other];
-                if (more == T(0)) continue;
-                T offset = shared.a[other] - mean;
-                square += shared.b[other] + offset * offset * (count * more / (count + more));
-                mean += offset * (more / (count + more));
-                count += more;
-            }
+            for (int other = share.lane + share.width; other < share.rows * share.width; other += share.width)
+                own.add({shared.count[other], shared.a[other], shared.b[other]});
             Integer at = (share.item * parts + share.number) * channels + channel;
-            means[at] = mean, squares[at] = square;
+            means[at] = own.mean, squares[at] = own.square;
         }
         imn::group_barrier();
     }
@@ -106,7 +148,7 @@ __global__ void __launch_bounds__(GROUP) normalise(const T* means, const T* squa
 
 // The result. The residual and the multiplier may be null pointers.
 template <typename V, typename T>
-__global__ void __launch_bounds__(GROUP)
+__global__ void __launch_bounds__(GROUP, groups_at_once<T>())
     activate(const V* volume, const V* residual, V* result, const T* weight, const T* bias, const T* multiplier,
              const T* mean, const T* scale, double slope, Integer channels, Integer voxels, Integer parts,
              Integer part) {
@@ -117,18 +159,24 @@ __global__ void __launch_bounds__(GROUP)
         Integer of = share.item * channels + channel;
         T middle = mean[of], factor = weight[channel] * scale[of], summand = bias[channel];
         T high = multiplier ? multiplier[of] : T(1), low = T(slope) * high;
-        for (Integer v = share.first; v < share.last; v += share.rows) {
+        for (Integer v = share.first; v < share.last; v += AT_ONCE * share.rows) {
             Integer at = item + v * channels + channel;
-            T sum = factor * (imn::value_of<T>(volume[at]) - middle) + summand;
-            if (residual) sum += imn::value_of<T>(residual[at]);
-            result[at] = stored<V>(sum * (sum > T(0) ? high : low));
+            T value[AT_ONCE], more[AT_ONCE] = {};
+            int left = share.left(v, AT_ONCE);
+            share.load(volume + at, left, value);
+            if (residual) share.load(residual + at, left, more);
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                T sum = factor * (value[k] - middle) + summand + more[k];
+                if (share.has(k, left)) result[at + k * share.step] = stored<V>(sum * (sum > T(0) ? high : low));
+            }
         }
     }
 }
 
 // written = g, the gradient by the sum before the activation; (batch, parts, channels): sums of g and g (x - mean).
 template <typename V, typename T>
-__global__ void __launch_bounds__(GROUP)
+__global__ void __launch_bounds__(GROUP, groups_at_once<T>())
     reduce(const V* grad, const V* volume, const V* result, V* written, const T* multiplier, const T* mean, T* sums,
            T* products, double slope, Integer channels, Integer voxels, Integer parts, Integer part) {
     IMN_SHARED_VARIABLE(NormShared<T>, shared);
@@ -141,13 +189,20 @@ __global__ void __launch_bounds__(GROUP)
         if (channel < channels) {
             Integer of = share.item * channels + channel;
             T middle = mean[of], high = multiplier ? multiplier[of] : T(1), low = T(slope) * high;
-            for (Integer v = share.first; v < share.last; v += share.rows) {
+            for (Integer v = share.first; v < share.last; v += AT_ONCE * share.rows) {
                 Integer at = item + v * channels + channel;
-                T factor = imn::value_of<T>(result[at]) > T(0) ? high : low;
-                V g = stored<V>(imn::value_of<T>(grad[at]) * factor);
-                written[at] = g;
-                sum += imn::value_of<T>(g);
-                product += imn::value_of<T>(g) * (imn::value_of<T>(volume[at]) - middle);
+                T given[AT_ONCE], after[AT_ONCE], value[AT_ONCE];
+                int left = share.left(v, AT_ONCE);
+                share.load(grad + at, left, given);
+                share.load(result + at, left, after);
+                share.load(volume + at, left, value);
+#pragma unroll
+                for (int k = 0; k < AT_ONCE; k++) {
+                    V g = stored<V>(given[k] * (after[k] > T(0) ? high : low));
+                    if (share.has(k, left)) written[at + k * share.step] = g;
+                    sum += imn::value_of<T>(g);
+                    product += imn::value_of<T>(g) * (value[k] - middle);
+                }
             }
         }
         shared.a[threadIdx.x] = sum, shared.b[threadIdx.x] = product;
@@ -184,7 +239,7 @@ __global__ void __launch_bounds__(GROUP)
 
 // The gradient by the volume; g and by_volume may be the same memory.
 template <typename V, typename T>
-__global__ void __launch_bounds__(GROUP)
+__global__ void __launch_bounds__(GROUP, groups_at_once<T>())
     differentiate_norm(const V* g, const V* volume, V* by_volume, const T* weight, const T* mean, const T* scale,
                        const T* constant, const T* by_offset, Integer channels, Integer voxels, Integer parts,
                        Integer part) {
@@ -194,10 +249,16 @@ __global__ void __launch_bounds__(GROUP)
     for (Integer channel = share.lane; channel < channels; channel += share.width) {
         Integer of = share.item * channels + channel;
         T middle = mean[of], factor = weight[channel] * scale[of], less = constant[of], slope = by_offset[of];
-        for (Integer v = share.first; v < share.last; v += share.rows) {
+        for (Integer v = share.first; v < share.last; v += AT_ONCE * share.rows) {
             Integer at = item + v * channels + channel;
-            T offset = imn::value_of<T>(volume[at]) - middle;
-            by_volume[at] = stored<V>(factor * imn::value_of<T>(g[at]) - less - slope * offset);
+            T by_sum[AT_ONCE], value[AT_ONCE];
+            int left = share.left(v, AT_ONCE);
+            share.load(g + at, left, by_sum);
+            share.load(volume + at, left, value);
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++)
+                if (share.has(k, left))
+                    by_volume[at + k * share.step] = stored<V>(factor * by_sum[k] - less - slope * (value[k] - middle));
         }
     }
 }

@@ -25,10 +25,17 @@ __global__ void __launch_bounds__(imn::GROUP) bounds(const T* vertices, const In
 
 template <typename T>
 __global__ void __launch_bounds__(imn::GROUP)
-    prepare(const T* vertices, const Integer* faces, T* bounds, T* triangles, T* balls, int* first, Integer batch,
+    prepare(const T* vertices, const Integer* faces, T* bounds, T* triangles, T* balls, Integer batch,
             Integer vertex_count, Integer face_count) {
-    imn::prepare(imn::Meshes<T>{vertices, faces, batch, vertex_count, face_count}, imn::Bounds<T>{bounds},
-                 imn::PreparedOutput<T>{triangles, balls, first}, here());
+    imn::prepare(imn::Meshes<T>{vertices, faces, batch, vertex_count, face_count}, imn::Bounds<T>{bounds}, triangles,
+                 balls, here());
+}
+
+template <typename T>
+__global__ void __launch_bounds__(imn::GROUP)
+    prepare_gradient(const T* vertices, const Integer* faces, T* triangles, int* first, Integer batch,
+                     Integer vertex_count, Integer face_count) {
+    imn::prepare_gradient(imn::Meshes<T>{vertices, faces, batch, vertex_count, face_count}, triangles, first, here());
 }
 
 template <typename T>
@@ -69,7 +76,7 @@ __global__ void __launch_bounds__(imn::GROUP, sizeof(T) == 4 ? 2 : 1)
     solve_crowded(const T* triangles, const T* balls, T* bounds, int* list, int* listed, int* crowd, int* crowded,
                   T* sdf, int* face, Integer capacity, Integer face_count, Integer x, Integer y, Integer z,
                   Integer groups) {
-    IMN_SHARED_VARIABLE(imn::CellShared<T>, shared);
+    IMN_SHARED_VARIABLE(imn::CrowdShared<T>, shared);
     imn::solve_crowded(imn::Search<T>{imn::Faces<T>{triangles, balls, face_count}, imn::Bounds<T>{bounds},
                                       imn::BlockLists{list, listed, int(capacity)}, imn::Crowd{crowd, crowded},
                                       imn::Output<T>{sdf, face, Shape{int(x), int(y), int(z)}}},
@@ -78,24 +85,23 @@ __global__ void __launch_bounds__(imn::GROUP, sizeof(T) == 4 ? 2 : 1)
 
 template <typename T>
 __global__ void __launch_bounds__(imn::GROUP)
-    differentiate(const T* grad, const T* triangles, const Integer* faces, const int* first, T* bounds, const T* sdf,
+    differentiate(const T* grad, const T* triangles, const Integer* faces, const int* first, const T* sdf,
                   const int* face, T* result, Integer batch, Integer vertex_count, Integer face_count, Integer x,
                   Integer y, Integer z) {
     IMN_SHARED_VARIABLE(imn::GradientShared<T>, shared);
-    imn::differentiate_block(imn::GradientInput<T>{grad, triangles, faces, first, imn::Bounds<T>{bounds}, sdf, face,
-                                                   batch, vertex_count, face_count, Shape{int(x), int(y), int(z)}},
-                             result, imn::Terms<T>{}, here(), &shared);
+    imn::differentiate_half_block(imn::GradientInput<T>{grad, triangles, faces, first, sdf, face, batch, vertex_count,
+                                                        face_count, Shape{int(x), int(y), int(z)}},
+                                  result, imn::Terms<T>{}, here(), &shared);
 }
 
 __global__ void __launch_bounds__(imn::GROUP)
     differentiate_fixed(const float* grad, const float* triangles, const Integer* faces, const int* first,
-                        float* bounds, const float* sdf, const int* face, Integer* result, const double* scale,
-                        Integer batch, Integer vertex_count, Integer face_count, Integer x, Integer y, Integer z) {
+                        const float* sdf, const int* face, Integer* result, const double* scale, Integer batch,
+                        Integer vertex_count, Integer face_count, Integer x, Integer y, Integer z) {
     IMN_SHARED_VARIABLE(imn::GradientShared<Integer>, shared);
-    imn::differentiate_block(
-        imn::GradientInput<float>{grad, triangles, faces, first, imn::Bounds<float>{bounds}, sdf, face, batch,
-                                  vertex_count, face_count, Shape{int(x), int(y), int(z)}},
-        result, imn::FixedTerms{scale}, here(), &shared);
+    imn::differentiate_half_block(imn::GradientInput<float>{grad, triangles, faces, first, sdf, face, batch,
+                                                            vertex_count, face_count, Shape{int(x), int(y), int(z)}},
+                                  result, imn::FixedTerms{scale}, here(), &shared);
 }
 
 }  // namespace
@@ -106,6 +112,8 @@ IMN_EXPORT(bounds_float, bounds<float>, imn::GROUP)
 IMN_EXPORT(bounds_double, bounds<double>, imn::GROUP)
 IMN_EXPORT(prepare_float, prepare<float>, imn::GROUP)
 IMN_EXPORT(prepare_double, prepare<double>, imn::GROUP)
+IMN_EXPORT(prepare_gradient_float, prepare_gradient<float>, imn::GROUP)
+IMN_EXPORT(prepare_gradient_double, prepare_gradient<double>, imn::GROUP)
 IMN_EXPORT(cross_faces_float, cross_faces<float>, imn::GROUP)
 IMN_EXPORT(cross_faces_double, cross_faces<double>, imn::GROUP)
 IMN_EXPORT(list_faces_float, list_faces<float>, imn::GROUP)

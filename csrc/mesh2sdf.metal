@@ -25,11 +25,20 @@ kernel void bounds_float(const device float* vertices, const device Integer* fac
 
 [[max_total_threads_per_threadgroup(256)]]
 kernel void prepare_float(const device float* vertices, const device Integer* faces, device float* bounds,
-                          device float* triangles, device float* balls, device int* first, constant Integer& batch,
+                          device float* triangles, device float* balls, constant Integer& batch,
                           constant Integer& vertex_count, constant Integer& face_count,
                           uint group [[threadgroup_position_in_grid]], uint index [[thread_position_in_threadgroup]]) {
     imn::prepare(imn::Meshes<float>{vertices, faces, batch, vertex_count, face_count}, imn::Bounds<float>{bounds},
-                 imn::PreparedOutput<float>{triangles, balls, first}, Thread{Integer(group), int(index)});
+                 triangles, balls, Thread{Integer(group), int(index)});
+}
+
+[[max_total_threads_per_threadgroup(256)]]
+kernel void prepare_gradient_float(const device float* vertices, const device Integer* faces, device float* triangles,
+                                   device int* first, constant Integer& batch, constant Integer& vertex_count,
+                                   constant Integer& face_count, uint group [[threadgroup_position_in_grid]],
+                                   uint index [[thread_position_in_threadgroup]]) {
+    imn::prepare_gradient(imn::Meshes<float>{vertices, faces, batch, vertex_count, face_count}, triangles, first,
+                          Thread{Integer(group), int(index)});
 }
 
 [[max_total_threads_per_threadgroup(256)]]
@@ -83,7 +92,7 @@ kernel void solve_crowded_float(const device float* triangles, const device floa
                                 constant Integer& z, constant Integer& groups,
                                 uint group [[threadgroup_position_in_grid]],
                                 uint index [[thread_position_in_threadgroup]]) {
-    IMN_SHARED_VARIABLE(imn::CellShared<float>, shared);
+    IMN_SHARED_VARIABLE(imn::CrowdShared<float>, shared);
     imn::solve_crowded(imn::Search<float>{imn::Faces<float>{triangles, balls, face_count}, imn::Bounds<float>{bounds},
                                           imn::BlockLists{list, listed, int(capacity)}, imn::Crowd{crowd, crowded},
                                           imn::Output<float>{sdf, face, Shape{int(x), int(y), int(z)}}},
@@ -92,14 +101,13 @@ kernel void solve_crowded_float(const device float* triangles, const device floa
 
 [[max_total_threads_per_threadgroup(256)]]
 kernel void differentiate_float(const device float* grad, const device float* triangles, const device Integer* faces,
-                                const device int* first, device float* bounds, const device float* sdf,
-                                const device int* face, device float* result, constant Integer& batch,
-                                constant Integer& vertex_count, constant Integer& face_count, constant Integer& x,
-                                constant Integer& y, constant Integer& z, uint group [[threadgroup_position_in_grid]],
+                                const device int* first, const device float* sdf, const device int* face,
+                                device float* result, constant Integer& batch, constant Integer& vertex_count,
+                                constant Integer& face_count, constant Integer& x, constant Integer& y,
+                                constant Integer& z, uint group [[threadgroup_position_in_grid]],
                                 uint index [[thread_position_in_threadgroup]]) {
     IMN_SHARED_VARIABLE(imn::GradientShared<float>, shared);
-    imn::differentiate_block(
-        imn::GradientInput<float>{grad, triangles, faces, first, imn::Bounds<float>{bounds}, sdf, face, batch,
-                                  vertex_count, face_count, Shape{int(x), int(y), int(z)}},
-        result, imn::Terms<float>{}, Thread{Integer(group), int(index)}, &shared);
+    imn::differentiate_half_block(imn::GradientInput<float>{grad, triangles, faces, first, sdf, face, batch,
+                                                            vertex_count, face_count, Shape{int(x), int(y), int(z)}},
+                                  result, imn::Terms<float>{}, Thread{Integer(group), int(index)}, &shared);
 }

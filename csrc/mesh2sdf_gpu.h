@@ -2,7 +2,7 @@
 // search descends as on the CPU (mesh2sdf.cpp), by the same rules. `list_block` lists in global memory the faces that
 // can be the closest somewhere in a block of 16^3 voxels. In `solve_box` a group of threads takes a box of 8^3 and each
 // of its eight warps a tile of 4^3. Tiles that too many faces are left for, as near the medial axis, wait in a queue,
-// and in `solve_crowded` groups take them cell by cell, of 2^3 voxels.
+// and in `solve_crowded` a group takes one, each of its warps a cell of it, of 2^3 voxels.
 #pragma once
 
 #include "crossing.h"
@@ -12,20 +12,16 @@
 namespace imn {
 
 IMN_CONSTANT int BLOCK = 16, BOX = 8, TILE = 4, CELL = 2;  // voxels along
-IMN_CONSTANT int BLOCK_FACES = 8192;  // listed, at most as many bytes as the block's results; beyond, all are read
-IMN_CONSTANT int BOX_FACES = 1024;    // listed; the tiles of a box with more are crowded
-IMN_CONSTANT int CELL_FACES = 1024;   // listed at a time
-IMN_CONSTANT int SLOTS = 6;           // faces that a lane keeps in registers at a time
-IMN_CONSTANT int RUN = 8;             // voxels along Z that one thread differentiates
-IMN_CONSTANT int TABLE = 1024;        // vertices that a block's sums have room for
-IMN_CONSTANT float LIMIT = 1e9f;      // a mesh with a vertex beyond, or not finite, has no distance
+IMN_CONSTANT int BLOCK_FACES = 8192;      // listed, at most as many bytes as the block's results; beyond, all are read
+IMN_CONSTANT int BOX_FACES = 1024;        // listed; the tiles of a box with more are crowded
+IMN_CONSTANT int TILE_FACES = 128;        // listed; a tile with more is crowded
+IMN_CONSTANT int CROWD_FACES = 768;       // listed for a crowded tile at a time
+IMN_CONSTANT int MOST_SHARED = 32 << 10;  // bytes that a group may share on Metal, where numbers are float
+IMN_CONSTANT int SLOTS = 6;               // faces that a lane keeps in registers at a time
+IMN_CONSTANT int RUN = 8;                 // voxels along Z that one thread differentiates
+IMN_CONSTANT int TABLE = 1024;            // vertices that a block's sums have room for
+IMN_CONSTANT float LIMIT = 1e9f;          // a mesh with a vertex beyond, or not finite, has no distance
 IMN_CONSTANT int TRIANGLE_FIELDS = 20, BALL_FIELDS = 4, BOUND_FIELDS = 4;
-
-// Faces that a tile's list has room for, so that a group's lists fit into what it shares; with more it is crowded.
-template <typename T>
-IMN_INLINE constexpr int tile_faces() {
-    return sizeof(T) == 4 ? 256 : 128;
-}
 
 template <typename T>
 IMN_INLINE T epsilon_of() {
@@ -168,35 +164,54 @@ IMN_INLINE void clear_words(IMN_DEVICE int* words, Integer count, IMN_DEVICE int
     if (i == 0) *counter = 0;
 }
 
-// Where `prepare` writes, one entry a face of each batch item.
-template <typename T>
-struct PreparedOutput {
-    IMN_DEVICE T* triangles;
-    IMN_DEVICE T* balls;
-    IMN_DEVICE int* first;  // which corner is the triangle's a
+// The triangle of a face of a batch item, and which of the face's corners is its a.
+struct FaceTriangle {
+    Triangle<Real> triangle;
+    int first;
 };
 
-// One thread a face of a batch item: its triangle, its ball, whose radius grows by the item's slack, and its a.
 template <typename T>
-IMN_INLINE void prepare(Meshes<T> meshes, Bounds<T> bounds, PreparedOutput<T> out, Thread me) {
-    Integer i = me.group * GROUP + me.index;
-    Integer item = i / meshes.face_count, face = i % meshes.face_count;
-    if (item >= meshes.batch) return;
+IMN_INLINE FaceTriangle triangle_of(const IMN_LOCAL Meshes<T>& meshes, Integer item, Integer face) {
     Vec3<Real> corner[3];
     for (int k = 0; k < 3; k++) corner[k] = to_real(corner_of(meshes, item, face, k));
     int a = longest_edge(corner);
-    Triangle<Real> t = make_triangle(corner[a], corner[(a + 1) % 3], corner[(a + 2) % 3], epsilon_of<Real>());
-    Ball<Real> ball = make_ball(t);
-    IMN_DEVICE T* to = out.triangles + TRIANGLE_FIELDS * i;
+    return {make_triangle(corner[a], corner[(a + 1) % 3], corner[(a + 2) % 3], epsilon_of<Real>()), a};
+}
+
+template <typename T>
+IMN_INLINE void store(IMN_DEVICE T* to, const IMN_LOCAL Triangle<Real>& t) {
     store(to, t.foot);
     store(to + 3, t.x);
     store(to + 6, t.y);
     store(to + 9, t.z);
     store(to + 12, t.left);
     store(to + 16, t.right);
-    store(out.balls + BALL_FIELDS * i, ball.centre);
-    out.balls[BALL_FIELDS * i + 3] = T(ball.radius) + bounds.slack(item);
-    out.first[i] = a;
+}
+
+// For the search, one thread a face of a batch item: its triangle, and its ball, whose radius grows by the item's
+// slack.
+template <typename T>
+IMN_INLINE void prepare(Meshes<T> meshes, Bounds<T> bounds, IMN_DEVICE T* triangles, IMN_DEVICE T* balls, Thread me) {
+    Integer i = me.group * GROUP + me.index;
+    Integer item = i / meshes.face_count, face = i % meshes.face_count;
+    if (item >= meshes.batch) return;
+    Triangle<Real> t = triangle_of(meshes, item, face).triangle;
+    Ball<Real> ball = make_ball(t);
+    store(triangles + TRIANGLE_FIELDS * i, t);
+    store(balls + BALL_FIELDS * i, ball.centre);
+    balls[BALL_FIELDS * i + 3] = T(ball.radius) + bounds.slack(item);
+}
+
+// For the gradient, one thread a face of a batch item: its triangle, and which corner is its a. It needs no bounds, so
+// that the backward pass starts no kernel to find them.
+template <typename T>
+IMN_INLINE void prepare_gradient(Meshes<T> meshes, IMN_DEVICE T* triangles, IMN_DEVICE int* first, Thread me) {
+    Integer i = me.group * GROUP + me.index;
+    Integer item = i / meshes.face_count, face = i % meshes.face_count;
+    if (item >= meshes.batch) return;
+    FaceTriangle found = triangle_of(meshes, item, face);
+    store(triangles + TRIANGLE_FIELDS * i, found.triangle);
+    first[i] = found.first;
 }
 
 // What crossings are counted on: a grid, and whether vertices are in normalised coordinates or in its voxels.
@@ -494,9 +509,11 @@ struct SolveShared {
     NearestOfWarps<T> nearest;
     int box_count, tile_count[WARPS];
     int box[BOX_FACES];
-    int tile[WARPS][tile_faces<T>()];
-    Quad<T> plane[WARPS][tile_faces<T>()];
+    int tile[WARPS][TILE_FACES];
+    Quad<T> plane[WARPS][TILE_FACES];
 };
+
+static_assert(sizeof(SolveShared<float>) <= MOST_SHARED, "Metal starts no group that shares more");
 
 // One warp's part of that.
 template <typename T>
@@ -533,7 +550,7 @@ IMN_KERNEL_INLINE Nearest<T> list_tile(Faces<T> faces, const IMN_SHARED int* box
             T squared = dot(offset[k], offset[k]);
             if (!rule.keeps(offset[k], squared)) continue;
             int place = take_next(list.count);
-            if (place >= tile_faces<T>()) continue;
+            if (place >= TILE_FACES) continue;
             list.face[place] = box[n];
             list.plane[place] = plane_of(offset[k], squared, radius, slack);
         }
@@ -574,7 +591,7 @@ IMN_KERNEL_INLINE bool solve_tile(Faces<T> faces, const IMN_SHARED int* box, int
     Nearest<T> middle = list_tile(faces, box, count, tile, slack, lane, list);
     warp_barrier();
     int listed = *list.count;
-    if (listed > tile_faces<T>()) return false;
+    if (listed > TILE_FACES) return false;
     Vec3<T> point[2];
     Nearest<T> mine[2];
     Triangle<T> first = load_triangle(faces.triangles, middle.face);
@@ -667,79 +684,131 @@ IMN_KERNEL_INLINE void solve_box(Search<T> search, Thread me, IMN_SHARED SolveSh
         search.crowd.tile[take_next_of_all(search.crowd.count)] = int(item * tiles.count() + tiles.holding(corner));
 }
 
-// What a group's threads share: the list of its cell, and what each found.
+// What a group's threads share: a crowded tile's list, with planes, and what each warp's cell needs.
 template <typename T>
-struct CellShared {
+struct CrowdShared {
     NearestOfWarps<T> nearest;
-    int count, list[CELL_FACES], face[GROUP];
+    int count, near_count[WARPS];
+    int face[CROWD_FACES];
+    unsigned short near[WARPS][CROWD_FACES];  // places in the list
+    Quad<T> plane[CROWD_FACES];
+    Quad<T> voxel[WARPS][8];  // from the tile's middle, and the squared distance found so far
     T squared[GROUP];
+    int found[GROUP];
+};
+static_assert(sizeof(CrowdShared<float>) <= MOST_SHARED, "Metal starts no group that shares more");
+
+// Lists the n-th of the candidates if it can be the closest somewhere in a tile.
+template <typename T>
+IMN_KERNEL_INLINE void list_crowd(Faces<T> faces, Candidates from, int n, Region<T> tile, BallRule<T> ball_rule,
+                                  FaceRule<T> rule, T slack, IMN_SHARED CrowdShared<T>* shared) {
+    if (n >= from.count) return;
+    int face = from.face(n);
+    if (!keeps(ball_rule, tile.centre, load_ball(faces.balls, face))) return;
+    Vec3<T> offset = offset_from(faces.triangles, face, tile.centre);
+    T squared = dot(offset, offset);
+    if (!rule.keeps(offset, squared)) return;
+    int place = take_next(&shared->count);
+    shared->face[place] = face;
+    shared->plane[place] = plane_of(offset, squared, square_root(dot(tile.half_extent, tile.half_extent)), slack);
+}
+
+// One of the eight voxels of a warp's cell; four lanes hold each.
+template <typename T>
+struct CellVoxel {
+    Vec3<T> point, offset;  // where it is, and that from its tile's middle
 };
 
-// One group a cell of a crowded tile after the other, as many as there are. A thread holds one of the cell's voxels
-// against every 32nd of the faces that can be the closest somewhere in there, listed a few at a time.
+// A warp's cell against the faces listed for its tile, but those that are behind for all of its voxels: of each four
+// at a time, a lane one. Returns the nearest of `mine` and all of them, the same for the lanes of a voxel.
 template <typename T>
-IMN_KERNEL_INLINE void solve_cell(Search<T> search, Integer cell, Thread me, IMN_SHARED CellShared<T>* shared) {
+IMN_KERNEL_INLINE Nearest<T> solve_cell(Faces<T> faces, int listed, CellVoxel<T> voxel, Nearest<T> mine, Thread me,
+                                        IMN_SHARED CrowdShared<T>* shared) {
+    int warp = me.index / WARP, lane = me.index % WARP;
+    if (lane < 8) {
+        Quad<T> held = {voxel.offset.x, voxel.offset.y, voxel.offset.z, mine.squared};
+        shared->voxel[warp][lane] = held;
+    }
+    if (lane == 0) shared->near_count[warp] = 0;
+    warp_barrier();
+    for (int m = lane; m < listed; m += WARP) {
+        Quad<T> plane = shared->plane[m];
+        bool behind = true;
+#pragma unroll
+        for (int v = 0; v < 8; v++) {
+            Quad<T> held = shared->voxel[warp][v];
+            behind = behind & is_behind(plane, Vec3<T>{held.x, held.y, held.z}, held.w);
+        }
+        if (!behind) shared->near[warp][take_next(&shared->near_count[warp])] = (unsigned short)(m);
+    }
+    warp_barrier();
+    int near = shared->near_count[warp];
+    for (int n = lane / 8; n < near; n += WARP / 8) {
+        int face = shared->face[shared->near[warp][n]];
+        Triangle<T> t = load_triangle(faces.triangles, face);
+        mine = nearer(mine, Nearest<T>{squared_distance(t, to_frame(t, voxel.point)), face});
+    }
+    shared->squared[me.index] = mine.squared;
+    shared->found[me.index] = mine.face;
+    warp_barrier();
+    for (int other = lane % 8; other < WARP; other += 8) {
+        int at = warp * WARP + other;
+        Nearest<T> its = {shared->squared[at], shared->found[at]};
+        mine = nearer(mine, its);
+    }
+    return mine;
+}
+
+// One group a crowded tile, one warp a cell of it. The faces that can be the closest somewhere in the tile are listed
+// as many at a time as there is room for.
+template <typename T>
+IMN_KERNEL_INLINE void solve_crowded_tile(Search<T> search, Integer number, Thread me,
+                                          IMN_SHARED CrowdShared<T>* shared) {
     Cubes tiles = {search.out.shape, TILE};
-    Integer tile = search.crowd.tile[cell / 8];
-    Integer item = tile / tiles.count();
+    Integer place = search.crowd.tile[number];
+    Integer item = place / tiles.count();
     Output<T> out = of_item(search.out, item);
-    Voxel low = octant(tiles.low(tile % tiles.count()), int(cell % 8), CELL);
-    if (!out.has(low)) return;
+    Voxel low = tiles.low(place % tiles.count());
     Faces<T> faces = of_item(search.faces, item);
     Candidates from = candidates(search, item, low);
-    Region<T> region = imn::region<T>(low, CELL, out.shape);
+    Region<T> tile = region<T>(low, TILE, out.shape);
+    T slack = search.bounds.slack(item);
     // Among the nearest balls of all threads, the face that is the nearest itself is what others are held against.
-    Nearest<T> best = nearest_ball(faces.balls, from, region.centre, Stride{me.index, GROUP});
+    Nearest<T> best = nearest_ball(faces.balls, from, tile.centre, Stride{me.index, GROUP});
     if (best.face < faces.count) {
-        Vec3<T> offset = offset_from(faces.triangles, best.face, region.centre);
+        Vec3<T> offset = offset_from(faces.triangles, best.face, tile.centre);
         best.squared = dot(offset, offset);
     }
     if (me.index == 0) shared->count = 0;
     best = group_nearest(best, me, &shared->nearest);
-    Vec3<T> nearest = offset_from(faces.triangles, best.face, region.centre);
-    FaceRule<T> rule = make_face_rule(nearest, best.squared, region.half_extent, search.bounds.slack(item));
-    Vec3<T> centre = load_ball(faces.balls, best.face).centre, away = centre - region.centre;
-    BallRule<T> ball_rule = make_ball_rule(centre, dot(away, away), region.half_extent);
-    FaceList<IMN_SHARED int*> list = {shared->list, &shared->count, CELL_FACES};
-    Voxel voxel = octant(low, me.index % 8, 1);
+    Triangle<T> first = load_triangle(faces.triangles, best.face);
+    Vec3<T> nearest = from_frame(first, residual(first, to_frame(first, tile.centre)));
+    FaceRule<T> rule = make_face_rule(nearest, best.squared, tile.half_extent, slack);
+    Vec3<T> centre = load_ball(faces.balls, best.face).centre, away = centre - tile.centre;
+    BallRule<T> ball_rule = make_ball_rule(centre, dot(away, away), tile.half_extent);
+    Voxel voxel = octant(octant(low, me.index / WARP, CELL), me.index % 8, 1);
     Vec3<T> point = centre_of<T>(voxel, out.shape);
-    Nearest<T> mine = {T(3e38), 0x7fffffff};
+    Nearest<T> mine = {squared_distance(first, to_frame(first, point)), best.face};
     for (int start = 0; start < from.count; start += GROUP) {
-        int n = start + me.index;
-        int face = n < from.count ? from.face(n) : 0;
-        if (n < from.count && keeps(ball_rule, region.centre, load_ball(faces.balls, face))) {
-            Vec3<T> offset = offset_from(faces.triangles, face, region.centre);
-            if (rule.keeps(offset, dot(offset, offset))) append(list, face);
-        }
+        list_crowd(faces, from, start + me.index, tile, ball_rule, rule, slack, shared);
         group_barrier();
         int listed = shared->count;
         group_barrier();
         // The list goes on until the next GROUP faces might not fit.
-        if (listed <= CELL_FACES - GROUP && start + GROUP < from.count) continue;
-        for (int m = me.index / 8; m < listed; m += GROUP / 8) {
-            Triangle<T> t = load_triangle(faces.triangles, shared->list[m]);
-            mine = nearer(mine, Nearest<T>{squared_distance(t, to_frame(t, point)), shared->list[m]});
-        }
+        if (listed <= CROWD_FACES - GROUP && start + GROUP < from.count) continue;
+        mine = solve_cell(faces, listed, CellVoxel<T>{point, point - tile.centre}, mine, me, shared);
         group_barrier();
         if (me.index == 0) shared->count = 0;
         group_barrier();
     }
-    shared->squared[me.index] = mine.squared;
-    shared->face[me.index] = mine.face;
-    group_barrier();
-    if (me.index >= 8) return;
-    for (int n = me.index; n < GROUP; n += 8) {
-        Nearest<T> other = {shared->squared[n], shared->face[n]};
-        mine = nearer(mine, other);
-    }
-    put(out, voxel, mine);
+    if (me.index % WARP < 8) put(out, voxel, mine);
 }
 
 template <typename T>
-IMN_KERNEL_INLINE void solve_crowded(Search<T> search, Integer groups, Thread me, IMN_SHARED CellShared<T>* shared) {
-    Integer cells = 8 * Integer(*search.crowd.count);
-    for (Integer cell = me.group; cell < cells; cell += groups) {
-        solve_cell(search, cell, me, shared);
+IMN_KERNEL_INLINE void solve_crowded(Search<T> search, Integer groups, Thread me, IMN_SHARED CrowdShared<T>* shared) {
+    Integer count = *search.crowd.count;
+    for (Integer number = me.group; number < count; number += groups) {
+        solve_crowded_tile(search, number, me, shared);
         group_barrier();  // before the next one writes what this one read
     }
 }
@@ -751,7 +820,6 @@ struct GradientInput {
     const IMN_DEVICE T* triangles;
     const IMN_DEVICE Integer* faces;
     const IMN_DEVICE int* first;
-    Bounds<T> bounds;
     const IMN_DEVICE T* sdf;
     const IMN_DEVICE int* face;
     Integer batch, vertex_count, face_count;
@@ -810,6 +878,13 @@ struct Sample {
     T sdf, grad;
 };
 
+// How wrong rounding can make the distance of a voxel on a face: in proportion to where they stand.
+template <typename T>
+IMN_INLINE T rounding_of(const IMN_LOCAL Triangle<T>& t) {
+    T reach = maximum(maximum(magnitude(t.foot.x), magnitude(t.foot.y)), magnitude(t.foot.z));
+    return 8 * epsilon_of<T>() * maximum(reach, T(1));
+}
+
 // Adds one voxel's shares -beta_k grad n to the sums; n = (p - q) / sdf or, on the surface itself, the face normal.
 template <typename T>
 IMN_INLINE void add_shares(const IMN_LOCAL Triangle<T>& t, Sample<T> voxel, T rounding, IMN_LOCAL Vec3<T>* sums) {
@@ -836,6 +911,7 @@ IMN_KERNEL_INLINE void differentiate_run(const IMN_LOCAL GradientInput<T>& in, I
     int met = -1;  // the face that the sums are of
     Vec3<T> sums[3];
     Triangle<T> t;
+    T rounding = 0;
     for (int k = low.z; k < minimum(low.z + RUN, shape.z); k++) {
         Integer at = row * shape.z + k;
         if (in.grad[at] == T(0)) continue;
@@ -844,33 +920,32 @@ IMN_KERNEL_INLINE void differentiate_run(const IMN_LOCAL GradientInput<T>& in, I
             if (met >= 0) add_corners(in, item, met, sums, to, by);
             met = closest;
             t = load_triangle(in.triangles, item * in.face_count + met);
+            rounding = rounding_of(t);
             for (int c = 0; c < 3; c++) sums[c] = {T(0), T(0), T(0)};
         }
         Vec3<T> point = centre_of<T>(Voxel{low.x, low.y, k}, shape);
-        add_shares(t, Sample<T>{point, in.sdf[at], in.grad[at]}, in.bounds.slack(item) / 4, sums);
+        add_shares(t, Sample<T>{point, in.sdf[at], in.grad[at]}, rounding, sums);
     }
     if (met >= 0) add_corners(in, item, met, sums, to, by);
 }
 
-// One group a block of a batch item, each thread two runs in there: what they add up in the block is added to the
-// result (B, V, 3) once for each vertex.
+// One group half a block of a batch item, one thread a run in there, so that small grids fill a GPU too: what they add
+// up in the half is added to the result (B, V, 3) once for each vertex.
 template <typename T, typename S, typename By>
-IMN_KERNEL_INLINE void differentiate_block(GradientInput<T> in, IMN_DEVICE S* result, By by, Thread me,
-                                           IMN_SHARED GradientShared<S>* shared) {
+IMN_KERNEL_INLINE void differentiate_half_block(GradientInput<T> in, IMN_DEVICE S* result, By by, Thread me,
+                                                IMN_SHARED GradientShared<S>* shared) {
     Cubes blocks = {in.shape, BLOCK};
-    Integer item = me.group / blocks.count();
-    Voxel low = blocks.low(me.group % blocks.count());
+    Integer block = me.group / 2, item = block / blocks.count();
+    Voxel low = blocks.low(block % blocks.count());
     for (int n = me.index; n < TABLE; n += GROUP) {
         shared->point[n] = -1;
         for (int a = 0; a < 3; a++) shared->sum[3 * n + a] = S(0);
     }
     group_barrier();
     Sums<S> to = {shared, result + 3 * in.vertex_count * item};
-    for (int n = me.index; n < BLOCK * BLOCK * BLOCK / RUN; n += GROUP) {
-        int across = BLOCK / RUN;
-        Voxel first = {low.x + n / (BLOCK * across), low.y + n / across % BLOCK, low.z + n % across * RUN};
-        if (first.x < in.shape.x && first.y < in.shape.y) differentiate_run(in, item, first, to, by);
-    }
+    int across = BLOCK / RUN, run = int(me.group % 2) * GROUP + me.index;  // of the block's 2 GROUP
+    Voxel first = {low.x + run / (BLOCK * across), low.y + run / across % BLOCK, low.z + run % across * RUN};
+    if (first.x < in.shape.x && first.y < in.shape.y) differentiate_run(in, item, first, to, by);
     group_barrier();
     for (int n = me.index; n < TABLE; n += GROUP)
         for (int a = 0; a < 3 && shared->point[n] >= 0; a++)

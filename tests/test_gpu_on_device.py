@@ -6,6 +6,7 @@ from meshes import bumpy_sphere
 
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.ops import (
+    _kernels,
     instance_norm_leaky_relu,
     mesh2sdf,
     neighbour_sum,
@@ -50,6 +51,13 @@ def assert_close_gradients(found, expected):
     assert close.float().mean() > 0.95
 
 
+@needs_cuda
+def test_the_compiled_kernels_run():
+    """Without them all other tests pass by the references."""
+    assert _kernels.cuda_kernels is not None
+    assert _kernels.cuda_kernels.usable(torch.device("cuda", 0))
+
+
 @needs_device
 @pytest.mark.parametrize(("device", "dtype"), CASES)
 def test_distances_and_gradients_are_the_cpus(device, dtype):
@@ -70,6 +78,39 @@ def test_crowded_tiles_and_lists_that_overflow_are_the_references(device, dtype)
     expected, _ = reference.mesh2sdf(vertices, faces, (3, 5, 4))
     found = mesh2sdf(vertices.to(device), faces.to(device), (3, 5, 4)).cpu()
     torch.testing.assert_close(found, expected, atol=16 * torch.finfo(dtype).eps, rtol=0)
+
+
+@needs_cuda
+def test_distances_have_the_same_bits_each_time():
+    """Whichever order the lists are in, and whether a tile beside the medial axis is crowded in that order or not."""
+    vertices, faces = icosphere(4)
+    given = (0.9 * vertices[None].cuda(), faces.cuda(), 48)
+    first = mesh2sdf(*given)
+    assert all(torch.equal(mesh2sdf(*given), first) for _ in range(5))
+
+
+@needs_device
+@pytest.mark.parametrize("device", PRESENT)
+def test_what_is_not_contiguous_is_read_in_its_order(device):
+    vertices, faces = bumpy(3, torch.float32)
+    spread = vertices.to(device).repeat_interleave(2, 1)[:, ::2]
+    turned = faces.to(device).T.contiguous().T
+    grad = torch.randn(18, 2, 20, 33, generator=seeded())
+    expected = distances(vertices, faces, grad.permute(1, 3, 2, 0).contiguous())
+    found = distances(spread, turned, grad.to(device).permute(1, 3, 2, 0))
+    torch.testing.assert_close(found[0], expected[0], atol=6e-7, rtol=0)
+    assert_close_gradients(found[1], expected[1])
+
+
+@needs_device
+@pytest.mark.parametrize("device", PRESENT)
+def test_a_batch_of_nothing_gives_nothing(device):
+    vertices, faces = bumpy(1, torch.float32)
+    leaf = vertices[:0].to(device).requires_grad_()
+    sdf = mesh2sdf(leaf, faces.to(device), 5)
+    assert sdf.shape == (0, 5, 5, 5)
+    sdf.sum().backward()
+    assert splat_trilinear(leaf, leaf, 4).shape == (0, 3, 4, 4, 4)
 
 
 @needs_device
@@ -126,12 +167,14 @@ def test_bfloat16_volumes_with_channels_last_are_read(device):
         torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
 
 
+# An odd count of channels, one, more than a group has threads, and parts that end within a thread's batch of loads.
 @needs_cuda
+@pytest.mark.parametrize("shape", [(2, 17, 21, 9, 13), (2, 1, 7, 3, 4), (1, 300, 2, 3, 2), (3, 16, 40, 40, 41)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_norm_and_its_gradients_are_the_cpus(dtype):
+def test_norm_and_its_gradients_are_the_cpus(dtype, shape):
     whole = torch.float64 if dtype == torch.float64 else torch.float32
-    volume, residual, grad = torch.randn(3, 2, 17, 21, 9, 13, generator=seeded()).to(dtype)
-    weight, bias = torch.randn(2, 17, generator=seeded()).to(whole)
+    volume, residual, grad = torch.randn(3, *shape, generator=seeded()).to(dtype)
+    weight, bias = torch.randn(2, shape[1], generator=seeded()).to(whole)
     results = []
     for where in ("cpu", "cuda"):
         leaves = [each.to(where).requires_grad_() for each in (3 * volume + 10, weight, bias, residual)]
@@ -172,6 +215,17 @@ def test_deterministic_sums_have_the_same_bits_each_time():
 
 
 @needs_cuda
+def test_ops_keep_their_types_under_autocast():
+    vertices, faces = bumpy(2, torch.float32)
+    volume = torch.randn(1, 8, 5, 6, 7, generator=seeded()).bfloat16().cuda()
+    weight, bias = torch.ones(8, device="cuda"), torch.zeros(8, device="cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert mesh2sdf(vertices.cuda(), faces.cuda(), 6).dtype == torch.float32
+        assert instance_norm_leaky_relu(volume, weight, bias).dtype == torch.bfloat16
+        assert sample_trilinear(volume, vertices[:1].cuda()).dtype == torch.float32
+
+
+@needs_cuda
 def test_a_second_stream_is_used_and_not_waited_for():
     """Kernels that ran on the first stream would find the mesh before it is moved."""
     vertices, faces = bumpy(4, torch.float32)
@@ -204,6 +258,8 @@ def test_a_graph_of_all_ops_can_be_captured_and_replayed():
     held, faces_there = torch.zeros_like(vertices).cuda(), faces.cuda()
     features = torch.randn(2, vertices.shape[1], 5, generator=seeded()).cuda()
     grad = torch.randn(2, 24, 20, 18, generator=seeded()).cuda()
+    weight, bias = torch.ones(5, device="cuda"), torch.zeros(5, device="cuda")
+    index = torch.randint(0, vertices.shape[1], (vertices.shape[1], 6), generator=seeded()).cuda()
 
     def run():
         leaf = held.detach().requires_grad_()
@@ -211,7 +267,9 @@ def test_a_graph_of_all_ops_can_be_captured_and_replayed():
         (gradient,) = torch.autograd.grad(sdf, leaf, grad)
         inside = voxelize(10 * held[0] + 10, faces_there, (20, 21, 22))
         volume = splat_trilinear(held, features, 9, channels_last=True)
-        return sdf, gradient, inside, volume, sample_trilinear(volume, held)
+        normed = instance_norm_leaky_relu(volume, weight, bias)
+        around = neighbour_sum(held, index, torch.ones(index.shape, device="cuda"))
+        return sdf, gradient, inside, volume, sample_trilinear(volume, held), normed, around
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -228,3 +286,6 @@ def test_a_graph_of_all_ops_can_be_captured_and_replayed():
     assert_close_gradients(found[1], expected_gradient)
     assert torch.equal(found[2], voxelize(10 * vertices[0] + 10, faces, (20, 21, 22)))
     torch.testing.assert_close(found[4], sample_trilinear(found[3], vertices), atol=1e-4, rtol=1e-4)
+    expected_norm = instance_norm_leaky_relu(found[3], weight.cpu(), bias.cpu())
+    torch.testing.assert_close(found[5], expected_norm, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found[6], vertices[:, index.cpu()].sum(2), atol=1e-4, rtol=1e-4)

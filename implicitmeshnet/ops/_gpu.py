@@ -3,6 +3,7 @@
 CUDA's come from the library that setup.py builds, Metal's are compiled from csrc/ on first use.
 """
 
+import array
 import contextlib
 import ctypes
 import functools
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from implicitmeshnet.ops import reference
-from implicitmeshnet.ops._checks import check_size, check_volume
+from implicitmeshnet.ops._checks import check_batched_points, check_size, check_volume
 
 # As in csrc/gpu.h and csrc/mesh2sdf_gpu.h.
 GROUP = 256
@@ -164,7 +165,7 @@ class CudaKernels:
         if not words:
             return
         with self._current(device) as stream:
-            code = self._start((ctypes.c_int64 * len(words))(*words), stream)
+            code = self._start(array.array("q", words), stream)
         if code:
             torch.cuda.check_error(code)
 
@@ -175,9 +176,10 @@ class CudaKernels:
             self._entries[kernel] = ctypes.cast(function, ctypes.c_void_p).value or 0
         return self._entries[kernel]
 
-    def _start(self, words: ctypes.Array, stream: int) -> int:
+    def _start(self, words: array.array, stream: int) -> int:
         """Hand launches over; CUDA's error code."""
-        return self.library.imn_run(words, ctypes.c_int64(len(words)), ctypes.c_void_p(stream))
+        address, count = words.buffer_info()
+        return self.library.imn_run(ctypes.c_void_p(address), ctypes.c_int64(count), ctypes.c_void_p(stream))
 
     @contextlib.contextmanager
     def _current(self, device: torch.device) -> Iterator[int]:
@@ -204,18 +206,18 @@ def suffix(tensor: torch.Tensor) -> str:
     return _SUFFIX[tensor.dtype]
 
 
-class Prepared(NamedTuple):
-    """A batch's meshes as the solver and the gradient read them."""
-
-    triangles: torch.Tensor  # (B, F, 20)
-    balls: torch.Tensor  # (B, F, 4)
-    first: torch.Tensor  # (B, F) int32, which corner is the triangle's first
-    bounds: torch.Tensor  # (B, 4): see csrc/mesh2sdf_gpu.h
-
-
 def _bounds(vertices: torch.Tensor) -> torch.Tensor:
     """Room for the bounds of each item, not cleared."""
     return vertices.new_empty(len(vertices), BOUND_FIELDS)
+
+
+def _readable_mesh(vertices: torch.Tensor, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vertices (B, V, 3) and faces as the kernels read them; raises TypeError or ValueError where there are none."""
+    check_batched_points(vertices)
+    if 0 in (len(faces), vertices.shape[1]):
+        reference.check_faces(faces, vertices.shape[1])
+    check_size(faces, (len(faces), 3), "faces")
+    return vertices.contiguous(), faces.long().contiguous()
 
 
 def _find_bounds(vertices: torch.Tensor, faces: torch.Tensor, bounds: torch.Tensor) -> Launch:
@@ -233,24 +235,34 @@ def _clear(bounds: torch.Tensor, words: torch.Tensor, counter: torch.Tensor | No
     return "clear", groups_of(max(count, bound_words)), words, bounds, first, count, bound_words
 
 
-def _prepare(vertices: torch.Tensor, faces: torch.Tensor, bounds: torch.Tensor) -> tuple[Prepared, Launch]:
-    """Room for a batch's triangles and balls, and what fills it once the bounds are known."""
+def _prepare(
+    vertices: torch.Tensor, faces: torch.Tensor, bounds: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, Launch]:
+    """Room for a batch's triangles (B, F, 20) and balls (B, F, 4), and what fills it once the bounds are known."""
     batch, count, _ = vertices.shape
     triangles = vertices.new_empty(batch, len(faces), TRIANGLE_FIELDS)
     balls = vertices.new_empty(batch, len(faces), BALL_FIELDS)
-    first = torch.empty(batch, len(faces), dtype=torch.int32, device=vertices.device)
     sizes = (batch, count, len(faces))
     name = f"prepare{suffix(vertices)}"
-    launch = (name, groups_of(batch * len(faces)), vertices, faces, bounds, triangles, balls, first, *sizes)
-    return Prepared(triangles, balls, first, bounds), launch
+    launch = (name, groups_of(batch * len(faces)), vertices, faces, bounds, triangles, balls, *sizes)
+    return triangles, balls, launch
 
 
-def prepare(kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor) -> Prepared:
-    """Each item's triangles and balls."""
-    bounds = _bounds(vertices)
-    prepared, launch = _prepare(vertices, faces, bounds)
-    kernels.run(vertices.device, _clear(bounds, prepared.first), _find_bounds(vertices, faces, bounds), launch)
-    return prepared
+def _prepare_gradient(vertices: torch.Tensor, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Launch]:
+    """Room for a batch's triangles (B, F, 20) and which corner is each one's first (B, F), and what fills it."""
+    batch, count, _ = vertices.shape
+    triangles = vertices.new_empty(batch, len(faces), TRIANGLE_FIELDS)
+    first = torch.empty(batch, len(faces), dtype=torch.int32, device=vertices.device)
+    name = f"prepare_gradient{suffix(vertices)}"
+    sizes = (batch, count, len(faces))
+    return triangles, first, (name, groups_of(batch * len(faces)), vertices, faces, triangles, first, *sizes)
+
+
+def prepare_triangles(kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+    """Each item's triangles (B, F, 20), as the kernels read them."""
+    triangles, _, launch = _prepare_gradient(vertices.contiguous(), faces.contiguous())
+    kernels.run(vertices.device, launch)
+    return triangles
 
 
 def _cross(
@@ -283,24 +295,21 @@ def mesh2sdf(
     kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `implicitmeshnet.ops.mesh2sdf`. Nothing waits for the device: faces out of range give NaN, not an error."""
-    vertices = vertices.contiguous()
-    faces = faces.contiguous()
-    if 0 in (len(faces), vertices.shape[1]):
-        reference.check_faces(faces, vertices.shape[1])
+    vertices, faces = _readable_mesh(vertices, faces)
     batch, device, kind = len(vertices), vertices.device, suffix(vertices)
     sdf = vertices.new_empty(batch, *shape)
     face = torch.empty(batch, *shape, dtype=torch.int32, device=device)  # inside or not, until the solver replaces it
     bounds = _bounds(vertices)
-    prepared, preparing = _prepare(vertices, faces, bounds)
+    triangles, balls, preparing = _prepare(vertices, faces, bounds)
     blocks, tiles = batch * _cubes(shape, BLOCK), batch * _cubes(shape, TILE)
     capacity = min(len(faces), BLOCK_FACES)
     # What the kernels work with: each block's list and its length; the crowded tiles, and how many these are.
     work = torch.empty(blocks * (capacity + 1) + tiles + 1, dtype=torch.int32, device=device)
     lists, listed, crowd, crowded = work.split([blocks * capacity, blocks, tiles, 1])
-    mesh = (prepared.triangles, prepared.balls, bounds)
+    mesh = (triangles, balls, bounds)
     sizes = (capacity, len(faces), *shape)
     search = (*mesh, lists, listed, crowd, crowded, sdf, face, *sizes)
-    crowded_groups = min(8 * tiles, CROWDED_GROUPS)
+    crowded_groups = min(tiles, CROWDED_GROUPS)
     kernels.run(
         device,
         _clear(bounds, face, crowded),
@@ -332,28 +341,21 @@ def mesh2sdf_backward(
     check_size(sdf, (len(vertices), *sdf.shape[1:]), "sdf")
     check_size(grad, sdf.shape, "grad")
     check_size(face, sdf.shape, "face")
-    vertices = vertices.contiguous()
-    faces = faces.contiguous()
-    grad = grad.contiguous()
-    bounds = _bounds(vertices)
-    prepared, preparing = _prepare(vertices, faces, bounds)
+    vertices, faces = _readable_mesh(vertices, faces)
+    grad, sdf = (each.to(vertices.dtype).contiguous() for each in (grad, sdf))
+    face = face.int().contiguous()
+    triangles, first, preparing = _prepare_gradient(vertices, faces)
     batch, x, y, z = sdf.shape
-    mesh = (prepared.triangles, faces, prepared.first, prepared.bounds)
-    distances = (sdf.contiguous(), face.contiguous())
+    mesh = (triangles, faces, first)
     sizes = (batch, vertices.shape[1], len(faces), x, y, z)
-    groups = batch * _cubes((x, y, z), BLOCK)
+    groups = 2 * batch * _cubes((x, y, z), BLOCK)
 
     def launch(name: str, result: torch.Tensor, *scale: torch.Tensor) -> None:
-        kernels.run(
-            vertices.device,
-            _clear(bounds, prepared.first),
-            _find_bounds(vertices, faces, bounds),
-            preparing,
-            (name, groups, grad, *mesh, *distances, result, *scale, *sizes),
-        )
+        kernels.run(vertices.device, preparing, (name, groups, grad, *mesh, sdf, face, result, *scale, *sizes))
 
     if deterministic:
-        return _fixed_point_sum(vertices.shape, grad, x * y * z, lambda *to: launch("differentiate_fixed", *to))
+        terms = Terms(grad, vertices, x * y * z)
+        return _fixed_point_sum(vertices.shape, terms, lambda *to: launch("differentiate_fixed", *to))
     result = torch.zeros_like(vertices)
     launch(f"differentiate{suffix(vertices)}", result)
     return result
@@ -363,20 +365,29 @@ def _sums_in_fixed_point(kernels: Kernels, values: torch.Tensor) -> bool:
     return kernels.FIXED_POINT and values.dtype == torch.float32
 
 
+class Terms(NamedTuple):
+    """What the terms of sums are made of: none is larger than the largest value, a sum has at most `most`."""
+
+    values: torch.Tensor
+    vertices: torch.Tensor
+    most: int
+
+
 def _fixed_point_sum(
     size: Sequence[int],
-    values: torch.Tensor,
-    most: int,
+    terms: Terms,
     add: Callable[[torch.Tensor, torch.Tensor], None],
     layout: torch.memory_format = torch.contiguous_format,
 ) -> torch.Tensor:
     """Sums in float32 that do not depend on the order of their terms, by whole numbers of 64 bits.
 
-    add(sums, scale) adds terms times the scale, a float64, to int64 zeros of a size; each sum has at most `most` terms,
-    none larger than the largest of the values. So a term is right to 2^-60 most of that. NaN where one is not finite.
+    add(sums, scale) adds terms times the scale, a float64, to int64 zeros of a size. So a term is right to 2^-60 most
+    of the largest value. All is NaN where a value or a vertex is not finite, which whole numbers cannot tell.
     """
+    values = terms.values
     largest = values.abs().amax() if values.numel() else values.new_zeros(())
-    bits = 61 - max(most, 1).bit_length()
+    largest = largest + 0 * terms.vertices.sum()
+    bits = 61 - max(terms.most, 1).bit_length()
     scale = torch.ldexp(torch.ones((), dtype=torch.float64, device=values.device), bits - torch.frexp(largest).exponent)
     sums = torch.empty(size, dtype=torch.int64, device=values.device, memory_format=layout).zero_()
     add(sums, scale)
@@ -385,10 +396,7 @@ def _fixed_point_sum(
 
 def voxelize(kernels: Kernels, vertices: torch.Tensor, faces: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """See `implicitmeshnet.ops.voxelize`. Nothing waits for the device: nothing is inside where the CPU would raise."""
-    vertices = vertices.contiguous()[None]
-    faces = faces.contiguous()
-    if 0 in (len(faces), vertices.shape[1]):
-        reference.check_faces(faces, vertices.shape[1])
+    vertices, faces = _readable_mesh(vertices[None], faces)
     bounds = _bounds(vertices)
     inside = torch.empty(1, *shape, dtype=torch.int32, device=vertices.device)
     kernels.run(
@@ -412,6 +420,7 @@ def splat(
 
     Metal and float64 have no such sums, and run the reference then.
     """
+    check_batched_points(vertices)
     batch, count, _ = vertices.shape
     check_size(features, (batch, count, features.shape[-1]), "features")
     dtype = dtype or features.dtype
@@ -429,7 +438,8 @@ def splat(
         kernels.run(vertices.device, (name, groups, vertices, features, volume, *scale, *sizes))
 
     if deterministic:
-        volume = _fixed_point_sum(size, features, count, lambda *to: launch("splat_fixed", *to), layout)
+        terms = Terms(features, vertices, count)
+        volume = _fixed_point_sum(size, terms, lambda *to: launch("splat_fixed", *to), layout)
         return volume.to(dtype)
     volume = torch.empty(size, dtype=vertices.dtype, device=vertices.device, memory_format=layout).zero_()
     launch(f"splat{suffix(vertices)}", volume)
@@ -450,6 +460,7 @@ def _readable(volume: torch.Tensor, vertices: torch.Tensor) -> tuple[torch.Tenso
 
 def gather(kernels: Kernels, volumes: Sequence[torch.Tensor], vertices: torch.Tensor) -> torch.Tensor:
     """See `implicitmeshnet.ops.sample_trilinear`, of a list."""
+    check_batched_points(vertices)
     vertices = vertices.contiguous()
     batch, count, _ = vertices.shape
     row = sum(volume.shape[1] for volume in volumes)  # channels of all volumes
@@ -469,6 +480,7 @@ def position_gradient(
     kernels: Kernels, volumes: Sequence[torch.Tensor], vertices: torch.Tensor, features: torch.Tensor
 ) -> torch.Tensor:
     """The gradient (B, V, 3) of sum(gather(volumes, vertices) * features) by the vertices; features (B, V, C)."""
+    check_batched_points(vertices)
     vertices = vertices.contiguous()
     features = features.to(vertices.dtype).contiguous()
     batch, count, _ = vertices.shape
@@ -525,6 +537,21 @@ def _channels_last(volume: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return volume.to(dtype).contiguous(memory_format=torch.channels_last_3d)
 
 
+def _whole(volume: torch.Tensor) -> torch.dtype:
+    """What the kernels compute in, and take weights and moments in."""
+    return torch.float64 if volume.dtype == torch.float64 else torch.float32
+
+
+def _check_coefficients(
+    volume: torch.Tensor, of_channels: Sequence[torch.Tensor], of_items: Sequence[torch.Tensor]
+) -> None:
+    """Raise ValueError unless these are (C,) and those (B, C): the kernels read as many."""
+    for each in of_channels:
+        check_size(each, volume.shape[1:2], "a channel's weight or bias")
+    for each in of_items:
+        check_size(each, volume.shape[:2], "a multiplier or moment")
+
+
 def _bits(number: float) -> int:
     """A double as the integer of the same bits: kernels take integers and pointers alone."""
     return struct.unpack("q", struct.pack("d", number))[0]
@@ -542,10 +569,14 @@ def instance_norm_leaky_relu(
     """See `reference.instance_norm_leaky_relu`."""
     if not _is_normed(volume):
         return reference.instance_norm_leaky_relu(volume, weight, bias, residual, multiplier, slope)
+    _check_coefficients(volume, (weight, bias), () if multiplier is None else (multiplier,))
+    if residual is not None:
+        check_size(residual, volume.shape, "residual")
     volume = _channels_last(volume, volume.dtype)
     summand = 0 if residual is None else _channels_last(residual, volume.dtype)
-    factor = 0 if multiplier is None else multiplier.to(weight.dtype).contiguous()
-    weight, bias = weight.contiguous(), bias.contiguous()
+    whole = _whole(volume)
+    factor = 0 if multiplier is None else multiplier.to(whole).contiguous()
+    weight, bias = weight.to(whole).contiguous(), bias.to(whole).contiguous()
     result = torch.empty_like(volume, memory_format=torch.channels_last_3d)
     mean = weight.new_empty(volume.shape[:2])
     scale = torch.empty_like(mean)
@@ -582,9 +613,11 @@ def instance_norm_leaky_relu_backward(
         return reference.instance_norm_leaky_relu_backward(*given, slope, summed)
     check_size(grad, volume.shape, "grad")
     check_size(result, volume.shape, "result")
+    _check_coefficients(volume, (weight,), (mean, scale) if multiplier is None else (multiplier, mean, scale))
     grad, volume, result = (_channels_last(each, volume.dtype) for each in (grad, volume, result))
-    factor = 0 if multiplier is None else multiplier.to(weight.dtype).contiguous()
-    weight, mean, scale = weight.contiguous(), mean.contiguous(), scale.contiguous()
+    whole = _whole(volume)
+    factor = 0 if multiplier is None else multiplier.to(whole).contiguous()
+    weight, mean, scale = (each.to(whole).contiguous() for each in (weight, mean, scale))
     by_volume = torch.empty_like(volume, memory_format=torch.channels_last_3d)
     by_residual = torch.empty_like(by_volume) if summed else volume.new_empty(0)
     written = by_residual if summed else by_volume  # the gradient by the sum before the activation
@@ -633,7 +666,10 @@ def _sum_neighbours(
     result: torch.Tensor,
     rows: Rows,
 ) -> torch.Tensor:
-    features, index = features.contiguous(), index.contiguous()
+    if features.shape[-2] != len(index):
+        raise ValueError(f"features: wanted shape (..., {len(index)}, C), found {tuple(features.shape)}")
+    check_size(weight, index.shape, "weight")
+    features, index = features.contiguous(), index.long().contiguous()
     weight = weight.to(features.dtype).contiguous()
     count = features.numel() // max(rows.stride, 1)
     launch = (f"neighbour_sum{suffix(features)}", warp_groups_of(count), features, index, weight, result)
