@@ -17,8 +17,9 @@ LARGEST_SHARE_OUTSIDE = 0.05
 """Of a mesh's area outside the image, above which it is worth a warning: that part follows no voxels."""
 
 LARGEST_MOVE_MM = 1.0
-"""By which the repair moves a mesh's vertices on average, above which it is worth a warning; few good meshes move so far
-(docs/results.md)."""
+"""By which the repair moves a mesh's vertices on average, above which it is worth a warning.
+
+Few meshes of good cases move so far: docs/results.md."""
 
 
 def share_outside(vertices: np.ndarray, faces: np.ndarray, grid: Grid) -> float:
@@ -45,8 +46,8 @@ def move_warning(moved_mm: dict[str, float]) -> str | None:
     if not named:
         return None
     return (
-        f"the repair moved meshes far for them not to cross (mean mm: {', '.join(named)}): see on the image whether they"
-        " and their neighbours still follow it"
+        f"the repair moved meshes far for them not to cross (mean mm: {', '.join(named)}): see on the image whether"
+        " they and their neighbours still follow it"
     )
 
 
