@@ -97,13 +97,14 @@ def filled_regions(surface: Conforming) -> tuple[tuple[int, int, float, float], 
     return _quality(corners), volumes
 
 
-def tetrahedra_by_region(surface: Conforming) -> tuple[np.ndarray, np.ndarray] | None:
+def tetrahedra_by_region(surface: Conforming, largest_mm3: float | None = None) -> tuple[np.ndarray, np.ndarray] | None:
     """TetGen's tetrahedra (T, 4 corners, 3) of a surface with shared walls, and the region of each, (T,).
 
-    What TetGen fills between walls is of the region in which most of it lies. None where it refuses the surface.
+    What TetGen fills between walls is of the region in which most of it lies. No tetrahedron is larger than
+    `largest_mm3`; without it they grow with their distance from the surface. None where TetGen refuses the surface.
     """
     field = surface.field
-    found = _tetrahedra(surface.vertices, surface.faces)
+    found = _tetrahedra(surface.vertices, surface.faces, largest_mm3)
     if found is None:
         return None
     corners, chambers = found
@@ -118,17 +119,20 @@ def _volumes(corners: np.ndarray) -> np.ndarray:
     return np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / 6
 
 
-def _tetrahedra(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _tetrahedra(
+    points: np.ndarray, faces: np.ndarray, largest_mm3: float | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
     """TetGen's tetrahedra (T, 4 corners, 3), and which of the chambers between the faces each fills, (T,) from 0 on.
 
     None where it refuses the faces.
     """
     import tetgen
 
+    limit = {} if largest_mm3 is None else {"fixedvolume": True, "maxvolume": largest_mm3}
     mesher = tetgen.TetGen(points.astype(np.float64), faces.astype(np.int32))
     try:
         nodes, elements, attributes, *_ = mesher.tetrahedralize(
-            plc=True, quality=True, nobisect=True, regionattrib=True
+            plc=True, quality=True, nobisect=True, regionattrib=True, **limit
         )
     except RuntimeError:
         return None
