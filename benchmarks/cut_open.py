@@ -99,7 +99,7 @@ def draw(corners: np.ndarray, regions: np.ndarray, names: tuple[str, ...], out: 
 
 
 def exposed(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The faces (F, 3, 3) that only one of tetrahedra (T, 4, 3) has, seen counter-clockwise, and whose they are, (F,)."""
+    """The faces (F, 3, 3) that only one of tetrahedra (T, 4, 3) has, seen counter-clockwise, and whose they are."""
     _, numbers = np.unique(corners.reshape(-1, 3), axis=0, return_inverse=True)
     faces = np.sort(numbers.reshape(-1, 4)[:, FACES_OF_TETRAHEDRON].reshape(-1, 3), axis=1)
     _, first, count = np.unique(faces, axis=0, return_index=True, return_counts=True)
