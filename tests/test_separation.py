@@ -150,6 +150,16 @@ def test_meshes_in_one_place_within_another_end_without_crossings():
     assert judge(found, encloses) == (0, [])
 
 
+@pytest.mark.parametrize("radii", [(10, 5), (10, 9, 8), (0, 0, 0)])
+def test_meshes_around_one_point_end_apart(radii):
+    """None lies in the other's way more on one side than on another, and shrinking alone never ends."""
+    meshes = [ball(radius, 0, 0, 0) for radius in radii]
+    found = separated(meshes)
+    assert judge(found) == (0, [])
+    least_ml = 0.3 if all(radii) else 0.0
+    assert min(mesh_volume_ml(mesh, FACES) for mesh in found) > least_ml
+
+
 def test_the_middle_of_meshes_with_a_third_in_each_other_is_no_border():
     """Neighbours that overlap as those of real hearts do are pushed, each where it has to."""
     scene = Scene(FACES, [set(), set()], np.full((2, len(SPHERE)), GAP_MM), None)

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.spatial.distance import pdist
 
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
 from implicitmeshnet.surfaces.proximity import near, vertex_normals
-from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, untangle, vertices_of
+from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, sites_of, untangle, vertices_of
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
 GAP_MM = 0.1
@@ -42,8 +41,6 @@ PASSED = 0.3
 """The least cosine between a mesh's own normal and the other's way out where a vertex has passed the middle."""
 CROWDED = 1 / 3
 """Of the vertices of each of two meshes in the other one, from which on the two share the room out."""
-TOGETHER = 0.1
-"""Of their mean radius, below which the centres of such meshes say nothing of where each is to have its room."""
 TOLERANCE = 0.1
 """By which a vertex may miss its gap, relative to it."""
 REACH_MM = 3.0
@@ -213,7 +210,7 @@ class Scene:
         moved = meshes.copy()
         chosen = np.unique(pairs)
         sites = np.zeros((len(meshes), 3))
-        sites[chosen] = _sites(meshes[chosen])
+        sites[chosen] = sites_of(meshes[chosen])
         for one, mesh in enumerate(meshes):
             rivals = pairs[pairs[:, 0] == roots[one], 1]
             if not len(rivals):
@@ -328,19 +325,6 @@ def _outermost(own: int, outer: Sequence[int | None]) -> int:
     while (around := outer[own]) is not None:
         own = around
     return own
-
-
-def _sites(meshes: np.ndarray) -> np.ndarray:
-    """The centres (S, 3) of meshes (S, V, 3), spread evenly in all directions where two of them hardly differ."""
-    centres = meshes.mean(1)
-    radius = np.linalg.norm(meshes - centres[:, None], axis=2).mean()
-    if pdist(centres).min() > TOGETHER * radius:
-        return centres
-    count = np.arange(len(meshes))
-    height = 1 - (2 * count + 1) / len(meshes)
-    turn = count * np.pi * (3 - 5**0.5)  # by the golden angle: a spiral over the sphere
-    level = np.sqrt(1 - height**2)
-    return centres + radius * np.stack([level * np.cos(turn), level * np.sin(turn), height], 1)
 
 
 class Crossings:
