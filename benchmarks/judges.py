@@ -86,34 +86,53 @@ def filled(meshes: np.ndarray, faces: np.ndarray) -> tuple[int, int, float, floa
 def filled_regions(surface: Conforming) -> tuple[tuple[int, int, float, float], np.ndarray]:
     """What `filled` says of a surface with shared walls, and how many mm^3 of tetrahedra each of its regions has.
 
-    The latter are (S + 1,); the first, of what is outside, are those of hollows between the structures. What TetGen
-    fills between walls is of the region in which most of it lies.
+    The latter are (S + 1,); the first, of what is outside, are those of hollows between the structures.
     """
-    field = surface.field
-    volumes = np.zeros(len(field.depths))
-    found = _tetrahedra(surface.vertices, surface.faces)
+    volumes = np.zeros(len(surface.field.depths))
+    found = tetrahedra_by_region(surface)
     if found is None:
         return (0, 0, 0.0, 0.0), volumes
-    corners, chambers = found
-    own = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / 6
-    voxels = np.rint((corners.mean(1) - field.origin_mm) / field.spacing_mm).astype(int)
-    claims = np.zeros((chambers.max() + 1, len(volumes)))
-    np.add.at(claims, (chambers, field.labels[tuple(voxels.T)]), own)
-    np.add.at(volumes, claims.argmax(1), claims.sum(1))
+    corners, regions = found
+    np.add.at(volumes, regions, _volumes(corners))
     return _quality(corners), volumes
 
 
-def _tetrahedra(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def tetrahedra_by_region(surface: Conforming, largest_mm3: float | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+    """TetGen's tetrahedra (T, 4 corners, 3) of a surface with shared walls, and the region of each, (T,).
+
+    What TetGen fills between walls is of the region in which most of it lies. No tetrahedron is larger than
+    `largest_mm3`; without it they grow with their distance from the surface. None where TetGen refuses the surface.
+    """
+    field = surface.field
+    found = _tetrahedra(surface.vertices, surface.faces, largest_mm3)
+    if found is None:
+        return None
+    corners, chambers = found
+    voxels = np.rint((corners.mean(1) - field.origin_mm) / field.spacing_mm).astype(int)
+    claims = np.zeros((chambers.max() + 1, len(field.depths)))
+    np.add.at(claims, (chambers, field.labels[tuple(voxels.T)]), _volumes(corners))
+    return corners, claims.argmax(1)[chambers]
+
+
+def _volumes(corners: np.ndarray) -> np.ndarray:
+    """Of tetrahedra (T, 4, 3), whatever their order of corners: (T,)."""
+    return np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / 6
+
+
+def _tetrahedra(
+    points: np.ndarray, faces: np.ndarray, largest_mm3: float | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
     """TetGen's tetrahedra (T, 4 corners, 3), and which of the chambers between the faces each fills, (T,) from 0 on.
 
     None where it refuses the faces.
     """
     import tetgen
 
+    limit = {} if largest_mm3 is None else {"fixedvolume": True, "maxvolume": largest_mm3}
     mesher = tetgen.TetGen(points.astype(np.float64), faces.astype(np.int32))
     try:
         nodes, elements, attributes, *_ = mesher.tetrahedralize(
-            plc=True, quality=True, nobisect=True, regionattrib=True
+            plc=True, quality=True, nobisect=True, regionattrib=True, **limit
         )
     except RuntimeError:
         return None

@@ -35,7 +35,13 @@ from implicitmeshnet.script import InputError, shorten
 from implicitmeshnet.structures import Structures
 from implicitmeshnet.surfaces.figures import Figure, StructureView, case_preview
 from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
-from implicitmeshnet.surfaces.metrics import agreement_warning, agreements, outside_warning, share_outside
+from implicitmeshnet.surfaces.metrics import (
+    agreement_warning,
+    agreements,
+    move_warning,
+    outside_warning,
+    share_outside,
+)
 from implicitmeshnet.surfaces.separation import GAP_MM, separate
 from implicitmeshnet.surfaces.soundness import crossing_faces_of
 from implicitmeshnet.surfaces.subdivide import subdivide
@@ -77,6 +83,7 @@ class Surfaces:
     structures: Structures
     vertices: np.ndarray  # (S, V, 3) float64, world mm RAS
     raw_vertices: np.ndarray  # the same as the network leaves them, before the repair
+    moves_mm: np.ndarray  # (S, V) how far the repair moved each vertex
     faces: np.ndarray  # (F, 3), shared by all structures
     labelmap: np.ndarray  # (X, Y, Z) int16 on the image's grid: the meshes, by the structures' first label values
     segmentation: np.ndarray  # the same: the network's voxel segmentation
@@ -273,9 +280,11 @@ class Predictor:
         own, others = (crossed.sum(1).tolist() for crossed in crossing_faces_of(repaired, faces))
         shares = [share_outside(mesh, faces, view.grid) for mesh in repaired]
         outside = dict(zip(wanted.names, shares, strict=True))
+        moves_mm = np.linalg.norm(repaired - raw, axis=2)
         doubts = (
             agreement_warning(agreement),
             outside_warning(outside),
+            move_warning(dict(zip(wanted.names, moves_mm.mean(1).tolist(), strict=True))),
             _crossing_warning(wanted.names, own, "themselves"),
             _crossing_warning(wanted.names, others, "each other"),
         )
@@ -284,6 +293,7 @@ class Predictor:
             structures=wanted,
             vertices=repaired,
             raw_vertices=raw,
+            moves_mm=moves_mm,
             faces=faces,
             labelmap=labelmap,
             segmentation=segmentation,

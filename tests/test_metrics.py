@@ -13,11 +13,13 @@ from volumes import ball_mask, block_mask
 from implicitmeshnet.data.volume import Grid
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.metrics import (
+    LARGEST_MOVE_MM,
     LEAST_AGREEMENT,
     agreement_warning,
     agreements,
     dice,
     mean_and_deviation,
+    move_warning,
     outside_warning,
     share_outside,
     surface_distances,
@@ -293,3 +295,8 @@ def test_the_share_of_a_mesh_outside_an_image_is_that_of_its_area():
 def test_what_lies_outside_is_worth_a_warning_from_a_twentieth_on():
     assert outside_warning({"LV": 0.05, "AO": 0.0}) is None
     assert outside_warning({"LV": 0.2, "AO": 0.051, "PA": 0.0}).endswith(": LV 20%, AO 5%")
+
+
+def test_the_largest_move_is_not_worth_a_warning_and_more_is():
+    assert move_warning({"LV": LARGEST_MOVE_MM, "LA": 0.0}) is None
+    assert "(mean mm: LV 1.1, PA 6.0)" in move_warning({"LV": LARGEST_MOVE_MM + 0.1, "LA": 1.0, "PA": 6.0})

@@ -166,6 +166,18 @@ def test_meshes_that_still_cross_are_warned_of(predictor, monkeypatch):
     assert any("still cross each other" in warning for warning in surfaces.warnings)
 
 
+def test_meshes_that_the_repair_moved_far_are_warned_of(predictor, monkeypatch):
+    def moved(vertices, *others):
+        return vertices + np.array([[[0, 0, 0]], [[0, 3, 4]]])
+
+    monkeypatch.setattr("implicitmeshnet.predict.separate", moved)
+    surfaces = predictor(replace(volume(), name="heart"))
+    assert surfaces.moves_mm.mean(1) == pytest.approx([0, 5])
+    (warning,) = [each for each in surfaces.warnings if "the repair moved" in each]
+    assert warning.startswith("heart: ")
+    assert "(mean mm: LA 5.0)" in warning
+
+
 @pytest.mark.parametrize("labelled", [False, True])
 def test_a_preview_with_and_without_a_label(predictor, tmp_path, labelled):
     surfaces = predictor(volume())

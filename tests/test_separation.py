@@ -120,9 +120,9 @@ def test_whatever_crosses_ends_without_crossings_and_the_same_each_time(seed):
     assert np.array_equal(found, separated(meshes, encloses))
 
 
-@pytest.mark.parametrize("overlap_mm", [9, 15])
+@pytest.mark.parametrize("overlap_mm", [9, 15, 20])
 def test_balls_deep_in_each_other_part_at_a_wide_gap_and_no_wider(overlap_mm):
-    """At 15 mm each holds the other's centre: most vertices' nearest way out leads on through the other."""
+    """From 15 mm on each holds the other's centre: most vertices' nearest way out leads on through the other."""
     sphere, faces = (tensor.double().numpy() for tensor in icosphere(3))
     faces = faces.astype(int)
     away = np.array([(23 - overlap_mm) / 2, 0.05, 0.02])
@@ -131,6 +131,46 @@ def test_balls_deep_in_each_other_part_at_a_wide_gap_and_no_wider(overlap_mm):
     least = near(found[0], found[1], faces, 50.0).distance.min()
     assert 0.9 < least < 1.5
     assert np.linalg.norm(found - meshes, axis=2).mean() < overlap_mm / 5
+
+
+def test_meshes_in_one_place_share_it_out_with_what_they_enclose():
+    """As an untrained network leaves them; the fourth is the first one's."""
+    encloses = [(3,), (), (), ()]
+    meshes = [ball(10, 0, 0, 0), ball(10, 0, 0, 0), ball(10, 0.1, 0, 0), ball(9, 0, 0, 0)]
+    found = separated(meshes, encloses)
+    assert judge(found, encloses) == (0, [])
+    shares = [mesh_volume_ml(mesh, FACES) / mesh_volume_ml(meshes[0], FACES) for mesh in found]
+    assert min(shares) > 0.1
+    assert sum(shares[:3]) > 0.5
+
+
+def test_meshes_in_one_place_within_another_end_without_crossings():
+    encloses = [(1, 2), (), ()]
+    found = separated([ball(10, 0, 0, 0), ball(6, 0, 0, 0), ball(6, 0, 0, 0)], encloses)
+    assert judge(found, encloses) == (0, [])
+
+
+@pytest.mark.parametrize("radii", [(10, 5), (10, 9, 8), (0, 0, 0)])
+def test_meshes_around_one_point_end_apart(radii):
+    """None lies in the other's way more on one side than on another, and shrinking alone never ends."""
+    meshes = [ball(radius, 0, 0, 0) for radius in radii]
+    found = separated(meshes)
+    assert judge(found) == (0, [])
+    least_ml = 0.3 if all(radii) else 0.0
+    assert min(mesh_volume_ml(mesh, FACES) for mesh in found) > least_ml
+
+
+def test_the_middle_of_meshes_with_a_third_in_each_other_is_no_border():
+    """Neighbours that overlap as those of real hearts do are pushed, each where it has to."""
+    scene = Scene(FACES, [set(), set()], np.full((2, len(SPHERE)), GAP_MM), None)
+    apart = np.stack([ball(10, 0, 0, 0), ball(10, 8, 0, 0)])
+    assert scene.shared_out(apart, [None, None]) is apart
+    deep = np.stack([ball(10, 0, 0, 0), ball(10, 4, 0, 0)])
+    moved = scene.shared_out(deep, [None, None])
+    assert moved[0, :, 0].max() == pytest.approx(2 - GAP_MM / 2)
+    assert moved[1, :, 0].min() == pytest.approx(2 + GAP_MM / 2)
+    kept = deep[0, :, 0] < 2 - GAP_MM / 2
+    assert np.allclose(moved[0, kept], deep[0, kept])
 
 
 def test_open_meshes_and_coordinates_that_are_not_finite_are_refused():

@@ -1,5 +1,6 @@
 """Others' code takes what the separation makes of meshes that cross, and refuses them as they were."""
 
+import cut_open
 import judges
 import numpy as np
 import pytest
@@ -49,3 +50,12 @@ def test_a_regular_tetrahedron_has_six_dihedral_angles_of_70_5_degrees():
     assert judges.dihedral_angles_deg(corners) == pytest.approx(np.full((1, 6), np.degrees(np.arccos(1 / 3))))
     flat = np.array([[[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]], dtype=float)
     assert judges.dihedral_angles_deg(flat).min() == 0
+
+
+def test_two_tetrahedra_that_share_a_face_show_the_six_others_from_outside():
+    corners = np.array([[[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]])
+    triangles, owners = cut_open.exposed(corners.astype(float))
+    assert sorted(owners) == [0, 0, 0, 1, 1, 1]
+    outward = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    from_middle = triangles.mean(1) - 1 / 3  # of the face that they share
+    assert ((outward * from_middle).sum(1) > 0).all()

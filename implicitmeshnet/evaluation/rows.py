@@ -60,7 +60,7 @@ def measure(surfaces: Surfaces, written: Mesh, structure: int, before: Sequence[
 
     `before` counts by structure the faces that crossed their own mesh before the repair, and those that crossed others.
     """
-    move_mm = np.linalg.norm(surfaces.vertices[structure] - surfaces.raw_vertices[structure], axis=1)
+    moves_mm = surfaces.moves_mm[structure]
     return {
         "mesh_volume_ml": mesh_volume_ml(*written),
         "surface_mm2": mesh_area_mm2(*written),
@@ -70,8 +70,8 @@ def measure(surfaces: Surfaces, written: Mesh, structure: int, before: Sequence[
         "self_intersecting_faces_before_repair": before[0][structure],
         "faces_crossing_others": surfaces.crossing_others[structure],
         "faces_crossing_others_before_repair": before[1][structure],
-        "move_mean_mm": float(move_mm.mean()),
-        "move_p95_mm": float(np.percentile(move_mm, 95)),
+        "move_mean_mm": float(moves_mm.mean()),
+        "move_p95_mm": float(np.percentile(moves_mm, 95)),
         "faces": len(surfaces.faces),
         **triangle_quality(*written),
     }

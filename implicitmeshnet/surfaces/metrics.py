@@ -17,6 +17,11 @@ LEAST_AGREEMENT = 0.7
 LARGEST_SHARE_OUTSIDE = 0.05
 """Of a mesh's area outside the image, above which it is worth a warning: that part follows no voxels."""
 
+LARGEST_MOVE_MM = 1.0
+"""By which the repair moves a mesh's vertices on average, above which it is worth a warning.
+
+Few meshes of good cases move so far: docs/results.md."""
+
 
 def share_outside(vertices: np.ndarray, faces: np.ndarray, grid: Grid) -> float:
     """The share of the area of a mesh, vertices (V, 3) in world mm and faces (F, 3), that lies outside an image's grid.
@@ -34,6 +39,17 @@ def outside_warning(outside: dict[str, float]) -> str | None:
     """A sentence on the structures of which much lies outside the image, by the share of each; None where none does."""
     named = [f"{name} {share:.0%}" for name, share in outside.items() if share > LARGEST_SHARE_OUTSIDE]
     return f"meshes lie outside the image by these shares of their area: {', '.join(named)}" if named else None
+
+
+def move_warning(moved_mm: dict[str, float]) -> str | None:
+    """A sentence on the meshes that the repair moved far, by the mean of each one's vertices in mm; None for none."""
+    named = [f"{name} {mean:.1f}" for name, mean in moved_mm.items() if mean > LARGEST_MOVE_MM]
+    if not named:
+        return None
+    return (
+        f"the repair moved meshes far for them not to cross (mean mm: {', '.join(named)}): see on the image whether"
+        " they and their neighbours still follow it"
+    )
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray, ignored: np.ndarray | None = None) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, diags
+from scipy.spatial.distance import pdist
 
 from implicitmeshnet.surfaces.crossing import crossing_faces, snap_step, snapped
 from implicitmeshnet.surfaces.soundness import mesh_volume_ml
@@ -26,6 +27,8 @@ SMALLEST_ADVANCE = 0.05
 """Of the way that is left: a vertex whose step has become smaller stays."""
 SHRINKS = 60
 """Steps in which an ellipsoid becomes a point."""
+TOGETHER = 0.1
+"""Of the mean radius of meshes, below which the distance of their centres does not say where each is to be alone."""
 APART = 0.3
 """How far from the centre of an ellipsoid others lie that shrink within it, relative to its radius."""
 SMALLEST_STEPS = 4096
@@ -125,6 +128,8 @@ def _shrunk(
     """`moved` meshes (S, V, 3) whose crossing ones become their `goals`, smaller and smaller, until none crosses."""
     centres = goals.mean(1)
     shapes = goals - centres[:, None]
+    free = [own is None for own in outer]
+    centres[free] = sites_of(goals[free])
     sizes = np.ones(len(goals))
     touched = np.zeros(len(goals), dtype=bool)
     for _ in range(SHRINKS):
@@ -142,6 +147,19 @@ def _shrunk(
         smaller = snapped(places[:, None] + sizes[:, None, None] * shapes)
         moved = np.where(touched[:, None, None], smaller, moved)
     return moved
+
+
+def sites_of(meshes: np.ndarray) -> np.ndarray:
+    """The centres (S, 3) of meshes (S, V, 3), moved apart in all directions where two of them hardly differ."""
+    centres = meshes.mean(1)
+    radius = np.linalg.norm(meshes - centres[:, None], axis=2).mean()
+    if pdist(centres).min(initial=np.inf) > TOGETHER * radius:
+        return centres
+    count = np.arange(len(meshes))
+    height = 1 - (2 * count + 1) / len(meshes)
+    level = np.sqrt(1 - height**2)
+    turn = count * np.pi * (3 - 5**0.5)  # by the golden angle: a spiral over the sphere
+    return centres + radius * np.stack([level * np.cos(turn), level * np.sin(turn), height], 1)
 
 
 def fitted_ellipsoid(mesh: np.ndarray, sphere: np.ndarray) -> np.ndarray:

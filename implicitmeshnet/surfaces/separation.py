@@ -1,9 +1,10 @@
 """Meshes of several structures moved apart, until none crosses itself or another, as solvers want them.
 
-Each mesh is mended by itself first. Then, round by round, every vertex that lies in another mesh, or closer to it than
-the gap, moves half of what is missing along the other mesh's distance; the other mesh's vertices, which see the first
-one, move the other half, and by and by all of it where the first mesh, thin perhaps, crosses itself for that. A vertex
-that has passed the other mesh's middle, so that its way out leads on through it, goes back along its own mesh's normal.
+Each mesh is mended by itself first, and meshes that lie in each other almost wholly share the room out by planes. Then,
+round by round, every vertex that lies in another mesh, or closer to it than the gap, moves half of what is missing
+along the other mesh's distance; the other mesh's vertices, which see the first one, move the other half, and by and by
+all of it where the first mesh, thin perhaps, crosses itself for that. A vertex that has passed the other mesh's middle,
+so that its way out leads on through it, goes back along its own mesh's normal.
 A structure that another encloses has to lie inside it instead. Faces that cross are moved as a whole too, by their
 deepest point; the vertices of what still crosses after some rounds are smoothed too, but never towards the other mesh.
 What is left at last is drawn back (`repair.retreated`), so that every input has an end.
@@ -18,7 +19,7 @@ from scipy.sparse import csr_matrix
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
 from implicitmeshnet.surfaces.proximity import near, vertex_normals
-from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, untangle, vertices_of
+from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, sites_of, untangle, vertices_of
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
 
 GAP_MM = 0.1
@@ -38,6 +39,8 @@ DEEP_MM = 1.0
 """In another mesh, beyond which a vertex may have passed its middle; after ROUNDS_OF_PUSHES any depth."""
 PASSED = 0.3
 """The least cosine between a mesh's own normal and the other's way out where a vertex has passed the middle."""
+CROWDED = 1 / 3
+"""Of the vertices of each of two meshes in the other one, from which on the two share the room out."""
 TOLERANCE = 0.1
 """By which a vertex may miss its gap, relative to it."""
 REACH_MM = 3.0
@@ -78,6 +81,8 @@ def separate(
     for one, mesh in enumerate(meshes):
         if one in scene.crossing_themselves(pairs) or mesh_volume_ml(mesh, faces) <= 0:
             meshes[one] = untangle(mesh, faces, sphere)
+    outer = [next((one for one, inner in enumerate(encloses) if own in inner), None) for own in range(len(meshes))]
+    meshes = snapped(scene.shared_out(meshes, outer))
     best = meshes
     fewest = len(pairs) + 1
     best_round = 0
@@ -109,7 +114,6 @@ def separate(
             burdens = scene.shifted(burdens, pairs)
         for one in scene.crossing_themselves(pairs):
             meshes[one] = untangle(meshes[one], faces, sphere)
-    outer = [next((one for one, inner in enumerate(encloses) if own in inner), None) for own in range(len(meshes))]
     return retreated(best, faces, sphere, scene.crossed_or_misplaced, outer)
 
 
@@ -189,6 +193,54 @@ class Scene:
                 crossed[list(pair)] = True
         return crossed
 
+    def shared_out(self, meshes: np.ndarray, outer: Sequence[int | None]) -> np.ndarray:
+        """Meshes that lie in each other almost wholly (`crowded`), each drawn into a room of its own: (S, V, 3).
+
+        The way out of such a mesh leads past most of it. So each takes the Voronoi cell of its centre among the centres
+        of those that it is crowded with; a mesh that is enclosed takes that of what encloses it. A vertex beyond its
+        cell goes to the cell's border, towards the mean of its mesh's vertices within the cell: what is star-shaped
+        around that stays so. `outer` is the structure that encloses each, if one does.
+        """
+        roots = np.array([_outermost(own, outer) for own in range(len(meshes))])
+        crowded = self.crowded(meshes)
+        pairs = np.unique(roots[np.argwhere(crowded)], axis=0)
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        if not len(pairs):
+            return meshes
+        moved = meshes.copy()
+        chosen = np.unique(pairs)
+        sites = np.zeros((len(meshes), 3))
+        sites[chosen] = sites_of(meshes[chosen])
+        for one, mesh in enumerate(meshes):
+            rivals = pairs[pairs[:, 0] == roots[one], 1]
+            if not len(rivals):
+                continue
+            ways = sites[rivals] - sites[roots[one]]  # (R, 3)
+            middles = sites[roots[one]] + ways / 2
+            ways = ways / np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-9)
+            borders = (ways * middles).sum(1) - self.gaps[one].max() / 2  # (R,) along the ways
+            beyond = mesh @ ways.T - borders  # (V, R)
+            within = (beyond < 0).all(1)
+            if not within.any():
+                continue
+            middle = mesh[within].mean(0)
+            room = borders - ways @ middle  # (R,) positive
+            shares = (room / np.maximum(beyond + room, room)).min(1)
+            moved[one] = middle + shares[:, None] * (mesh - middle)
+        return moved
+
+    def crowded(self, meshes: np.ndarray) -> np.ndarray:
+        """The pairs of meshes of which more than CROWDED of each is in the other, and should not: bool (S, S)."""
+        count, size, _ = meshes.shape
+        shares = np.zeros((count, count))
+        for other, mesh in enumerate(meshes):
+            there = near(meshes.reshape(-1, 3), mesh, self.faces, 0.0)
+            touching = there.rows[there.distance <= 0] // size
+            shares[:, other] = np.bincount(touching, minlength=count) / size
+            shares[other, other] = 0
+            shares[list(self.encloses[other]), other] = 0
+        return np.minimum(shares, shares.T) > CROWDED
+
     def pushed(
         self, meshes: np.ndarray, burdens: np.ndarray, stuck: np.ndarray, deep_mm: float
     ) -> tuple[np.ndarray, float]:
@@ -266,6 +318,13 @@ class Scene:
         deepest = distance.reshape(len(triangles), -1).argmin(1) + np.arange(len(triangles)) * len(SAMPLES)
         gap = self.gaps[one].min(1)
         return np.maximum(gap - distance[deepest], 0), away[deepest]
+
+
+def _outermost(own: int, outer: Sequence[int | None]) -> int:
+    """What encloses a structure and is enclosed by none, or the structure itself."""
+    while (around := outer[own]) is not None:
+        own = around
+    return own
 
 
 class Crossings:
