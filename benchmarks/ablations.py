@@ -35,6 +35,8 @@ from implicitmeshnet.surfaces.soundness import crossing_faces_of
 DEEP = ["--loss.route=deep", f"--loss.drn_config={REPOSITORY / 'configs_implicitmeshnet/drn_small.json'}"]
 OVERLAP = ["--loss.overlap=1"]
 TRIANGLES = ["--loss.triangles=0.1"]
+LIGHT_OVERLAP = ["--loss.overlap=0.3"]
+LIGHT_TRIANGLES = ["--loss.triangles=0.02"]
 CENTRED = ["--network.template=centred"]  # the paper's: meshes start far from their structures
 VARIANTS = {
     "exact": [],
@@ -48,6 +50,9 @@ VARIANTS = {
     "overlap": OVERLAP,
     "triangles": TRIANGLES,
     "overlap_triangles": [*OVERLAP, *TRIANGLES],
+    "light_overlap": LIGHT_OVERLAP,
+    "light_triangles": LIGHT_TRIANGLES,
+    "light_both": [*LIGHT_OVERLAP, *LIGHT_TRIANGLES],
     "exact_centred": CENTRED,
     "deep_centred": [*DEEP, *CENTRED],
     "folded_myocardium": ["--data.encloses={}"],
