@@ -185,9 +185,9 @@ def _right_ventricle(points: np.ndarray, patient: Patient) -> np.ndarray:
     outflow_radii = np.array([20, 16, patient.pa_radius])
     if patient.rv_apex_mm is not None:
         # Both follow the septum and contract with the body.
-        wider = 0.85 * patient.rv_scale[0] * (1 - 0.35 * patient.emptied)
-        inlet_radii = inlet_radii * wider
-        outflow_radii[:2] *= wider
+        wider = patient.rv_scale[0] * (1 - 0.35 * patient.emptied)
+        inlet_radii = 0.9 * wider * inlet_radii
+        outflow_radii[:2] *= 0.8 * wider
         inlet_path = inlet_path + _aside_of_usual(patient)
         outflow_path = outflow_path + np.outer([1, 0.5, 0], _aside_of_usual(patient))
     inlet = tube(points, inlet_path, inlet_radii)

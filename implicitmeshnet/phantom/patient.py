@@ -52,7 +52,7 @@ class Patient:
     lv_radius: float = field(metadata=_uniform(20.5, 27.5, wide=(18, 36)))
     lv_length: float = field(metadata=_uniform(60, 71, wide=(54, 78)))
     wall_thickness: float = field(metadata=_uniform(7, 11, wide=(4.5, 13)))
-    rv_scale: np.ndarray = field(metadata=_uniform(0.9, 1.12, (3,), wide=(0.8, 1.3)))
+    rv_scale: np.ndarray = field(metadata=_uniform(0.9, 1.12, (3,), wide=(0.75, 1.45)))
     la_scale: np.ndarray = field(metadata=_uniform(0.82, 1.1, (3,), wide=(0.6, 1.5)))
     ra_scale: np.ndarray = field(metadata=_uniform(0.85, 1.12, (3,), wide=(0.7, 1.35)))
     aorta_radius: float = field(metadata=_uniform(13, 18, wide=(11, 22)))
