@@ -183,13 +183,16 @@ def test_tissues_are_what_labels_and_densities_say(phantom):
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow), pytest.param(11, marks=pytest.mark.slow)])
-def test_patients_of_wide_variety_have_all_structures_in_one_part_each(seed):
+def test_structures_of_wide_variety_are_in_one_part_each_and_touch_what_they_open_into(seed):
     rng = np.random.default_rng([7, seed])
     affine = np.diag([4.0, 4, 4, 1])
     affine[:3, 3] = CENTRE - 110
     label = render(Patient.draw(rng, "wide"), (56, 56, 56), affine, np.zeros(3), rng).label
     for name, value in LABELS.items():
         assert ndimage.label(label == value)[1] == 1, name
+    for one, other in (("LV", "LA"), ("RV", "RA"), ("RV", "PA"), ("RV", "Myo")):
+        grown = ndimage.binary_dilation(label == LABELS[one], iterations=2 if other == "Myo" else 1)
+        assert np.sum(grown & (label == LABELS[other])) > 5, (one, other)
 
 
 def test_only_wide_variety_goes_beyond_the_usual_ranges():

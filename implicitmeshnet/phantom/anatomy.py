@@ -45,8 +45,8 @@ MIDDLE_VEIN = [[26, -40, 13], [48, -42, 14], [72, -36, 12]]
 """A third one on the right."""
 WIDEST_MM = 38.5
 """Outer radius of a usual left ventricle, at the most."""
-FLAT_FORWARD_MM = 26.0
-"""How far a left atrium without any depth would lie before a usual one."""
+VALVE_MM = 30.0
+"""How far the mitral valve lies before the middle of a usual left atrium."""
 USUAL_MM = 33.0
 """The same in the mean."""
 SUPRA_AORTIC = (
@@ -125,7 +125,8 @@ def _left_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
     centre = LEFT_ATRIUM + _forward(patient)
     body = ellipsoid(points, centre, filled)
     mitral_valve = BASE - 8 * SEPTUM + 3 * INFERIOR
-    funnel = tube(points, [centre, mitral_valve], [17 * patient.la_depth, 19 * patient.la_depth**0.75])
+    radii = [17, 19] if patient.is_usual else np.full(2, 15 * patient.la_depth)
+    funnel = tube(points, [centre, mitral_valve], radii)
     path = [_forward(patient) + [-14, -28, 24], [-30, -18, 31], [-36, -6, 31]]
     appendage = _appendage(points, path, [9, 8.5, 7], patient)
     stubs = []
@@ -135,8 +136,14 @@ def _left_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
 
 
 def _forward(patient: Patient) -> np.ndarray:
-    """How far a left atrium that is flat lies before a usual one, beside the valve: (3,) mm."""
-    return np.array([0.0, FLAT_FORWARD_MM * (1 - patient.la_depth), 0.0])
+    """How far a left atrium lies before a usual one, so that one of wide variety reaches the valve however flat it is.
+
+    (3,) mm.
+    """
+    if patient.is_usual:
+        return np.zeros(3)
+    depth = 20 * patient.la_depth * patient.la_scale[1]
+    return np.array([0.0, np.clip(VALVE_MM - depth, 0, 20), 0.0])
 
 
 def _appendage(points: np.ndarray, path: Curve, radii: Sequence[float], patient: Patient) -> np.ndarray:
@@ -183,7 +190,7 @@ def _right_ventricle(points: np.ndarray, patient: Patient) -> np.ndarray:
     outflow_path = np.array([[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]])
     inlet_radii = np.array([20.0, 20])
     outflow_radii = np.array([20, 16, patient.pa_radius])
-    if patient.rv_apex_mm is not None:
+    if not patient.is_usual:
         # Both follow the septum and contract with the body.
         wider = patient.rv_scale[0] * (1 - 0.35 * patient.emptied)
         inlet_radii = 0.9 * wider * inlet_radii
@@ -201,7 +208,7 @@ def _right_body(patient: Patient) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     In wide variety its middle lies on the left one's wall, its apex stays behind the left one's, and it turns about
     the left one's axis. At end-systole its free wall has come near the septum.
     """
-    if patient.rv_apex_mm is None:
+    if patient.is_usual:
         outer_mm = patient.cavity_radius + patient.wall_mm
         pushed = max(0.0, outer_mm - WIDEST_MM) * SEPTUM
         lengths = np.array([45, 24, 33]) * patient.rv_scale

@@ -29,7 +29,7 @@ def _uniform(
     return {"range": (low, high), "shape": shape, "wide": wide or (low, high)}
 
 
-def _usually(value: float | None, wide: Range) -> dict[str, Any]:
+def _usually(value: float, wide: Range) -> dict[str, Any]:
     """A number that only patients of wide variety differ in."""
     return {"value": value, "range": wide, "shape": None, "wide": wide}
 
@@ -53,7 +53,7 @@ class Patient:
     lv_length: float = field(metadata=_uniform(60, 71, wide=(54, 78)))
     wall_thickness: float = field(metadata=_uniform(7, 11, wide=(4.5, 13)))
     rv_scale: np.ndarray = field(metadata=_uniform(0.9, 1.12, (3,), wide=(0.75, 1.45)))
-    la_scale: np.ndarray = field(metadata=_uniform(0.82, 1.1, (3,), wide=(0.6, 1.5)))
+    la_scale: np.ndarray = field(metadata=_uniform(0.82, 1.1, (3,), wide=(0.65, 1.3)))
     ra_scale: np.ndarray = field(metadata=_uniform(0.85, 1.12, (3,), wide=(0.7, 1.35)))
     aorta_radius: float = field(metadata=_uniform(13, 18, wide=(11, 22)))
     pa_radius: float = field(metadata=_uniform(10.5, 15, wide=(9, 18)))
@@ -67,9 +67,9 @@ class Patient:
     )  # of the ventricles, 0 at end-systole, from 1 on end-diastole
     septum_deg: float = field(metadata=_usually(0, wide=(-18, 18)))  # the right ventricle's turn about the left one
     veins: float = field(metadata=_usually(4, wide=(3, 6)))  # its whole part: pulmonary veins that join the left atrium
-    la_depth: float = field(metadata=_usually(1, wide=(0.38, 0.92)))  # of the left atrium, front to back
-    rv_depth: float = field(metadata=_usually(1, wide=(0.7, 1.6)))  # of the right ventricle, from the septum
-    rv_apex_mm: float | None = field(metadata=_usually(None, wide=(3, 28)))  # how far it ends before the left one's
+    la_depth: float = field(metadata=_usually(1, wide=(0.55, 0.95)))  # of the left atrium, front to back
+    rv_depth: float = field(metadata=_usually(1, wide=(0.85, 1.6)))  # of the right ventricle, from the septum
+    rv_apex_mm: float = field(metadata=_usually(0, wide=(3, 28)))  # how far it ends before the left one's
     papillary_scale: float = field(metadata=_usually(1, wide=(0.7, 1.8)))  # of the papillary muscles' radii
     appendage_scale: float = field(metadata=_usually(1, wide=(0.6, 1.45)))  # of both atria's
     # The chest around it.
@@ -105,6 +105,11 @@ class Patient:
             low, high = each.metadata["wide" if variety == "wide" else "range"]
             values[each.name] = rng.uniform(low, high, each.metadata["shape"])
         return cls(**values)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether he is of usual variety; a wide patient's right ventricle ends before the left one's by some mm."""
+        return self.rv_apex_mm == 0
 
     @property
     def emptied(self) -> float:
