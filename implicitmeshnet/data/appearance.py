@@ -321,7 +321,8 @@ def contrasts(draws: Draws) -> torch.Tensor:
     """A brightness of each tissue, about 0 to 1, its grain and how much it mixes: (3, K).
 
     Tissues of one kind are nearly alike, kinds are free, but for what is often so: both hearts' blood alike, muscles
-    alike, air dark, blood brighter than muscle. Left out, the contrast is that of a contrast-enhanced CT's arterial phase.
+    alike, air dark, blood brighter than muscle. Left out, the contrast is that of a contrast-enhanced CT's arterial
+    phase.
     """
     kinds = [LEFT_BLOOD, RIGHT_BLOOD, HEART_MUSCLE, OTHER_MUSCLE, AIR, *((tissue,) for tissue in ALONE)]
     level = [draws.between(0, 1) for _ in kinds]

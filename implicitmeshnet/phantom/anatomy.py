@@ -127,8 +127,8 @@ def _left_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
     mitral_valve = BASE - 8 * SEPTUM + 3 * INFERIOR
     radii = [17, 19] if patient.is_usual else np.full(2, 15 * patient.la_depth)
     funnel = tube(points, [centre, mitral_valve], radii)
-    path = [_forward(patient) + [-14, -28, 24], [-30, -18, 31], [-36, -6, 31]]
-    appendage = _appendage(points, path, [9, 8.5, 7], patient)
+    from_body: Curve = [_forward(patient) + np.array([-14, -28, 24]), [-30, -18, 31], [-36, -6, 31]]
+    appendage = _appendage(points, from_body, [9, 8.5, 7], patient)
     stubs = []
     for path, radius, length in _veins(patient):
         stubs.append(tube(points, _stub(path, length), [radius + 1, radius]))
@@ -164,7 +164,7 @@ def _veins(patient: Patient) -> Sequence[tuple[Curve, float, float]]:
         veins[2:] = [(COMMON_VEIN, 1.35 * patient.vein_radius[2], patient.stub_length[2])]
     if number == 5:
         veins.append((MIDDLE_VEIN, 0.7 * patient.vein_radius[0], patient.stub_length[0]))
-    return [(_forward(patient) + path, radius, length) for path, radius, length in veins]
+    return [(list(_forward(patient) + path), radius, length) for path, radius, length in veins]
 
 
 def _stub(path: Curve, length: float) -> list[np.ndarray]:
@@ -197,8 +197,8 @@ def _right_ventricle(points: np.ndarray, patient: Patient) -> np.ndarray:
         outflow_radii[:2] *= 0.8 * wider
         inlet_path = inlet_path + _aside_of_usual(patient)
         outflow_path = outflow_path + np.outer([1, 0.5, 0], _aside_of_usual(patient))
-    inlet = tube(points, inlet_path, inlet_radii)
-    outflow = tube(points, outflow_path, outflow_radii)
+    inlet = tube(points, list(inlet_path), inlet_radii)
+    outflow = tube(points, list(outflow_path), outflow_radii)
     return union(body, inlet, outflow, blend_mm=10)
 
 
