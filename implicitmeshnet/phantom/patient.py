@@ -43,7 +43,7 @@ class Patient:
     """
 
     # The whole heart: its size and pose, and the smooth random deformation of the whole patient.
-    scale: float = field(metadata=_uniform(0.90, 1.08, wide=(0.72, 1.16)))
+    scale: float = field(metadata=_uniform(0.90, 1.08, wide=(0.74, 1.2)))
     rotation_deg: np.ndarray = field(metadata=_uniform(-10, 10, (3,), wide=(-18, 18)))
     warp_noise: np.ndarray = field(metadata=_uniform(-1, 1, (3, *WARP_SHAPE)))
     warp_sd_mm: float = field(metadata=_uniform(2.5, 4.0))
