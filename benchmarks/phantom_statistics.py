@@ -26,7 +26,7 @@ from implicitmeshnet.phantom.patient import LABELS
 from implicitmeshnet.script import run_script
 
 STEP_MM = 1.5
-SURFACE_POINTS = 300  # of a structure's border, of which surface distances are taken
+SURFACE_POINTS = 100  # of a structure's border, from which surface distances are taken
 HUDSMITH = "[Hudsmith 2005](https://doi.org/10.1080/10976640500295516), MR, women to men"
 FUCHS = "[Fuchs 2016](https://esc365.escardio.org/journal/49352), CT"
 KANG = "Kang 2017, CT, in [Table 3 of this review](https://pmc.ncbi.nlm.nih.gov/articles/PMC7758747/table/t3)"
@@ -152,10 +152,9 @@ class Shapes:
 
 
 def _border_mm(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Up to SURFACE_POINTS voxels of a mask that lie on its border, drawn at random: (N, 3) mm."""
+    """The voxels of a mask on its border, (N, 3) mm, in a random order."""
     places = np.argwhere(mask & ~ndimage.binary_erosion(mask))
-    chosen = np.random.default_rng(0).permutation(len(places))[:SURFACE_POINTS]
-    return places[chosen] * spacing
+    return np.random.default_rng(0).permutation(places) * spacing
 
 
 def nearest_mm(border: np.ndarray, others: Sequence[np.ndarray]) -> float:
@@ -169,8 +168,8 @@ def nearest_mm(border: np.ndarray, others: Sequence[np.ndarray]) -> float:
     for other in others:
         of_other = cKDTree(other)
         for signs in product((-1, 1), repeat=3):
-            there = tree.query(other * signs)[0].mean()
-            back = of_other.query(border * signs)[0].mean()
+            there = tree.query(other[:SURFACE_POINTS] * signs)[0].mean()
+            back = of_other.query(border[:SURFACE_POINTS] * signs)[0].mean()
             distances.append((there + back) / 2)
     return min(distances)
 
