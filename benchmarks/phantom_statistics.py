@@ -5,14 +5,18 @@
 
 Sizes and densities are measured on the written files, resampled to 1.5 mm by nearest neighbour; volumes only where the
 structure does not touch the volume's border. How the rest is measured stands at its function. With --against only the
-label maps are read, of both folders, and the sizes of structures are compared with those of real label maps.
+label maps are read, of both folders, and sizes and shapes of structures are compared with those of real label maps.
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from implicitmeshnet.data.dataset import Case, find_cases
@@ -22,6 +26,7 @@ from implicitmeshnet.phantom.patient import LABELS
 from implicitmeshnet.script import run_script
 
 STEP_MM = 1.5
+SURFACE_POINTS = 100  # of a structure's border, from which surface distances are taken
 HUDSMITH = "[Hudsmith 2005](https://doi.org/10.1080/10976640500295516), MR, women to men"
 FUCHS = "[Fuchs 2016](https://esc365.escardio.org/journal/49352), CT"
 KANG = "Kang 2017, CT, in [Table 3 of this review](https://pmc.ncbi.nlm.nih.gov/articles/PMC7758747/table/t3)"
@@ -86,33 +91,87 @@ def main() -> None:
 
 
 def compare_sizes(folder: str, real_folder: str, values: str) -> None:
-    """Print a table of the sizes of structures in phantoms and in real label maps."""
+    """Print a table of sizes and shapes of structures in phantoms and in real label maps."""
     wanted = {name: int(value) for name, value in (pair.split("=") for pair in values.split(","))}
     kind = "image" if any(Path(folder).glob("*_image.*")) else "tissues"
-    phantoms = [sizes(case, {name: LABELS[name] for name in wanted}) for case in find_cases(folder, True, kind=kind)]
-    real = [sizes(case, wanted) for case in find_cases(real_folder, True)]
+    own_values = {name: LABELS[name] for name in wanted}
+    phantoms = [Shapes.of(case, own_values) for case in find_cases(folder, True, kind=kind)]
+    real = [Shapes.of(case, wanted) for case in find_cases(real_folder, True)]
     print(f"| | {len(phantoms)} phantoms: mean ± SD | range | {len(real)} real: mean ± SD | range | real within |")
     print("|---|---|---|---|---|---|")
-    for name in real[0]:
-        own, theirs = (np.array([row[name] for row in rows]) for rows in (phantoms, real))
+    for name in real[0].sizes:
+        own, theirs = (np.array([shape.sizes[name] for shape in shapes]) for shapes in (phantoms, real))
         own, theirs = own[np.isfinite(own)], theirs[np.isfinite(theirs)]
         within = np.mean((theirs >= own.min()) & (theirs <= own.max()))
         print(f"| {name} | {summary(name, own)} | {summary(name, theirs)} | {within:.0%} |")
+    print("\n| mean surface distance of a real one, mm | to the nearest phantom | to the nearest other real one |")
+    print("|---|---|---|")
+    for name in wanted:
+        phantom_borders = [shape.borders[name] for shape in phantoms]
+        borders = [shape.borders[name] for shape in real]
+        to_phantom = [nearest_mm(border, phantom_borders) for border in borders]
+        to_real = []
+        for index, border in enumerate(borders):
+            to_real.append(nearest_mm(border, borders[:index] + borders[index + 1 :]))
+        cells = [f"{np.mean(found):.1f}, at most {np.max(found):.1f}" for found in (to_phantom, to_real)]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
-def sizes(case: Case, values: dict[str, int]) -> dict[str, float]:
-    """Volume, and the semi-axes of the ellipsoid with the same moments, of each structure; NaN for an empty one."""
-    labels = read_labels(case.label)
-    spacing = labels.grid.spacing_mm
-    row = {}
-    for name, value in values.items():
-        places = np.argwhere(labels.data == value) * spacing
-        found = len(places) > 3
-        semi_axes = np.sqrt(5 * np.linalg.eigvalsh(np.cov(places.T)))[::-1] if found else [np.nan] * 3
-        row[f"{name} volume, ml"] = len(places) * spacing.prod() / 1000 if found else np.nan
-        for number, length in zip(("longest", "middle", "shortest"), semi_axes, strict=True):
-            row[f"{name} {number} semi-axis, mm"] = length
-    return row
+@dataclass(frozen=True)
+class Shapes:
+    """What is measured of a label map."""
+
+    sizes: dict[str, float]
+    borders: dict[str, np.ndarray]
+    """Points (N, 3) of each structure's border, in mm along its principal axes from its centre."""
+
+    @classmethod
+    def of(cls, case: Case, values: dict[str, int]) -> "Shapes":
+        """Of a case's structures by their values: volume, the semi-axes of the ellipsoid with the same moments, and of
+        ventricles the wall's thickness and how far apart they lie; NaN for what is not there."""
+        labels = read_labels(case.label)
+        spacing = labels.grid.spacing_mm
+        masks = {name: labels.data == value for name, value in values.items()}
+        sizes = {}
+        borders = {}
+        middles = {}
+        for name, mask in masks.items():
+            places = np.argwhere(mask) * spacing
+            found = len(places) > 3
+            variances, axes = np.linalg.eigh(np.cov(places.T)) if found else (np.full(3, np.nan), np.eye(3))
+            middles[name] = places.mean(0) if found else np.full(3, np.nan)
+            sizes[f"{name} volume, ml"] = len(places) * spacing.prod() / 1000 if found else np.nan
+            semi_axes = np.sqrt(5 * variances)[::-1]
+            for number, length in zip(("longest", "middle", "shortest"), semi_axes, strict=True):
+                sizes[f"{name} {number} semi-axis, mm"] = length
+            borders[name] = (_border_mm(mask, spacing) - middles[name]) @ axes
+        if {"LV", "RV", "Myo"} <= set(masks):
+            sizes["LV wall, mm"] = wall_mm(masks["LV"], masks["Myo"], spacing)
+            sizes["RV from LV, centres, mm"] = np.linalg.norm(middles["RV"] - middles["LV"])
+        return cls(sizes, borders)
+
+
+def _border_mm(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """The voxels of a mask on its border, (N, 3) mm, in a random order."""
+    places = np.argwhere(mask & ~ndimage.binary_erosion(mask))
+    return np.random.default_rng(0).permutation(places) * spacing
+
+
+def nearest_mm(border: np.ndarray, others: Sequence[np.ndarray]) -> float:
+    """The smallest of the mean distances from a border to others, and back, with principal axes on each other.
+
+    An axis has no direction, so each of its eight signs is tried; half of them are mirror images, as label maps without
+    a true direction may be.
+    """
+    tree = cKDTree(border)
+    distances = []
+    for other in others:
+        of_other = cKDTree(other)
+        for signs in product((-1, 1), repeat=3):
+            there = tree.query(other[:SURFACE_POINTS] * signs)[0].mean()
+            back = of_other.query(border[:SURFACE_POINTS] * signs)[0].mean()
+            distances.append((there + back) / 2)
+    return min(distances)
 
 
 def summary(name: str, values: np.ndarray) -> str:
@@ -139,7 +198,7 @@ def statistics(case: Case) -> dict[str, float]:
     row = {}
     for name, mask in masks.items():
         row[f"{name} volume, ml"] = mask.sum() * STEP_MM**3 / 1000 if whole[name] else np.nan
-    row["LV wall, mm"] = wall_mm(masks["LV"], masks["Myo"]) if whole["Myo"] else np.nan
+    row["LV wall, mm"] = wall_mm(masks["LV"], masks["Myo"], STEP_MM) if whole["Myo"] else np.nan
     row["ascending aorta, mm"] = ascending_mm(masks["AO"])
     row["pulmonary trunk, mm"] = trunk_mm(masks["PA"])
     for name, mask in masks.items():
@@ -159,10 +218,10 @@ def statistics(case: Case) -> dict[str, float]:
     return row
 
 
-def wall_mm(cavity: np.ndarray, wall: np.ndarray) -> float:
+def wall_mm(cavity: np.ndarray, wall: np.ndarray, spacing: np.ndarray | float) -> float:
     """Median over the wall's outer surface of the distance to the cavity."""
     outer = wall & ndimage.binary_dilation(~(wall | cavity))
-    distance = ndimage.distance_transform_edt(~cavity, sampling=STEP_MM)
+    distance = ndimage.distance_transform_edt(~cavity, sampling=spacing)
     return np.median(distance[outer])
 
 

@@ -103,12 +103,12 @@ def test_contrasts_are_free_and_often_tied():
     tables = torch.stack([appearance.contrasts(draws(seed))[0] for seed in range(200)])
     assert tables.isfinite().all()
     darker = (tables[:, Tissue.LV] < tables[:, Tissue.MYOCARDIUM]).float().mean()
-    assert 0.3 < darker < 0.7
+    assert 0.1 < darker < 0.4
     apart = (tables[:, Tissue.LV] - tables[:, Tissue.RV]).abs()
     assert 0.25 < (apart < 0.15).float().mean() < 0.8
     liver = torch.corrcoef(torch.stack([tables[:, Tissue.LIVER], tables[:, Tissue.LV]]))[0, 1]
     assert abs(liver) < 0.25
-    assert (tables[:, Tissue.AIR] < 0.2).float().mean() > 0.6
+    assert (tables[:, Tissue.AIR] < 0.2).float().mean() > 0.8
     fixed = [appearance.contrasts(draws(seed, KINDS)) for seed in range(2)]
     assert torch.equal(fixed[0], fixed[1])
     assert (fixed[0][1:] == 0).all()
@@ -201,8 +201,8 @@ def test_short_axis_slices_lie_across_the_left_ventricle(sample):
     hands = set()
     for pose in shorts:
         apex = pose.places(sample.anatomy.axes[:, 2])
-        assert abs(apex[2]) / np.linalg.norm(apex) > 0.6
-        ends.add(np.sign(apex[2]))
+        assert abs(apex[pose.slices]) / np.linalg.norm(apex) > 0.6
+        ends.add(np.sign(apex[pose.slices]))
         hands.add(np.sign(np.linalg.det(pose.matrix)))
     assert ends == hands == {-1, 1}
     for seed in range(50):
@@ -210,6 +210,33 @@ def test_short_axis_slices_lie_across_the_left_ventricle(sample):
         turn = pose.matrix / np.cbrt(np.linalg.det(pose.matrix))
         assert np.trace(turn) > 2.6  # 15 degrees about each axis
         assert not pose.short_axis
+
+
+def test_a_stack_with_its_direction_is_turned_to_the_patient_as_a_reader_does():
+    along = np.array([-0.74, 0.5, -0.45])  # of a usual heart's apex
+    along /= np.linalg.norm(along)
+    across = np.cross(along, [0, 0, 1.0])
+    across /= np.linalg.norm(across)
+    stack = np.stack([np.cross(along, across), across, along], 1)
+    turned, axis = appearance._nearest_to_patient(stack)
+    assert axis == 0
+    np.testing.assert_allclose(turned[:, 0], -along)
+    assert (np.abs(turned).argmax(0) == range(3)).all()
+    assert (np.diag(turned) > 0).all()
+
+
+def test_views_of_one_structure_are_often_of_the_left_atrium(sample):
+    pose = appearance.Pose(np.eye(3), None)
+    low, high = pose.boxes(sample.anatomy)
+    counts = np.zeros(len(low))
+    for seed in range(400):
+        view = appearance._view(draws(seed), pose, sample.anatomy)
+        below = (view.low <= low) & (view.low >= low - 30)  # (S, 3)
+        above = (view.high >= high) & (view.high <= high + 30)
+        counts += (below & above).all(1)
+    names = np.array(list(CONFIG.structures))
+    assert 25 < counts[names == "LA"] < 70
+    assert (counts[names == "RV"] < 0.7 * counts[names == "LA"]).all()
 
 
 def test_an_overview_shows_its_view_alone(sample):

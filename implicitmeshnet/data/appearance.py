@@ -6,6 +6,7 @@ end anywhere in the heart. As in `augment`, the host draws a few hundred numbers
 device that holds the tissues, and the order of the draws is part of the result.
 """
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,9 @@ ALONE = (
     Tissue.TABLE_SHELL,
 )
 SHORT_AXIS = 0.25  # share of draws whose slices lie across the left ventricle's long axis
-MIRRORED = 0.1  # share of the others whose axes are flipped, as by a header that is wrong
+LEFT_ATRIUM_VIEW = 0.4  # share of the views of one structure that are of this one, as before ablations
+BRIGHT_BLOOD = 0.5  # share of contrasts whose blood is brighter than muscle, beside those in which it is by chance
+MIRRORED = 0.2  # share of the others whose axes are flipped, as by a header that is wrong
 TURN_DEG = 15.0
 FAR_TURN_DEG = 30.0
 SCALE = 0.2
@@ -188,7 +191,12 @@ class Pose:
     """How the heart is turned and scaled: a place p in mm of the image shows the place matrix @ p of the case."""
 
     matrix: np.ndarray  # (3, 3)
-    short_axis: bool  # whether slices lie across the left ventricle
+    slices: int | None  # the axis of slices that lie across the left ventricle, where they do
+
+    @property
+    def short_axis(self) -> bool:
+        """Whether slices lie across the left ventricle."""
+        return self.slices is not None
 
     def places(self, points: np.ndarray) -> np.ndarray:
         """Where the image has points (..., 3) of the case."""
@@ -196,9 +204,8 @@ class Pose:
 
     def boxes(self, anatomy: Anatomy) -> tuple[np.ndarray, np.ndarray]:
         """The lowest and the highest place of each structure that is there: both (S', 3)."""
-        known = np.isfinite(anatomy.centres_mm).all(1)
-        middle = self.places(anatomy.centres_mm[known])
-        half = np.sqrt(anatomy.semi_axes_mm[known] ** 2 @ (np.linalg.inv(self.matrix) ** 2).T)
+        middle = self.places(anatomy.centres_mm[anatomy.known])
+        half = np.sqrt(anatomy.semi_axes_mm[anatomy.known] ** 2 @ (np.linalg.inv(self.matrix) ** 2).T)
         return middle - half, middle + half
 
 
@@ -229,15 +236,20 @@ def _pose(draws: Draws, anatomy: Anatomy) -> Pose:
     """The volume's axes as they are, or some of them flipped, or those of a stack of short-axis slices; then turned.
 
     Stacks are often stored without their direction, so that either end may be the apex and handedness means nothing.
+    Where they have it, the reader turns their axes to the patient's nearest ones.
     """
     matrix = np.eye(3)
     signs = np.where(draws.three(-1, 1) < 0, -1.0, 1.0)
     in_plane = draws.between(-math.pi / 4, math.pi / 4)
     known = bool(np.isfinite(anatomy.lv_mm).all())
-    short_axis = draws.has("orientation", SHORT_AXIS) and known
-    if short_axis:
+    slices = None
+    if draws.has("orientation", SHORT_AXIS) and known:
+        has_direction = draws.has("orientation", 0.4)
         signs[0] = 1
         matrix = anatomy.axes * signs @ rotation(2, in_plane).double().numpy()
+        slices = 2
+        if has_direction:
+            matrix, slices = _nearest_to_patient(matrix)
     elif draws.has("orientation", MIRRORED):
         matrix = np.diag(signs)
     limit = FAR_TURN_DEG if draws.has("orientation", 0.3) else TURN_DEG
@@ -245,7 +257,16 @@ def _pose(draws: Draws, anatomy: Anatomy) -> Pose:
         matrix = matrix @ rotation(axis, angle).double().numpy()
     shear = SHEAR * np.stack([draws.three(-1, 1) for _ in range(3)])
     scale = 1 + draws.between(-SCALE, SCALE)
-    return Pose(matrix @ (np.eye(3) + shear) * scale, short_axis)
+    return Pose(matrix @ (np.eye(3) + shear) * scale, slices)
+
+
+def _nearest_to_patient(matrix: np.ndarray) -> tuple[np.ndarray, int]:
+    """The axes of a stack, columns (3, 3), in the order and with the signs nearest to the case's; where its last is."""
+    orders = [list(order) for order in itertools.permutations(range(3))]
+    nearness = [np.abs(matrix[:, order]).trace() for order in orders]
+    order = orders[int(np.argmax(nearness))]
+    turned = matrix[:, order]
+    return turned * np.where(np.diag(turned) < 0, -1.0, 1.0), order.index(2)
 
 
 def _view(draws: Draws, pose: Pose, anatomy: Anatomy) -> View:
@@ -253,8 +274,11 @@ def _view(draws: Draws, pose: Pose, anatomy: Anatomy) -> View:
     low, high = pose.boxes(anatomy)
     heart_low = low.min(0)
     heart_high = high.max(0)
-    axis = 2 if pose.short_axis else (2, 2, 0, 1)[draws.choice(4)]
+    axis = (2, 2, 0, 1)[draws.choice(4)] if pose.slices is None else pose.slices
     chosen = draws.choice(len(low))
+    left_atrium = np.flatnonzero(anatomy.left_atrium[anatomy.known])
+    if draws.has("view", LEFT_ATRIUM_VIEW) and left_atrium.size:
+        chosen = int(left_atrium[0])
     kind = draws.choice(3)
     before, after = draws.three(0, 1), draws.three(0, 1)
     ends = draws.has("view", 0.85 if pose.short_axis else 0.6)
@@ -262,11 +286,11 @@ def _view(draws: Draws, pose: Pose, anatomy: Anatomy) -> View:
         return View(np.full(3, -np.inf), np.full(3, np.inf), axis, pose.short_axis)
     if pose.short_axis:
         # Along the ventricle, from about its valves to beyond its apex or less.
-        middle = pose.places(anatomy.lv_mm[:3])[2]
-        half = anatomy.lv_mm[3] / np.linalg.norm(pose.matrix[:, 2])
-        first, last = heart_low - 20 - 60 * before, heart_high + 20 + 60 * after
-        first[2] = middle - half * (0.8 + 0.6 * before[2])
-        last[2] = middle + half * (0.8 + 0.6 * after[2])
+        middle = pose.places(anatomy.lv_mm[:3])[axis]
+        half = anatomy.lv_mm[3] / np.linalg.norm(pose.matrix[:, axis])
+        first, last = heart_low - 20 - 130 * before, heart_high + 20 + 130 * after
+        first[axis] = middle - half * (0.8 + 0.6 * before[axis])
+        last[axis] = middle + half * (0.8 + 0.6 * after[axis])
     elif kind == 0:
         first, last = heart_low + 15 - 60 * before, heart_high - 15 + 60 * after
     elif kind == 1:
@@ -297,18 +321,21 @@ def contrasts(draws: Draws) -> torch.Tensor:
     """A brightness of each tissue, about 0 to 1, its grain and how much it mixes: (3, K).
 
     Tissues of one kind are nearly alike, kinds are free, but for what is often so: both hearts' blood alike, muscles
-    alike, air dark. Left out, the contrast is that of a contrast-enhanced CT's arterial phase.
+    alike, air dark, blood brighter than muscle. Left out, the contrast is that of a contrast-enhanced CT's arterial
+    phase.
     """
     kinds = [LEFT_BLOOD, RIGHT_BLOOD, HEART_MUSCLE, OTHER_MUSCLE, AIR, *((tissue,) for tissue in ALONE)]
     level = [draws.between(0, 1) for _ in kinds]
     left, right, heart, other, air, lung, lung_vessel, _, bone = range(9)
-    _tie(draws, level, right, left, 0.45, 0.04)
+    if draws.has("contrast", BRIGHT_BLOOD):
+        level[heart] = (1 - draws.between(0.2, 0.9)) * level[left]
+    _tie(draws, level, right, left, 0.55, 0.04)
     _tie(draws, level, other, heart, 0.6, 0.08)
     _tie(draws, level, lung_vessel, right, 0.8, 0.05)
-    if draws.has("contrast", 0.75):
+    if draws.has("contrast", 0.9):
         level[air] = draws.between(0, 0.08)
         _tie(draws, level, bone, air, 0.5, 0.1)
-    if draws.has("contrast", 0.75):
+    if draws.has("contrast", 0.9):
         level[lung] = level[air] + draws.between(0, 0.2)
     for _ in range(2):  # neighbours that cannot be told apart
         _tie(draws, level, draws.choice(len(kinds)), draws.choice(len(kinds)), 0.2, 0.02)
@@ -471,14 +498,16 @@ def _along(matrix: torch.Tensor | None, image: torch.Tensor, axis: int) -> torch
 
 
 def _slices_moved(draws: Draws, image: torch.Tensor, axis: int) -> torch.Tensor:
-    """Each slice across an axis shifted in its plane by some thousandths of its side, as by breaths between them."""
+    """Each slice across an axis shifted in its plane by some thousandths of its side, as by breaths between them, and
+    of a brightness of its own."""
+    gains = 1 + draws.between(0, 0.1) * torch.randn(image.shape[axis], 1, 1, 1, generator=draws.generator)
     slices = image.movedim(axis, 0)[:, None]  # (M, 1, A, B)
     shifts = 2 * draws.between(0, 0.02) * torch.randn(len(slices), 2, generator=draws.generator)
     moves = torch.eye(2, 3).repeat(len(slices), 1, 1)
     moves[:, :, 2] = shifts
     grid = F.affine_grid(moves.to(image.device), list(slices.shape), align_corners=True)
     moved = F.grid_sample(slices, grid, padding_mode="border", align_corners=True)
-    return moved[:, 0].movedim(0, axis)
+    return (moved * gains.to(image.device))[:, 0].movedim(0, axis)
 
 
 def _with_noise(draws: Draws, image: torch.Tensor, step_mm: float, of_device: torch.Generator) -> torch.Tensor:
@@ -510,7 +539,7 @@ def _normalised(draws: Draws, image: torch.Tensor, inside: tuple[slice, ...]) ->
     These have more in view than the grid holds, or the scanner's window was narrower: the range is drawn around it. At
     times the image is inverted; last comes a random gamma.
     """
-    if draws.has("levels", 0.1):
+    if draws.has("levels", 0.05):
         image = 1 - image
     values = image[inside].flatten()
     values = values[:: max(1, len(values) // MEASURED)]

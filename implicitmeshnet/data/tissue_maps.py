@@ -70,6 +70,12 @@ class Anatomy:
     semi_axes_mm: np.ndarray  # (S, 3) of ellipsoids with their moments
     axes: np.ndarray  # (3, 3), columns: from the left to the right ventricle, the third, the LV's base to its apex
     lv_mm: np.ndarray  # (4,) middle of the LV's blood, and its half length along its long axis; NaN where unknown
+    left_atrium: np.ndarray  # (S,) bool, which structure it is
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which structures are there: (S,) bool."""
+        return np.isfinite(self.centres_mm).all(1)
 
     def seen_from(self, grid: Grid, other: Grid) -> "Anatomy":
         """The same heart, of a volume on a grid, in another volume whose axes are parallel."""
@@ -82,9 +88,10 @@ def anatomy_of(classes: np.ndarray, tissue: np.ndarray, structures: Structures, 
     """The anatomy in a class map and a map of each voxel's main tissue, both (X, Y, Z) on a grid."""
     half_mm = (np.array(grid.shape) - 1) / 2 * grid.spacing_mm
     ellipsoids = ellipsoids_of(classes, structures) * half_mm  # (S, 2, 3)
+    left_atrium = np.array(structures.names) == "LA"
     left, right, atrium = (_places_mm(tissue == blood, grid) for blood in (Tissue.LV, Tissue.RV, Tissue.LA))
     if min(map(len, (left, right, atrium))) < 3:
-        return Anatomy(ellipsoids[:, 0], ellipsoids[:, 1], np.eye(3), np.full(4, np.nan))
+        return Anatomy(ellipsoids[:, 0], ellipsoids[:, 1], np.eye(3), np.full(4, np.nan), left_atrium)
     middle = left.mean(0)
     _, directions = np.linalg.eigh(np.cov(left.T))
     apex = directions[:, 2]  # of the largest variance
@@ -94,7 +101,7 @@ def anatomy_of(classes: np.ndarray, tissue: np.ndarray, structures: Structures, 
     septum /= np.linalg.norm(septum)
     half_length = np.ptp(left @ apex) / 2
     axes = np.stack([septum, np.cross(apex, septum), apex], 1)
-    return Anatomy(ellipsoids[:, 0], ellipsoids[:, 1], axes, np.append(middle, half_length))
+    return Anatomy(ellipsoids[:, 0], ellipsoids[:, 1], axes, np.append(middle, half_length), left_atrium)
 
 
 def _places_mm(mask: np.ndarray, grid: Grid) -> np.ndarray:

@@ -45,6 +45,10 @@ MIDDLE_VEIN = [[26, -40, 13], [48, -42, 14], [72, -36, 12]]
 """A third one on the right."""
 WIDEST_MM = 38.5
 """Outer radius of a usual left ventricle, at the most."""
+VALVE_MM = 30.0
+"""How far the mitral valve lies before the middle of a usual left atrium."""
+USUAL_MM = 33.0
+"""The same in the mean."""
 SUPRA_AORTIC = (
     [[4, -10, 90], [14, -8, 118], [24, -12, 190]],
     [[-4, -24, 92], [-8, -18, 125], [-14, -16, 190]],
@@ -118,14 +122,28 @@ def _pulmonary_artery(points: np.ndarray, patient: Patient) -> np.ndarray:
 def _left_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
     """Body, funnel to the mitral valve, appendage and stubs of four pulmonary veins."""
     filled = np.array([31, 20 * patient.la_depth, 25]) * patient.la_scale * (1 + 0.12 * patient.emptied)
-    body = ellipsoid(points, LEFT_ATRIUM, filled)
+    centre = LEFT_ATRIUM + _forward(patient)
+    body = ellipsoid(points, centre, filled)
     mitral_valve = BASE - 8 * SEPTUM + 3 * INFERIOR
-    funnel = tube(points, [LEFT_ATRIUM, mitral_valve], [17 * patient.la_depth, 19 * np.sqrt(patient.la_depth)])
-    appendage = _appendage(points, [[-14, -28, 24], [-30, -18, 31], [-36, -6, 31]], [9, 8.5, 7], patient)
+    radii = [17, 19] if patient.is_usual else np.full(2, 15 * patient.la_depth)
+    funnel = tube(points, [centre, mitral_valve], radii)
+    from_body: Curve = [_forward(patient) + np.array([-14, -28, 24]), [-30, -18, 31], [-36, -6, 31]]
+    appendage = _appendage(points, from_body, [9, 8.5, 7], patient)
     stubs = []
     for path, radius, length in _veins(patient):
         stubs.append(tube(points, _stub(path, length), [radius + 1, radius]))
     return union(body, funnel, appendage, *stubs, blend_mm=8)
+
+
+def _forward(patient: Patient) -> np.ndarray:
+    """How far a left atrium lies before a usual one, so that one of wide variety reaches the valve however flat it is.
+
+    (3,) mm.
+    """
+    if patient.is_usual:
+        return np.zeros(3)
+    depth = 20 * patient.la_depth * patient.la_scale[1]
+    return np.array([0.0, np.clip(VALVE_MM - depth, 0, 20), 0.0])
 
 
 def _appendage(points: np.ndarray, path: Curve, radii: Sequence[float], patient: Patient) -> np.ndarray:
@@ -143,10 +161,10 @@ def _veins(patient: Patient) -> Sequence[tuple[Curve, float, float]]:
     veins = list(zip(PULMONARY_VEINS, patient.vein_radius, patient.stub_length, strict=True))
     number = int(patient.veins)
     if number == 3:
-        return [*veins[:2], (COMMON_VEIN, 1.35 * patient.vein_radius[2], patient.stub_length[2])]
+        veins[2:] = [(COMMON_VEIN, 1.35 * patient.vein_radius[2], patient.stub_length[2])]
     if number == 5:
         veins.append((MIDDLE_VEIN, 0.7 * patient.vein_radius[0], patient.stub_length[0]))
-    return veins
+    return [(list(_forward(patient) + path), radius, length) for path, radius, length in veins]
 
 
 def _stub(path: Curve, length: float) -> list[np.ndarray]:
@@ -168,26 +186,47 @@ def _right_atrium(points: np.ndarray, patient: Patient) -> np.ndarray:
 def _right_ventricle(points: np.ndarray, patient: Patient) -> np.ndarray:
     """Body, inlet from the tricuspid valve and outflow tract; carving makes it a crescent around the septum."""
     body = ellipsoid(points, *_right_body(patient))
-    inlet = tube(points, [[-5, 30, -18], [22, 15, -9]], [20, 20])
-    path: Curve = [[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]]
-    outflow = tube(points, path, [20, 16, patient.pa_radius])
+    inlet_path = np.array([[-5, 30, -18], [22, 15, -9]])
+    outflow_path = np.array([[-10, 41, -8], [-16, 43, 16], PULMONARY_VALVE - [0, 2, -8]])
+    inlet_radii = np.array([20.0, 20])
+    outflow_radii = np.array([20, 16, patient.pa_radius])
+    if not patient.is_usual:
+        # Both follow the septum and contract with the body.
+        wider = patient.rv_scale[0] * (1 - 0.35 * patient.emptied)
+        inlet_radii = 0.9 * wider * inlet_radii
+        outflow_radii[:2] *= 0.8 * wider
+        inlet_path = inlet_path + _aside_of_usual(patient)
+        outflow_path = outflow_path + np.outer([1, 0.5, 0], _aside_of_usual(patient))
+    inlet = tube(points, list(inlet_path), inlet_radii)
+    outflow = tube(points, list(outflow_path), outflow_radii)
     return union(body, inlet, outflow, blend_mm=10)
 
 
 def _right_body(patient: Patient) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centre, semi-axes and directions of the right ventricle's body.
 
-    It turns about the left one's axis and makes room for it; at end-systole it is smaller.
+    In wide variety its middle lies on the left one's wall, its apex stays behind the left one's, and it turns about
+    the left one's axis. At end-systole its free wall has come near the septum.
     """
-    centre = np.array([-13.0, 39, -16])
-    lengths = (
-        np.array([45, 24 * patient.rv_depth, 33]) * patient.rv_scale * np.array([0.93, 0.8, 0.88]) ** patient.emptied
-    )
-    pushed = max(0.0, patient.cavity_radius + patient.wall_mm - WIDEST_MM) * SEPTUM
-    if not patient.septum_deg:  # of usual patients, without the rounding of a turn
-        return centre + pushed, lengths, LV_AXES
+    if patient.is_usual:
+        outer_mm = patient.cavity_radius + patient.wall_mm
+        pushed = max(0.0, outer_mm - WIDEST_MM) * SEPTUM
+        lengths = np.array([45, 24, 33]) * patient.rv_scale
+        return np.array([-13.0, 39, -16]) + pushed, lengths, LV_AXES
+    outer_mm = patient.cavity_radius + patient.wall_mm
+    left_apex_mm = 18 + patient.cavity_length + 0.8 * patient.wall_mm  # from the base
+    first, last = -6.5, left_apex_mm - patient.rv_apex_mm
+    depth = 24 * patient.rv_depth * patient.rv_scale[1] * (1 - 0.45 * patient.emptied)
+    breadth = (9 + 0.45 * outer_mm) * patient.rv_scale[2] * (1 - 0.12 * patient.emptied)
     turn = Rotation.from_rotvec(np.radians(patient.septum_deg) * APEX / np.linalg.norm(APEX)).as_matrix()
-    return BASE + turn @ (centre + pushed - BASE), lengths, turn @ LV_AXES
+    axes = turn @ LV_AXES
+    centre = BASE + axes @ [(first + last) / 2, outer_mm, 7]
+    return centre, np.array([(last - first) / 2, depth, breadth]), axes
+
+
+def _aside_of_usual(patient: Patient) -> np.ndarray:
+    """How much farther from the left ventricle's axis than usual its wall ends: (3,) mm towards the right one."""
+    return (patient.cavity_radius + patient.wall_mm - USUAL_MM) * SEPTUM
 
 
 def _left_vessels(points: np.ndarray, chambers: Fields, cup: np.ndarray, patient: Patient) -> np.ndarray:
@@ -241,7 +280,7 @@ def _papillary_muscles(points: np.ndarray, patient: Patient) -> np.ndarray:
     for side in (0.8 * INFERIOR + 0.2 * SEPTUM, -0.5 * INFERIOR - 0.75 * SEPTUM):
         tip = BASE + 30 * APEX + 0.6 * patient.cavity_radius * side
         root = BASE + 60 * APEX + 0.85 * patient.cavity_radius * side
-        muscles.append(tube(points, [tip, root], [3, 5]))
+        muscles.append(tube(points, [tip, root], patient.papillary_scale * np.array([3, 5])))
     return union(*muscles)
 
 

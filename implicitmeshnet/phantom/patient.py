@@ -43,7 +43,7 @@ class Patient:
     """
 
     # The whole heart: its size and pose, and the smooth random deformation of the whole patient.
-    scale: float = field(metadata=_uniform(0.90, 1.08, wide=(0.72, 1.16)))
+    scale: float = field(metadata=_uniform(0.90, 1.08, wide=(0.74, 1.2)))
     rotation_deg: np.ndarray = field(metadata=_uniform(-10, 10, (3,), wide=(-18, 18)))
     warp_noise: np.ndarray = field(metadata=_uniform(-1, 1, (3, *WARP_SHAPE)))
     warp_sd_mm: float = field(metadata=_uniform(2.5, 4.0))
@@ -51,9 +51,9 @@ class Patient:
     # Its parts; a scale multiplies the part's three semi-axes.
     lv_radius: float = field(metadata=_uniform(20.5, 27.5, wide=(18, 36)))
     lv_length: float = field(metadata=_uniform(60, 71, wide=(54, 78)))
-    wall_thickness: float = field(metadata=_uniform(7, 11, wide=(5, 15)))
-    rv_scale: np.ndarray = field(metadata=_uniform(0.9, 1.12, (3,), wide=(0.8, 1.3)))
-    la_scale: np.ndarray = field(metadata=_uniform(0.82, 1.1, (3,), wide=(0.6, 1.4)))
+    wall_thickness: float = field(metadata=_uniform(7, 11, wide=(4.5, 13)))
+    rv_scale: np.ndarray = field(metadata=_uniform(0.9, 1.12, (3,), wide=(0.75, 1.45)))
+    la_scale: np.ndarray = field(metadata=_uniform(0.82, 1.1, (3,), wide=(0.65, 1.3)))
     ra_scale: np.ndarray = field(metadata=_uniform(0.85, 1.12, (3,), wide=(0.7, 1.35)))
     aorta_radius: float = field(metadata=_uniform(13, 18, wide=(11, 22)))
     pa_radius: float = field(metadata=_uniform(10.5, 15, wide=(9, 18)))
@@ -67,8 +67,10 @@ class Patient:
     )  # of the ventricles, 0 at end-systole, from 1 on end-diastole
     septum_deg: float = field(metadata=_usually(0, wide=(-18, 18)))  # the right ventricle's turn about the left one
     veins: float = field(metadata=_usually(4, wide=(3, 6)))  # its whole part: pulmonary veins that join the left atrium
-    la_depth: float = field(metadata=_usually(1, wide=(0.5, 1.05)))  # of the left atrium, front to back
-    rv_depth: float = field(metadata=_usually(1, wide=(1.0, 1.6)))  # of the right ventricle, from the septum
+    la_depth: float = field(metadata=_usually(1, wide=(0.55, 0.95)))  # of the left atrium, front to back
+    rv_depth: float = field(metadata=_usually(1, wide=(0.85, 1.6)))  # of the right ventricle, from the septum
+    rv_apex_mm: float = field(metadata=_usually(0, wide=(3, 28)))  # how far it ends before the left one's
+    papillary_scale: float = field(metadata=_usually(1, wide=(0.7, 1.8)))  # of the papillary muscles' radii
     appendage_scale: float = field(metadata=_usually(1, wide=(0.6, 1.45)))  # of both atria's
     # The chest around it.
     fat_thickness: float = field(metadata=_uniform(2, 6, wide=(1, 12)))  # on the heart
@@ -105,6 +107,11 @@ class Patient:
         return cls(**values)
 
     @property
+    def is_usual(self) -> bool:
+        """Whether he is of usual variety; a wide patient's right ventricle ends before the left one's by some mm."""
+        return self.rv_apex_mm == 0
+
+    @property
     def emptied(self) -> float:
         """How far the ventricles are from end-diastole: 0, to 1 at end-systole."""
         return max(0.0, 1 - self.filling)
@@ -112,7 +119,7 @@ class Patient:
     @property
     def cavity_radius(self) -> float:
         """Of the left ventricle at this time of the beat: at end-systole about half the area is left."""
-        return self.lv_radius * (1 - 0.28 * self.emptied)
+        return self.lv_radius * (1 - 0.33 * self.emptied)
 
     @property
     def cavity_length(self) -> float:
@@ -122,7 +129,7 @@ class Patient:
     @property
     def wall_mm(self) -> float:
         """Of the left ventricle at this time of the beat: its muscle keeps its volume."""
-        return self.wall_thickness * (1 + 0.35 * self.emptied)
+        return self.wall_thickness * (1 + 0.42 * self.emptied)
 
     @property
     def phase_name(self) -> str:
