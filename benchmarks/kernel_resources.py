@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every CUDA kernel, from nvcc, for each architecture; prints a table.
 
-    python benchmarks/kernel_resources.py [--architectures 80 86 90 100] [--sources mesh2sdf ...] [--kernels solve ...]
+    python benchmarks/kernel_resources.py [--architectures 75 80 86 90 100 120] [--sources mesh2sdf ...] [--kernels solve ...]
 
 Wants nvcc, no GPU. A cell holds registers of a thread / bytes spilled / KiB of shared memory of a group.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from implicitmeshnet.script import InputError, run_script
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-ARCHITECTURES = [80, 86, 90, 100]
+ARCHITECTURES = [75, 80, 86, 90, 100, 120]
 SOURCES = sorted(CSRC.glob("*.cu"))
 ENTRY = re.compile(
     r"Compiling entry function '(?P<entry>\w+)' for 'sm_(?P<architecture>\d+)'.*?"
