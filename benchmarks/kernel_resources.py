@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every CUDA kernel, from nvcc, for each architecture; prints a table.
 
-    python benchmarks/kernel_resources.py [--architectures 75 80 86 90 100 120] [--sources mesh2sdf ...] [--kernels solve ...]
+    python benchmarks/kernel_resources.py [--architectures 80 90 ...] [--sources mesh2sdf ...] [--kernels solve ...]
 
 Wants nvcc, no GPU. A cell holds registers of a thread / bytes spilled / KiB of shared memory of a group.
 """
