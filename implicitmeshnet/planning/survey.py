@@ -11,7 +11,7 @@ from implicitmeshnet.data.volume import Volume, canonical
 HIGHEST_VALUE = 2**15 - 1  # of a label that a config can name
 CT_AIR_HU = -200.0  # below it lie air and lung in CT; other images have no such values
 QUANTILES = (0.005, 0.995)  # of the intensities of structures' voxels, as nnU-Net takes them
-SAMPLES = 20_000  # labelled voxels of a case whose intensities are kept, at the most
+SAMPLES = 20_000  # labelled voxels of a case whose intensities are kept, up to twice as many
 
 
 @dataclass(frozen=True, eq=False)
