@@ -251,6 +251,12 @@ class LossConfig:
     laplacian_epochs: Count = 800
     """Epochs of the cosine annealing from laplacian_start to laplacian_end."""
 
+    @property
+    def has_meshes(self) -> bool:
+        """Whether any term of the meshes has a weight; else only the UNet and the coarse pass are trained."""
+        laplacian = self.laplacian_start + self.laplacian_end
+        return self.occupancy + self.surface + self.overlap + self.triangles + laplacian > 0
+
 
 @dataclass
 class TrainingConfig:

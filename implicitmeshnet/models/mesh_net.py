@@ -22,7 +22,7 @@ CENTRED_RADIUS = 0.5  # of the paper's template, normalised units
 class Prediction:
     """What the network says of a batch of images."""
 
-    stages: list[torch.Tensor]  # vertices after each stage, (B, S, V, 3) normalised
+    stages: list[torch.Tensor]  # vertices after each stage, (B, S, V, 3) normalised; see ImplicitMeshNet
     segmentation: torch.Tensor  # logits (B, S + 1, X, Y, Z), background first
     coarser: list[torch.Tensor] = field(default_factory=list)  # such of coarser levels, for training alone
 
@@ -107,8 +107,10 @@ class ImplicitMeshNet(nn.Module):
     """Image (B, C, X, Y, Z) in [-1, 1] -> Prediction. Where the UNet runs in bfloat16, the mesh part stays float32.
 
     `localiser` is the network of the coarse pass, which finds where such images are to be cut from a volume; None where
-    they are cut from the centre.
+    they are cut from the centre. Without `trains_meshes` the graph decoder rests in training, and there are no stages.
     """
+
+    trains_meshes: bool = True
 
     def __init__(self, unet: UNet, decoder: GraphDecoder, localiser: Localiser | None = None):
         super().__init__()
@@ -119,8 +121,10 @@ class ImplicitMeshNet(nn.Module):
     def forward(self, image: torch.Tensor) -> Prediction:
         pyramid, segmentation = self.unet(image)
         with torch.autocast(image.device.type, enabled=False):
-            coarser = self.unet.coarser_logits(pyramid) if self.training else []
-            return Prediction(self.decoder(pyramid), segmentation, coarser)
+            if not self.training:
+                return Prediction(self.decoder(pyramid), segmentation)
+            stages = self.decoder(pyramid) if self.trains_meshes else []
+            return Prediction(stages, segmentation, self.unet.coarser_logits(pyramid))
 
 
 def build_network(config: Config) -> ImplicitMeshNet:

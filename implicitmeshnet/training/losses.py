@@ -253,7 +253,7 @@ class Losses:
 
     Occupancy and overlap are of the last stage's meshes; surface, Laplacian and triangles are means over the stages,
     and the segmentation's are `level_mean` over the levels that segment.
-    The terms after the segmentation's are 0 where their weight is.
+    The terms after the segmentation's are 0 where their weight is, and all of the meshes' where there are no stages.
     """
 
     occupancy: torch.Tensor
@@ -299,7 +299,7 @@ class MeshLoss(nn.Module):
 
     def forward(self, prediction: Prediction, label: torch.Tensor, epoch: float) -> tuple[torch.Tensor, Losses]:
         """label (B, X, Y, Z), a class map -> the total (scalar) and its Losses."""
-        losses = self._losses(prediction, label)
+        losses = Losses(**self._of_meshes(prediction, label), **self._of_segmentation(prediction, label))
         weighted = self.config.occupancy * losses.occupancy
         weighted = weighted + self.config.surface * losses.surface
         weighted = weighted + laplacian_weight(self.config, epoch) * losses.laplacian
@@ -309,7 +309,11 @@ class MeshLoss(nn.Module):
         weighted = weighted + self.config.triangles * losses.triangles
         return weighted, losses
 
-    def _losses(self, prediction: Prediction, label: torch.Tensor) -> Losses:
+    def _of_meshes(self, prediction: Prediction, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The terms of the meshes, by the names of `Losses`."""
+        nothing = torch.zeros((), device=label.device)
+        if not prediction.stages:
+            return dict.fromkeys(("occupancy", "surface", "laplacian", "overlap", "triangles"), nothing)
         masks = structure_masks(label, self.structures)
         kept = kept_voxels(label, self.structures)
         known = None if kept is None else known_neighbourhoods(kept)
@@ -319,21 +323,28 @@ class MeshLoss(nn.Module):
         occupancy = occupancy_loss(logits, masks, kept)
         surfaces = [surface_loss(stage, self.faces, border, known) for stage in prediction.stages]
         laplacians = [laplacian_loss(stage, around) for stage in prediction.stages]
-        levels = [prediction.segmentation, *prediction.coarser]
-        segmentation = level_mean(class_loss, levels, label, self.structures.ignored_class)
-        nothing = torch.zeros_like(segmentation)
-        segmentation_dice = nothing
-        if self.config.segmentation_dice > 0:
-            segmentation_dice = level_mean(soft_dice_loss, levels, label, self.structures.ignored_class)
         overlap = nothing
         if self.config.overlap > 0:
             overlap = overlap_loss(logits, masks, self.structures.encloses, kept)
         triangles = nothing
         if self.config.triangles > 0:
             triangles = triangle_loss(torch.stack(prediction.stages) * self.proportions, self.faces)
-        surface = torch.stack(surfaces).mean()
-        laplacian = torch.stack(laplacians).mean()
-        return Losses(occupancy, surface, laplacian, segmentation, segmentation_dice, overlap, triangles)
+        return {
+            "occupancy": occupancy,
+            "surface": torch.stack(surfaces).mean(),
+            "laplacian": torch.stack(laplacians).mean(),
+            "overlap": overlap,
+            "triangles": triangles,
+        }
+
+    def _of_segmentation(self, prediction: Prediction, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The terms of the UNet's segmentation, by the names of `Losses`."""
+        levels = [prediction.segmentation, *prediction.coarser]
+        segmentation = level_mean(class_loss, levels, label, self.structures.ignored_class)
+        dice = torch.zeros_like(segmentation)
+        if self.config.segmentation_dice > 0:
+            dice = level_mean(soft_dice_loss, levels, label, self.structures.ignored_class)
+        return {"segmentation": segmentation, "segmentation_dice": dice}
 
     def _exact_distance(self, vertices: torch.Tensor, shape: list[int]) -> torch.Tensor:
         return mesh2sdf(vertices, self.faces, shape)

@@ -97,6 +97,8 @@ def start_run(config: Config, device: torch.device, deep: DeepRoute | None) -> R
     torch.manual_seed(settings.seed)
     network = build_network(config).to(device)
     network.unet.recompute = settings.recompute
+    network.trains_meshes = config.loss.has_meshes
+    network.decoder.requires_grad_(config.loss.has_meshes)
     if settings.compile:
         network.unet.compile()
     faces = network.decoder.faces
@@ -134,9 +136,10 @@ def train_step(
                 losses.append({"localiser": localiser_loss(run, overview, moment)})
                 total = total + parts * losses[-1]["localiser"]
             (total / parts).backward()
-        vertices.append(prediction.vertices.detach().flatten(0, 1))
+        if prediction.stages:
+            vertices.append(prediction.vertices.detach().flatten(0, 1))
     skipped = clipped_step(run.network, run.optimizer)
-    if run.deep:
+    if run.deep and vertices:
         loss, also_skipped = run.deep.step(torch.cat(vertices))
         losses.append({"drn": loss})
         skipped = torch.maximum(skipped, also_skipped)
