@@ -507,3 +507,20 @@ def test_the_overlap_takes_no_distance_of_its_own():
     logits = logits_of(vertices, faces, LossConfig().temperature)
     wanted = overlap_loss(logits, torch.ones(1, 2, *SHAPE), [(), ()])
     torch.testing.assert_close(terms.overlap, wanted)
+
+
+def test_without_stages_only_the_segmentation_is_learnt():
+    _, faces = ball_mesh(0.5, 2)
+    criterion = MeshLoss(faces, 162, LossConfig(segmentation=2.0, segmentation_dice=1.0), structures_of(1))
+    logits = torch.randn(1, 2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    total, losses = criterion(Prediction([], logits), ball(0.6)[0].long(), 0.0)
+    assert losses.segmentation > 0 and losses.segmentation_dice > 0
+    torch.testing.assert_close(total, 2 * losses.segmentation + losses.segmentation_dice)
+    assert losses.occupancy == losses.surface == losses.laplacian == losses.overlap == losses.triangles == 0
+
+
+@pytest.mark.parametrize("term", ["occupancy", "surface", "overlap", "triangles", "laplacian_start", "laplacian_end"])
+def test_meshes_are_trained_where_any_of_their_terms_has_a_weight(term):
+    nothing = dict.fromkeys(("occupancy", "surface", "overlap", "triangles", "laplacian_start", "laplacian_end"), 0.0)
+    assert not LossConfig(**nothing).has_meshes
+    assert LossConfig(**nothing | {term: 0.1}).has_meshes

@@ -134,3 +134,11 @@ def test_a_network_with_profiles_predicts_and_learns():
         torch.nn.init.normal_(stage.output.weight)
     network(torch.randn(2, 1, 16, 12, 8)).vertices.square().sum().backward()
     assert network.decoder.stages[-1].input.weight.grad.abs().sum((0, 2)).gt(0).all()
+
+
+def test_the_decoder_rests_in_training_alone_where_no_meshes_are_trained():
+    network = build_network(small_config())
+    network.trains_meshes = False
+    image = torch.randn(2, 1, 16, 12, 8)
+    assert network(image).stages == []
+    assert len(network.eval()(image).stages) == len(network.decoder.stages)
