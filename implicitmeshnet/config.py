@@ -61,6 +61,7 @@ Variation = Literal[
     "mixing",
     "texture",
     "scars",
+    "trabeculae",
     "bias",
     "orientation",
     "view",

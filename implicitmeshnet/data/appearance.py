@@ -46,7 +46,9 @@ ALONE = (
 )
 SHORT_AXIS = 0.25  # share of draws whose slices lie across the left ventricle's long axis
 LEFT_ATRIUM_VIEW = 0.4  # share of the views of one structure that are of this one, as before ablations
-BRIGHT_BLOOD = 0.5  # share of contrasts whose blood is brighter than muscle, beside those in which it is by chance
+BRIGHT_BLOOD = 0.7  # share of contrasts whose blood is brighter than muscle, beside those in which it is by chance
+BRIGHT_BLOOD_SHORT_AXIS = 0.9  # the same of short-axis stacks, which are mostly cine
+TURNED_STACKS = 0.4  # share of stacks without a direction that are stored with other axes than most
 MIRRORED = 0.2  # share of the others whose axes are flipped, as by a header that is wrong
 TURN_DEG = 15.0
 FAR_TURN_DEG = 30.0
@@ -168,7 +170,10 @@ def _draw(
     view = view.moved(-np.linalg.solve(pose.matrix, shift_mm))
     lines = _scan(draws, view, shape, spacing)
     grid = _warp(draws, parts, pose, shift_mm, shape, spacing)
-    painted = _paint(parts, contrasts(draws).to(parts.device))
+    table = contrasts(draws, BRIGHT_BLOOD_SHORT_AXIS if view.short_axis else BRIGHT_BLOOD)
+    painted = _paint(parts, table.to(parts.device))
+    if draws.has("trabeculae", 0.5):
+        _add_trabeculae(draws, painted[0], parts[0], float(table[0, Tissue.MYOCARDIUM]), of_device)
     if draws.has("scars", 0.25):
         _add_scars(draws, painted[0], parts[0], of_device)
     points = grid.movedim(0, -1)[None]
@@ -245,7 +250,10 @@ def _pose(draws: Draws, anatomy: Anatomy) -> Pose:
     slices = None
     if draws.has("orientation", SHORT_AXIS) and known:
         has_direction = draws.has("orientation", 0.4)
-        signs[0] = 1
+        if draws.has("orientation", TURNED_STACKS):
+            in_plane += math.pi / 2 * draws.choice(4)
+        else:
+            signs[0] = 1
         matrix = anatomy.axes * signs @ rotation(2, in_plane).double().numpy()
         slices = 2
         if has_direction:
@@ -317,18 +325,19 @@ def _warp(
 # Contrast
 
 
-def contrasts(draws: Draws) -> torch.Tensor:
+def contrasts(draws: Draws, bright_blood: float = BRIGHT_BLOOD) -> torch.Tensor:
     """A brightness of each tissue, about 0 to 1, its grain and how much it mixes: (3, K).
 
     Tissues of one kind are nearly alike, kinds are free, but for what is often so: both hearts' blood alike, muscles
-    alike, air dark, blood brighter than muscle. Left out, the contrast is that of a contrast-enhanced CT's arterial
-    phase.
+    alike, air dark, blood brighter than muscle, in a share of `bright_blood`. Blood mixes most. Left out, the contrast
+    is that of a contrast-enhanced CT's arterial phase.
     """
     kinds = [LEFT_BLOOD, RIGHT_BLOOD, HEART_MUSCLE, OTHER_MUSCLE, AIR, *((tissue,) for tissue in ALONE)]
     level = [draws.between(0, 1) for _ in kinds]
     left, right, heart, other, air, lung, lung_vessel, _, bone = range(9)
-    if draws.has("contrast", BRIGHT_BLOOD):
-        level[heart] = (1 - draws.between(0.2, 0.9)) * level[left]
+    if draws.has("contrast", bright_blood):
+        level[left] = 0.5 + 0.5 * level[left]
+        level[heart] = (1 - draws.between(0.3, 0.9)) * level[left]
     _tie(draws, level, right, left, 0.55, 0.04)
     _tie(draws, level, other, heart, 0.6, 0.08)
     _tie(draws, level, lung_vessel, right, 0.8, 0.05)
@@ -349,8 +358,10 @@ def contrasts(draws: Draws) -> torch.Tensor:
     if draws.has("texture"):
         table[1] = draws.between(0, 0.06) * torch.rand(len(Tissue), generator=draws.generator)
     if draws.has("mixing"):
-        some = torch.rand(len(Tissue), generator=draws.generator) < 0.3
-        table[2] = 0.1 * torch.randn(len(Tissue), generator=draws.generator) * some
+        chance = torch.full((len(Tissue),), 0.3)
+        chance[list(LEFT_BLOOD + RIGHT_BLOOD)] = 0.7
+        some = torch.rand(len(Tissue), generator=draws.generator) < chance
+        table[2] = 0.12 * torch.randn(len(Tissue), generator=draws.generator) * some
     return table
 
 
@@ -382,6 +393,20 @@ def _add_scars(draws: Draws, bright: torch.Tensor, tissue: torch.Tensor, of_devi
     muscle = (tissue == Tissue.MYOCARDIUM) | (tissue == Tissue.WALL)
     threshold = draws.between(0.5, 1.2)
     bright.copy_(torch.where(muscle & (field > threshold), draws.between(0, 1.2), bright))
+
+
+def _add_trabeculae(
+    draws: Draws, bright: torch.Tensor, tissue: torch.Tensor, muscle: float, of_device: torch.Generator
+) -> None:
+    """Trabeculae and papillary muscles, of about 10 mm, in the ventricles' blood of a brightness (X, Y, Z), in place.
+
+    They are as bright as `muscle`, or less distinct.
+    """
+    field = _smooth_fields(1, 24, bright.shape, of_device)[0]
+    blood = (tissue == Tissue.LV) | (tissue == Tissue.RV)
+    threshold = draws.between(0.6, 1.4)
+    toward_muscle = torch.lerp(bright, torch.full_like(bright, muscle), draws.between(0.3, 1))
+    bright.copy_(torch.where(blood & (field > threshold), toward_muscle, bright))
 
 
 def _smooth_fields(count: int, nodes: int, shape: Sequence[int], of_device: torch.Generator) -> torch.Tensor:
@@ -545,10 +570,10 @@ def _normalised(draws: Draws, image: torch.Tensor, inside: tuple[slice, ...]) ->
     values = values[:: max(1, len(values) // MEASURED)]
     low, high = (values.kthvalue(1 + int(share * (len(values) - 1))).values for share in PERCENTILES)
     width = high - low
-    if draws.has("levels", 0.4):
+    if draws.has("levels", 0.6):
         low = low - width * draws.between(-0.05, 0.3)
-    if draws.has("levels", 0.5):
-        high = high + width * draws.between(-0.3, 0.5)
+    if draws.has("levels", 0.75):
+        high = high + width * draws.between(-0.2, 0.5)
     unit = ((image - low) / (high - low).clamp(min=1e-6)).clamp_(0, 1)
     if draws.has("gamma"):
         unit.pow_(math.exp(draws.between(-0.5, 0.5)))
