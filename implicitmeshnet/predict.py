@@ -25,7 +25,16 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import Sample, on_network_grid, read_channels, standardise
 from implicitmeshnet.data.overview import mask_centre_mm, overview_of
 from implicitmeshnet.data.plausibility import intensity_warnings
-from implicitmeshnet.data.volume import Grid, Volume, box_inside, canonical, network_grid, resample_labels
+from implicitmeshnet.data.volume import (
+    Grid,
+    Volume,
+    box_inside,
+    in_order_of,
+    network_grid,
+    resample_labels,
+    slices_along,
+    turned_by,
+)
 from implicitmeshnet.models.ensemble import Ensemble
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet
 from implicitmeshnet.models.weights import load_network, pick_device, snapshot_path
@@ -115,15 +124,15 @@ class View(NamedTuple):
     name: str  # what messages call the image
     warnings: list[str]
     seconds: dict[str, float]  # by phase
-    others: tuple["Mirrored", ...] = ()  # the same image with some of its axes flipped, where orientation is guessed
+    others: tuple["Turned", ...] = ()  # the same image in other worlds, of which the best is taken
 
 
-class Mirrored(NamedTuple):
-    """An image whose header is taken to be wrong about the direction of some axes."""
+class Turned(NamedTuple):
+    """An image in another world than its header's: slices along the network's, or axes that are taken to be flipped."""
 
-    axes: str  # which, as "x z"
+    axes: str  # which are flipped, as "x z"
     view: View
-    mirror: np.ndarray  # (4, 4), from the world that this view takes for true to the header's, and back
+    turn: np.ndarray  # (4, 4), from the header's world to this one
 
 
 class Predictor:
@@ -200,23 +209,23 @@ class Predictor:
 
     def look(self, image: Volume) -> View:
         """What `surfaces_of` takes, for callers who let go of the image before that. Raises InputError as a call."""
-        if self.orientation == "header":
-            return self._look(image)
-        looks: list[Mirrored] = []
+        looks: list[Turned] = []
         lost: list[NothingFound] = []
-        for flips in product((1.0, -1.0), repeat=3):
+        for flips in product((1.0, -1.0), repeat=3) if self.orientation == "guess" else [(1.0, 1.0, 1.0)]:
             mirror = _mirror(image.grid, flips)
-            flipped = replace(image, grid=replace(image.grid, affine=mirror @ image.grid.affine))
+            turn = slices_along(turned_by(image, mirror).grid, self.data.spacing_mm) @ mirror
             axes = " ".join(axis for axis, sign in zip("xyz", flips, strict=True) if sign < 0)
             try:
-                looks.append(Mirrored(axes, self._look(flipped), mirror))
+                looks.append(Turned(axes, self._look(turned_by(image, turn)), turn))
             except NothingFound as error:
                 lost.append(error)
         if not looks:
             raise lost[0]
         first = looks[0]
+        if len(looks) == 1 and (first.turn == np.eye(4)).all():
+            return first.view
         # What is written lies in the header's world, and so does the sample that previews show.
-        sample = replace(first.view.sample, grid=_in_world(first.mirror, first.view.sample.grid))
+        sample = replace(first.view.sample, grid=_in_world(np.linalg.inv(first.turn), first.view.sample.grid))
         seconds = _summed(each.view.seconds for each in looks)
         return first.view._replace(sample=sample, grid=image.grid, seconds=seconds, others=tuple(looks))
 
@@ -240,13 +249,14 @@ class Predictor:
         scores = [np.nan_to_num(list(guess.agreement.values())).mean() for guess in guesses]
         best = int(np.argmax(scores))  # the header's own comes first
         chosen = guesses[best]
-        axes, _, mirror = view.others[best]
+        axes, _, turn = view.others[best]
+        back = np.linalg.inv(turn)
         told = [f"{view.name}: taken with its axes {axes} flipped, against its header"] if axes else []
-        handed = np.linalg.det(mirror) > 0
+        handed = np.linalg.det(turn) > 0
         return replace(
             chosen,
-            vertices=transform(mirror, chosen.vertices),
-            raw_vertices=transform(mirror, chosen.raw_vertices),
+            vertices=transform(back, chosen.vertices),
+            raw_vertices=transform(back, chosen.raw_vertices),
             faces=chosen.faces if handed else np.ascontiguousarray(chosen.faces[:, ::-1]),
             grid=view.grid,
             sample=view.sample,
@@ -379,8 +389,8 @@ def _canonical_directions(grid: Grid) -> np.ndarray:
     return canonical_grid.affine[:3, :3]
 
 
-def _in_world(mirror: np.ndarray, grid: Grid) -> Grid:
-    return replace(grid, affine=mirror @ grid.affine)
+def _in_world(turn: np.ndarray, grid: Grid) -> Grid:
+    return replace(grid, affine=turn @ grid.affine)
 
 
 def _summed(seconds: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -484,7 +494,7 @@ def preview(path: Path, surfaces: Surfaces, labels: Volume | None) -> Figure:
     structures = surfaces.structures
     grid = surfaces.sample.grid
     masks = structures.own_parts([mesh_to_mask(*mesh, grid) for mesh in surfaces.meshes])
-    classes = None if labels is None else resample_labels(canonical(labels), grid, structures)
+    classes = None if labels is None else resample_labels(in_order_of(labels, grid), grid, structures)
     views = []
     for structure, name in enumerate(structures.names):
         views.append(

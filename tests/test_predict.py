@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from meshes import structures_of
+from scipy.spatial.transform import Rotation
 
 from implicitmeshnet.config import Config, DataConfig, IntensityStatistics, NetworkConfig
-from implicitmeshnet.data.volume import Grid, Volume
+from implicitmeshnet.coordinates import transform
+from implicitmeshnet.data.volume import Grid, Volume, canonical, thick_axis
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.models.ensemble import CoarseEnsemble, Ensemble
 from implicitmeshnet.models.localiser import Localiser
@@ -284,3 +286,21 @@ def test_a_guessed_orientation_is_the_one_in_which_results_agree(predictor, side
 def test_whom_to_believe_about_the_axes_is_one_of_two(predictor):
     with pytest.raises(InputError, match="orientation: wanted header or guess, found 'none'"):
         Predictor(predictor.network, predictor.config, orientation="none")
+
+
+def test_slices_that_lie_across_another_of_the_patients_axes_are_seen_alike(predictor, tmp_path):
+    """A stack whose header has a direction: its slices are the network's, whose voxels are as thick, all the same."""
+    thick = Config(data=replace(predictor.config.data, spacing_mm=(2.0, 2.0, 6.0)))
+    seeing = Predictor(predictor.network, thick)
+    data = np.random.default_rng(0).normal(0, 100, (40, 44, 20)).astype(np.float32)
+    straight = np.diag([1.0, 1.0, 6.0, 1.0])
+    about_y = np.eye(4)
+    about_y[:3, :3] = Rotation.from_euler("y", 60, degrees=True).as_matrix()  # slices lie nearest to the sagittal plane
+    along_z = seeing(Volume(data, Grid(data.shape, straight)))
+    oblique = seeing(Volume(data, Grid(data.shape, about_y @ straight)))
+    assert thick_axis(canonical(Volume(data, Grid(data.shape, about_y @ straight))).grid.spacing_mm) == 0
+    np.testing.assert_array_equal(oblique.sample.image, along_z.sample.image)
+    np.testing.assert_allclose(oblique.raw_vertices, transform(about_y, along_z.raw_vertices), atol=1e-3)
+    np.testing.assert_allclose(oblique.sample.grid.affine, about_y @ along_z.sample.grid.affine, atol=1e-6)
+    assert (oblique.labelmap != along_z.labelmap).mean() < 0.003  # the repair depends on rounding
+    preview(tmp_path / "preview.png", oblique, Volume(along_z.labelmap, oblique.grid))

@@ -1,6 +1,7 @@
 """Orientation, resampling, intensity."""
 
 import itertools
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -26,6 +27,9 @@ from implicitmeshnet.data.volume import (
     resample_labels,
     resample_nearest,
     resample_nearest_onto,
+    slices_along,
+    thick_axis,
+    turned_by,
     voxels_apart,
 )
 from implicitmeshnet.script import InputError
@@ -374,3 +378,27 @@ def test_a_volume_in_the_order_of_another_grid_keeps_its_world():
     assert (turned.data == data.transpose(2, 0, 1)[:, :, ::-1]).all()
     assert turned.grid.shape == (4, 2, 3)
     np.testing.assert_allclose(turned.grid.affine, [[0, 1, 0, 0], [0, 0, -2, 4], [3, 0, 0, 0], [0, 0, 0, 1]])
+
+
+@fast
+@given(grids(), st.sampled_from([0, 1, 2]))
+def test_thick_slices_follow_each_other_along_the_networks_thick_axis(grid, wanted):
+    spacing = np.ones(3)
+    spacing[wanted] = 4
+    turn = slices_along(grid, spacing.tolist())
+    np.testing.assert_array_equal(turn @ turn.T, np.eye(4))
+    if thick_axis(grid.spacing_mm) is None:
+        np.testing.assert_array_equal(turn, np.eye(4))
+        return
+    turned = turned_by(Volume(np.zeros((1, 1, 1)), grid), turn)
+    along = network_grid(turned.grid, (8, 8, 8), 1.0)
+    assert thick_axis(canonical(replace(turned, data=np.zeros(grid.shape, np.uint8))).grid.spacing_mm) == wanted
+    in_the_header = turn.T @ along.affine
+    assert (in_the_header.diagonal()[:3] >= -1e-9).all()  # each axis points the way of the patient's
+
+
+def test_isotropic_networks_and_volumes_are_not_turned():
+    slices = Grid((20, 20, 20), np.diag([5.0, 1.0, 1.0, 1.0]))
+    np.testing.assert_array_equal(slices_along(slices, 2.0), np.eye(4))
+    np.testing.assert_array_equal(slices_along(unit_grid(20, 20, 20), (1.0, 1.0, 5.0)), np.eye(4))
+    assert (slices_along(slices, (1.0, 1.0, 5.0)) != np.eye(4)).any()

@@ -30,6 +30,8 @@ from implicitmeshnet.data.volume import (
     normalise_intensity,
     resample_channels,
     resample_labels,
+    slices_along,
+    turned_by,
     voxels_apart,
 )
 from implicitmeshnet.script import InputError, read_json, shorten
@@ -359,13 +361,15 @@ def _classes(labels: Volume, grid: Grid, structures: Structures) -> np.ndarray:
 def read_labelled(case: Case, config: DataConfig) -> tuple[Volume, Volume]:
     """Read a case that is known to have a label map, as `read_case`, and print the warnings about its files.
 
-    Raises InputError as `read_case`, and for a label map that has none of the structures.
+    Their world is turned where the network wants it, see `slices_along`. Raises InputError as `read_case`, and for a
+    label map that has none of the structures.
     """
     image, labels = read_case(case)
     assert labels is not None, "find_cases was asked for labelled cases"
     say(image.warnings + labels.warnings)
     check_labels(labels, Structures.of(config))
-    return image, labels
+    turn = slices_along(image.grid, config.spacing_mm)
+    return turned_by(image, turn), turned_by(labels, turn)
 
 
 def read_tissues(case: Case, config: DataConfig) -> tuple[Volume, Volume]:

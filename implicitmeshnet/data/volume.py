@@ -1,10 +1,12 @@
 """Volumes in the world: canonical orientation, resampling, intensity.
 
-A volume is read in the file's own voxel order; `canonical` turns it to RAS+. The network sees it on `network_grid`,
+A volume is read in the file's own voxel order; `canonical` turns it to RAS+, and `slices_along` before it the world
+where a network wants thick slices along an axis of its own. The network sees it on `network_grid`,
 whose axes run along those of the canonical volume, so `resample_image` and `resample_labels` multiply each axis by a
 matrix of its own.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from implicitmeshnet.coordinates import transform, voxel_from_normalised
 from implicitmeshnet.script import InputError
 from implicitmeshnet.structures import Structures
 
+THICK = 1.5  # times the spacing within them, from which slices count as thick
 TIE_BREAK = (1e-3, 2e-3, 4e-3)  # source voxels, see `shares`
 MAX_VOXELS = 2**31  # of a volume that is resampled by nearest neighbour
 PLANES_AT_ONCE = 16  # of a volume that is resampled
@@ -81,6 +84,42 @@ def canonical(volume: Volume) -> Volume:
     orientation = io_orientation(volume.grid.affine)
     channels = [apply_orientation(channel, orientation) for channel in volume.channels]
     return volume.with_channels(channels, _canonical_grid(volume.grid))
+
+
+def thick_axis(spacing_mm: Sequence[float] | np.ndarray, times: float = THICK) -> int | None:
+    """The axis along which slices follow each other, as its spacing is more than so many times the others'; or None."""
+    spacing = np.asarray(spacing_mm, np.float64)
+    axis = int(spacing.argmax())
+    return axis if spacing[axis] > times * np.delete(spacing, axis).max() else None
+
+
+def slices_along(grid: Grid, spacing_mm: float | Sequence[float]) -> np.ndarray:
+    """A turn of the world, (4, 4), after which a volume's thick slices lie across the thick axis of such a spacing.
+
+    Short-axis stacks lie anywhere between the patient's axes, and the nearest of these is another from one patient to
+    the next; a network with thick voxels wants them across the slices. The other axes, and all signs, are the nearest
+    to the patient's that remain. The turn takes axes to axes; it is the identity where either has no thick axis.
+    """
+    turn = np.eye(4)
+    wanted = thick_axis(np.broadcast_to(spacing_mm, 3))
+    found = thick_axis(grid.spacing_mm)
+    if wanted is None or found is None:
+        return turn
+    directions = grid.affine[:3, :3] / grid.spacing_mm  # of the voxels' axes, in columns
+    orders = [order for order in itertools.permutations(range(3)) if order[wanted] == found]
+    order = max(orders, key=lambda order: np.abs(directions[:, order]).trace())
+    nearest = io_orientation(grid.affine)[:, 0].astype(int)  # where `canonical` puts each of the voxels' axes
+    for axis, voxels in enumerate(order):
+        # Turned, the voxels' axis is to keep the sign that it has along the axis that it goes to.
+        agree = np.sign(directions[axis, voxels] * directions[nearest[voxels], voxels])
+        turn[axis, :3] = 0
+        turn[axis, nearest[voxels]] = agree or 1.0
+    return turn
+
+
+def turned_by(volume: Volume, turn: np.ndarray) -> Volume:
+    """The same volume in a world that was turned, or mirrored, by a matrix (4, 4)."""
+    return replace(volume, grid=replace(volume.grid, affine=turn @ volume.grid.affine))
 
 
 def in_order_of(volume: Volume, grid: Grid) -> Volume:

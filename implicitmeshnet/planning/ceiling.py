@@ -15,7 +15,7 @@ from implicitmeshnet.coordinates import transform
 from implicitmeshnet.data.dataset import Case, Sample, on_network_grid, read_case, standardise
 from implicitmeshnet.data.ellipsoids import ellipsoid_of
 from implicitmeshnet.data.overview import label_centre_mm
-from implicitmeshnet.data.volume import Volume, canonical, network_grid
+from implicitmeshnet.data.volume import Volume, canonical, network_grid, slices_along, turned_by
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.predict import segmentation_on_grid
@@ -63,11 +63,13 @@ def ceiling_of(case: Case, config: Config) -> CeilingCase:
 
 
 def _sample_of(case: Case, config: Config) -> tuple[Sample, Volume, Volume]:
-    """A case on the grid that its label places, and its image and label map as the files have them."""
+    """A case on the grid that its label places, its image and its label map, in a world turned by `slices_along`."""
     image, labels = read_case(case)
     assert labels is not None, "find_cases was asked for labelled cases"
-    turned = canonical(labels)
     data = config.data
+    turn = slices_along(image.grid, data.spacing_mm)
+    image, labels = turned_by(image, turn), turned_by(labels, turn)
+    turned = canonical(labels)
     centre_mm = label_centre_mm(turned, data) if data.region == "found" else None
     seen = standardise(image, data)
     grid = network_grid(seen.grid, data.shape, data.spacing_mm, centre_mm)

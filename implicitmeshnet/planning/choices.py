@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from implicitmeshnet.planning.survey import CT_AIR_HU, HIGHEST_VALUE, CaseFacts
+from implicitmeshnet.planning.survey import CT_AIR_HU, HIGHEST_VALUE, THICK, CaseFacts
 from implicitmeshnet.script import InputError, shorten
 
 MMWHS = {"LV": [500], "RV": [600], "LA": [420, 421], "RA": [550], "Myo": [205], "AO": [820], "PA": [850]}
 """The label values of the MM-WHS challenge, which name themselves."""
 ENCLOSED = 0.6  # share of a structure's surface that touches the one around it
 WIDER = 2.0  # the window's width, relative to the labels' range: what lies around them has to show too
-THICK = 3.0  # ratio of spacings from which slices count as thick (nnU-Net)
 THICK_QUANTILE = 0.1  # of the slices' spacings over the cases, the target along their axis (nnU-Net)
 CENTRED = 1.5  # a box around the volume's centre may be this much larger than one around the structures
 FOUND_MARGIN_MM = 6.0  # on every side of a box that the coarse pass places: what it may be off by

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from implicitmeshnet.data.dataset import Case, read_case
-from implicitmeshnet.data.volume import Volume, canonical
+from implicitmeshnet.data.volume import Volume, canonical, slices_along, thick_axis, turned_by
 
 HIGHEST_VALUE = 2**15 - 1  # of a label that a config can name
 CT_AIR_HU = -200.0  # below it lie air and lung in CT; other images have no such values
 QUANTILES = (0.005, 0.995)  # of the intensities of structures' voxels, as nnU-Net takes them
+THICK = 3.0  # ratio of spacings from which slices count as thick (nnU-Net)
+SLICES_ALONG_Z = (1.0, 1.0, THICK)
 SAMPLES = 20_000  # labelled voxels of a case whose intensities are kept, up to twice as many
 
 
@@ -51,6 +53,9 @@ def survey_case(case: Case) -> CaseFacts:
     """Read a labelled case and measure it; InputError as `read_case`."""
     image, labels = read_case(case)
     assert labels is not None, "find_cases was asked for labelled cases"
+    if thick_axis(image.grid.spacing_mm, THICK) is not None:  # as a config with thick voxels will have them turned
+        turn = slices_along(image.grid, SLICES_ALONG_Z)
+        image, labels = turned_by(image, turn), turned_by(labels, turn)
     image = canonical(image)
     labels = canonical(labels)
     inside = _bounding_box(labels.data > 0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from implicitmeshnet.data.volume import Grid, Volume, canonical, resample_labels
+from implicitmeshnet.data.volume import Grid, Volume, in_order_of, resample_labels
 from implicitmeshnet.predict import Surfaces
 from implicitmeshnet.surfaces.case_figure import case_figure
 from implicitmeshnet.surfaces.figures import StructureView, save_figure
@@ -21,7 +21,7 @@ def write_figure(stem: Path, name: str, surfaces: Surfaces, labels: Volume | Non
     """
     sample = surfaces.sample
     structures = surfaces.structures
-    classes = None if labels is None else resample_labels(canonical(labels), sample.grid, structures)
+    classes = None if labels is None else resample_labels(in_order_of(labels, sample.grid), sample.grid, structures)
     views = []
     volumes_ml = []
     for structure, structure_name in enumerate(structures.names):

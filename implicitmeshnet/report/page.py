@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from implicitmeshnet.coordinates import transform
-from implicitmeshnet.data.volume import Grid, Volume, box_inside, canonical, resample_image, resample_nearest_onto
+from implicitmeshnet.data.volume import Grid, Volume, box_inside, in_order_of, resample_image, resample_nearest_onto
 from implicitmeshnet.predict import Surfaces
 from implicitmeshnet.report.parts import blob, packed, write_page
 from implicitmeshnet.script import read_json, write_json
@@ -109,7 +109,7 @@ def page_grid(grid: Grid) -> Grid:
 
 
 def cut_to_box(volume: Volume, grid: Grid) -> Volume:
-    """A canonical volume without what lies outside a grid parallel to it, but for a margin, so that resampling is
+    """A volume without what lies outside a grid parallel to it, but for a margin, so that resampling is
     quick however large it is."""
     box = []
     for side, part in zip(volume.data.shape, box_inside(volume.grid, grid), strict=True):
@@ -125,7 +125,7 @@ def cut_to_box(volume: Volume, grid: Grid) -> Volume:
 
 def grey_image(image: Volume, grid: Grid) -> np.ndarray:
     """An image's first channel on the page's grid, uint8 (X, Y, Z) in GREY_LEVELS; black outside the image."""
-    seen = resample_image(cut_to_box(canonical(image), grid), grid, background=np.nan)
+    seen = resample_image(cut_to_box(in_order_of(image, grid), grid), grid, background=np.nan)
     if not np.isfinite(seen).any():
         return np.zeros(grid.shape, np.uint8)
     darkest, brightest = np.nanpercentile(seen, (DARKEST, BRIGHTEST))
