@@ -402,3 +402,18 @@ def test_isotropic_networks_and_volumes_are_not_turned():
     np.testing.assert_array_equal(slices_along(slices, 2.0), np.eye(4))
     np.testing.assert_array_equal(slices_along(unit_grid(20, 20, 20), (1.0, 1.0, 5.0)), np.eye(4))
     assert (slices_along(slices, (1.0, 1.0, 5.0)) != np.eye(4)).any()
+
+
+@pytest.mark.parametrize(("padding", "is_padding"), [(-3024, True), (-2000, True), (-1100, False), (-1024, False)])
+def test_what_a_scanner_writes_beyond_its_field_of_view_is_no_intensity(padding, is_padding):
+    hu = np.random.default_rng(0).uniform(-1024, 1500, (30, 30, 30)).round().astype(np.float32)
+    padded = hu.copy()
+    padded[:, :6, :6] = padding
+    config = DataConfig(intensity="percentile")
+    seen = normalise_intensity(padded, config, 0)
+    wanted = normalise_intensity(hu, config, 0)
+    inside = np.s_[:, 6:, 6:]
+    difference = np.abs(seen[inside] - wanted[inside]).max()
+    assert difference < (0.01 if is_padding else 0.2)
+    if is_padding:
+        assert (seen[:, :6, :6] == -1).all()

@@ -24,6 +24,7 @@ from implicitmeshnet.structures import Structures
 
 THICK = 1.5  # times the spacing within them, from which slices count as thick
 TIE_BREAK = (1e-3, 2e-3, 4e-3)  # source voxels, see `shares`
+PADDING_GAP = 0.1  # between a padding value and all others, relative to the range of these
 MAX_VOXELS = 2**31  # of a volume that is resampled by nearest neighbour
 PLANES_AT_ONCE = 16  # of a volume that is resampled
 
@@ -315,11 +316,26 @@ def _intensity_range(data: np.ndarray, config: DataConfig, channel: int) -> tupl
         half = config.window_hu / 2
         return config.level_hu - half, config.level_hu + half
     step = int(np.ceil((data.size / 2e6) ** (1 / 3)))  # a regular subset of about two million voxels is enough
-    subset = data[::step, ::step, ::step]
+    subset = _without_padding(data[::step, ::step, ::step])
     low, high = map(float, np.percentile(subset, config.percentiles))
     if low == high:
         return float(data.min()), float(data.max())
     return low, high
+
+
+def _without_padding(values: np.ndarray) -> np.ndarray:
+    """Values without the smallest where that is no measurement but what a scanner writes beyond its field of view.
+
+    A CT's corners may hold -2000 or -3024 HU where air has -1024: nothing comes near it, as it would to the darkest
+    tissue or to a background of 0.
+    """
+    least = values.min()
+    others = values[values > least]
+    if not others.size:
+        return values
+    gap = float(others.min()) - float(least)
+    width = float(others.max()) - float(others.min())
+    return others if gap > PADDING_GAP * width else values
 
 
 def _canonical_grid(grid: Grid) -> Grid:
