@@ -424,7 +424,7 @@ def score(label: Volume, path: Path, structures: list[str]) -> list[Row]:
         predicted = np.isin(label.data, values)
         reference = np.isin(truth.data, values)
         row = {"structure": name, "dice": dice(predicted, reference)}
-        row.update(surface_distances(predicted, reference, label.grid.spacing_mm))
+        row.update(surface_distances(predicted, reference, label.grid))
         rows.append(row)
     return rows
 

@@ -160,7 +160,7 @@ def agreement_of(surfaces: Surfaces, labels: np.ndarray) -> list[dict]:
         mask = surfaces.labelmap == value
         reference = surfaces.structures.mask(labels, structure)
         if reference.any():
-            distances = surface_distances(mask, reference, surfaces.grid.spacing_mm, ignored)
+            distances = surface_distances(mask, reference, surfaces.grid, ignored)
             row = {"structure": name, "dice": dice(mask, reference, ignored), **distances}
             rows.append(row | {"unet_dice": dice(surfaces.segmentation == value, reference, ignored)})
     return rows

@@ -340,15 +340,14 @@ def measure(case: Case, prediction: Path, structures: Structures) -> list[dict[s
     image, labels = read_case(case)
     assert labels is not None, "find_cases was asked for labelled cases"
     predicted = read_labels(prediction).data
-    spacing_mm = image.grid.spacing_mm
     ignored = structures.ignored_in(labels.data)
     rows = []
     for structure, name in enumerate(structures.names):
         mask = predicted == structures.written[name]
         truth = structures.mask(labels.data, structure)
         row = {"case": case.name, "structure": name, "dice": dice(mask, truth, ignored)}
-        row |= surface_distances(mask, truth, spacing_mm, ignored)
-        rows.append(row | {"label_volume_ml": volume_ml(truth, spacing_mm), "volume_ml": volume_ml(mask, spacing_mm)})
+        row |= surface_distances(mask, truth, image.grid, ignored)
+        rows.append(row | {"label_volume_ml": volume_ml(truth, image.grid), "volume_ml": volume_ml(mask, image.grid)})
     return rows
 
 

@@ -192,7 +192,7 @@ def agreement(surfaces: Surfaces, labelmap: np.ndarray, reference: np.ndarray) -
         mask = labelmap == value
         truth = surfaces.structures.mask(reference, structure)
         if truth.any():
-            rows.append({"dice": dice(mask, truth), **surface_distances(mask, truth, surfaces.grid.spacing_mm)})
+            rows.append({"dice": dice(mask, truth), **surface_distances(mask, truth, surfaces.grid)})
     return {key: statistics.mean(row[key] for row in rows) for key in AGREEMENT}
 
 

@@ -280,7 +280,7 @@ def test_a_ball_on_oblique_and_left_handed_grids(directions):
     vertices, faces = sphere(centre, 15)
     grid = grid_around(centre + 2.3, (60, 50, 40), directions * spacing_mm)
     mask = mesh_to_mask(vertices, faces, grid)
-    assert volume_ml(mask, grid.spacing_mm) == pytest.approx(mesh_volume_ml(vertices, faces), rel=0.01)
+    assert volume_ml(mask, grid) == pytest.approx(mesh_volume_ml(vertices, faces), rel=0.01)
     distance = np.linalg.norm(transform(grid.affine, np.argwhere(np.ones(grid.shape)).astype(float)) - centre, axis=1)
     assert (distance[mask.ravel()] < 15).all()
     assert (distance[~mask.ravel()] > 14.7).all()  # inside of the faceted sphere

@@ -30,6 +30,11 @@ from implicitmeshnet.surfaces.soundness import euler_characteristic, is_closed, 
 TETRAHEDRON = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])  # of a corner at 0 and the unit vectors
 
 
+def spaced(*spacing_mm) -> Grid:
+    """A grid along the world's axes."""
+    return Grid((1, 1, 1), np.diag([*spacing_mm, 1.0]))
+
+
 def crossing_by_hand(a, b):
     """Whether an edge of either triangle passes through the other, by solving p + t (q - p) = a + u e1 + v e2."""
     for edged, face in ((a, b), (b, a)):
@@ -55,8 +60,8 @@ def test_what_is_ignored_is_out_of_the_metrics():
     ignored = block_mask((20, 20, 20), (10, 0, 0), (20, 20, 20))
     assert dice(prediction, reference) < 0.7
     assert dice(prediction, reference, ignored) == 1
-    assert surface_distances(prediction, reference, (1, 1, 1))["hd95_mm"] > 4
-    assert surface_distances(prediction, reference, (1, 1, 1), ignored) == {"assd_mm": 0, "hd95_mm": 0}
+    assert surface_distances(prediction, reference, spaced(1, 1, 1))["hd95_mm"] > 4
+    assert surface_distances(prediction, reference, spaced(1, 1, 1), ignored) == {"assd_mm": 0, "hd95_mm": 0}
 
 
 def test_an_ignored_cut_is_no_border_and_what_has_no_border_has_no_distance():
@@ -64,12 +69,12 @@ def test_an_ignored_cut_is_no_border_and_what_has_no_border_has_no_distance():
     reference = block_mask((20, 20, 20), (4, 0, 0), (10, 20, 20))
     prediction = block_mask((20, 20, 20), (5, 0, 0), (10, 20, 20))
     ignored = block_mask((20, 20, 20), (10, 0, 0), (20, 20, 20))
-    cut = surface_distances(prediction, reference, (2, 1, 1), ignored)
-    whole = surface_distances(prediction, reference, (2, 1, 1))
+    cut = surface_distances(prediction, reference, spaced(2, 1, 1), ignored)
+    whole = surface_distances(prediction, reference, spaced(2, 1, 1))
     assert whole["assd_mm"] < cut["assd_mm"] < 2
     inside = block_mask((20, 20, 20), (9, 9, 9), (11, 11, 11))
     around = block_mask((20, 20, 20), (7, 7, 7), (13, 13, 13)) & ~inside
-    assert surface_distances(inside, inside, (1, 1, 1), around) == pytest.approx(
+    assert surface_distances(inside, inside, spaced(1, 1, 1), around) == pytest.approx(
         {"assd_mm": float("nan"), "hd95_mm": float("nan")}, nan_ok=True
     )
 
@@ -79,8 +84,8 @@ def test_an_ignored_cut_is_no_border_and_what_has_no_border_has_no_distance():
 def test_an_empty_mask_of_ignored_voxels_changes_no_distance(seed):
     masks = np.random.default_rng(seed).random((2, 7, 8, 9)) < 0.2
     nothing = np.zeros_like(masks[0])
-    expected = surface_distances(*masks, (1.5, 1, 0.7))
-    assert surface_distances(*masks, (1.5, 1, 0.7), nothing) == pytest.approx(expected)
+    expected = surface_distances(*masks, spaced(1.5, 1, 0.7))
+    assert surface_distances(*masks, spaced(1.5, 1, 0.7), nothing) == pytest.approx(expected)
     assert dice(*masks, nothing) == dice(*masks)
 
 
@@ -89,7 +94,7 @@ def test_masks_are_checked():
     with pytest.raises(InputError, match=r"reference: wanted a boolean mask, found int64"):
         dice(mask, mask.astype(np.int64))
     with pytest.raises(InputError, match=r"prediction: wanted the reference's shape \(2, 2, 1\), found \(2, 2, 2\)"):
-        surface_distances(mask, mask[..., :1], (1, 1, 1))
+        surface_distances(mask, mask[..., :1], spaced(1, 1, 1))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -100,14 +105,14 @@ def test_distances_of_shifted_slabs(axis):
     start[axis], stop[axis] = 4, 5
     step = 3 * np.eye(3, dtype=int)[axis]
     near, far = block_mask((16,) * 3, start, stop), block_mask((16,) * 3, start + step, stop + step)
-    found = surface_distances(near, far, spacing_mm)
+    found = surface_distances(near, far, spaced(*spacing_mm))
     assert found == pytest.approx({"assd_mm": 3 * spacing_mm[axis], "hd95_mm": 3 * spacing_mm[axis]})
 
 
 def test_distances_of_two_rods_by_hand():
     # Voxels x = 0..9 and x = 0..19 of one line, 2 mm apart: 10 zeros one way; 10 zeros and 2, 4, ..., 20 the other.
     short, long = block_mask((24, 3, 3), (0, 1, 1), (10, 2, 2)), block_mask((24, 3, 3), (0, 1, 1), (20, 2, 2))
-    found = surface_distances(short, long, (2, 1, 1))
+    found = surface_distances(short, long, spaced(2, 1, 1))
     back = np.array([0.0] * 10 + list(range(2, 21, 2)))
     assert found["assd_mm"] == pytest.approx((0 + back.mean()) / 2)
     assert found["hd95_mm"] == pytest.approx(np.percentile([0.0] * 10 + list(back), 95))
@@ -116,7 +121,7 @@ def test_distances_of_two_rods_by_hand():
 def test_the_image_edge_is_a_border():
     # The full cube's border is its shell; the inner cube sits 1 voxel inside on every side.
     full, inner = np.ones((7, 7, 7), dtype=bool), block_mask((7, 7, 7), (1, 1, 1), (6, 6, 6))
-    found = surface_distances(full, inner, (1, 1, 1))
+    found = surface_distances(full, inner, spaced(1, 1, 1))
     assert 1 <= found["assd_mm"] < 1.2
     assert found["hd95_mm"] == pytest.approx(np.sqrt(2))
 
@@ -124,7 +129,7 @@ def test_the_image_edge_is_a_border():
 def test_distances_of_concentric_balls_are_the_difference_of_radii():
     spacing_mm = (0.5, 0.6, 0.8)
     a, b = (ball_mask((90, 80, 60), (45, 40, 30), radius, spacing_mm) for radius in (12.0, 15.0))
-    found = surface_distances(a, b, spacing_mm)
+    found = surface_distances(a, b, spaced(*spacing_mm))
     assert found["assd_mm"] == pytest.approx(3, abs=0.2)  # to the nearest voxel centre: up to half a voxel less
     assert found["hd95_mm"] == pytest.approx(3, abs=0.6)
 
@@ -135,8 +140,8 @@ def test_distances_are_symmetric_and_match_brute_force(seed, spacing_mm):
     rng = np.random.default_rng(seed)
     a, b = rng.random((2, 6, 7, 5)) < 0.3
     a[0, 0, 0] = b[5, 6, 4] = True
-    found = surface_distances(a, b, spacing_mm)
-    assert surface_distances(b, a, spacing_mm) == pytest.approx(found)
+    found = surface_distances(a, b, spaced(*spacing_mm))
+    assert surface_distances(b, a, spaced(*spacing_mm)) == pytest.approx(found)
     borders = []
     for mask in (a, b):
         padded = np.pad(mask, 1)
@@ -152,16 +157,28 @@ def test_distances_are_symmetric_and_match_brute_force(seed, spacing_mm):
 
 def test_distances_to_an_empty_mask_are_infinite_and_between_two_undefined():
     empty, full = np.zeros((4, 4, 4), dtype=bool), np.ones((4, 4, 4), dtype=bool)
-    assert all(np.isinf(value) for value in surface_distances(empty, full, (1, 1, 1)).values())
-    assert all(np.isinf(value) for value in surface_distances(full, empty, (1, 1, 1)).values())
-    assert all(np.isnan(value) for value in surface_distances(empty, empty, (1, 1, 1)).values())
+    assert all(np.isinf(value) for value in surface_distances(empty, full, spaced(1, 1, 1)).values())
+    assert all(np.isinf(value) for value in surface_distances(full, empty, spaced(1, 1, 1)).values())
+    assert all(np.isnan(value) for value in surface_distances(empty, empty, spaced(1, 1, 1)).values())
 
 
 def test_volumes_of_a_mask_and_of_a_mesh_by_hand():
-    assert volume_ml(block_mask((30, 30, 30), (0, 0, 0), (10, 20, 25)), (0.5, 1, 2)) == 5
+    assert volume_ml(block_mask((30, 30, 30), (0, 0, 0), (10, 20, 25)), spaced(0.5, 1, 2)) == pytest.approx(5)
     corner = np.vstack([np.zeros(3), 10 * np.eye(3)]) + np.array([100, -50, 7])
     assert mesh_volume_ml(corner, TETRAHEDRON) == pytest.approx(1 / 6)
     assert mesh_volume_ml(corner, TETRAHEDRON[:, ::-1]) == pytest.approx(-1 / 6)
+
+
+def test_on_a_sheared_grid_volumes_and_distances_are_those_of_the_world():
+    """Slices 3 mm apart along an axis that leans by 20 degrees: the column lengths alone would give 150 ml."""
+    lean = np.radians(20)
+    affine = np.eye(4)
+    affine[:3, 2] = [0, 3 * np.sin(lean), 3 * np.cos(lean)]
+    grid = Grid((50, 50, 20), affine)
+    assert volume_ml(np.ones(grid.shape, dtype=bool), grid) == pytest.approx(150 * np.cos(lean))
+    one, other = block_mask(grid.shape, (5, 5, 5), (6, 6, 6)), block_mask(grid.shape, (5, 6, 6), (6, 7, 7))
+    apart_mm = np.sqrt(1 + 9 + 2 * 3 * np.sin(lean))  # by the law of cosines
+    assert surface_distances(one, other, grid) == pytest.approx({"assd_mm": apart_mm, "hd95_mm": apart_mm})
 
 
 def test_euler_characteristic_and_closedness():
@@ -253,7 +270,7 @@ def test_a_face_without_area_counts_and_one_that_is_not_finite_does_not():
 
 
 def test_a_volume_is_the_voxels_times_their_size():
-    assert volume_ml(block_mask((30, 30, 30), (0, 0, 0), (10, 20, 25)), (0.5, 1, 3)) == 7.5
+    assert volume_ml(block_mask((30, 30, 30), (0, 0, 0), (10, 20, 25)), spaced(0.5, 1, 3)) == pytest.approx(7.5)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,10 @@ class Grid:
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @property
+    def voxel_mm3(self) -> float:  # less than the product of its sides where the axes are sheared
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
     def world_from_normalised(self) -> np.ndarray:  # (4, 4) float64
         return self.affine @ voxel_from_normalised(self.shape)
 

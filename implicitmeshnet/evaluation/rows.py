@@ -39,7 +39,6 @@ def rows_of(result: Result) -> list[dict]:
 def compare(surfaces: Surfaces, labels: Volume | None, structure: int) -> dict:
     """Metrics of one structure on the image's own grid, mesh label map and voxel segmentation against the label; empty
     where there is no label. Voxels that the label has ignored are left out."""
-    spacing_mm = surfaces.grid.spacing_mm
     value = surfaces.structures.written[surfaces.names[structure]]
     mesh = surfaces.labelmap == value
     row = dict.fromkeys(COMPARED)
@@ -48,11 +47,11 @@ def compare(surfaces: Surfaces, labels: Volume | None, structure: int) -> dict:
         ignored = surfaces.structures.ignored_in(labels.data)
         row |= {
             "dice": dice(mesh, truth, ignored),
-            **surface_distances(mesh, truth, spacing_mm, ignored),
+            **surface_distances(mesh, truth, surfaces.grid, ignored),
             "unet_dice": dice(surfaces.segmentation == value, truth, ignored),
-            "label_volume_ml": volume_ml(truth, spacing_mm),
+            "label_volume_ml": volume_ml(truth, surfaces.grid),
         }
-    return row | {"volume_ml": volume_ml(mesh, spacing_mm)}
+    return row | {"volume_ml": volume_ml(mesh, surfaces.grid)}
 
 
 def measure(surfaces: Surfaces, written: Mesh, structure: int, before: Sequence[list[int]]) -> dict:

@@ -36,7 +36,7 @@ def write_figure(stem: Path, name: str, surfaces: Surfaces, labels: Volume | Non
             )
         )
         mask = surfaces.labelmap == structures.written[structure_name]
-        volumes_ml.append(volume_ml(mask, surfaces.grid.spacing_mm))
+        volumes_ml.append(volume_ml(mask, surfaces.grid))
     acquired_mm = _acquired_mm(surfaces.grid, sample.grid)
     image = sample.image[0].numpy()
     figure = case_figure(name, image, sample.grid.affine, views, volumes_ml, theme, acquired_mm=acquired_mm)

@@ -60,7 +60,6 @@ def overlaps_ml(meshes: Sequence[Mesh], structures: Structures, grid: Grid) -> n
     For a mesh that encloses another it is what of the other sticks out of it.
     """
     parts = [_voxelize_in_box(vertices_mm, faces, grid) for vertices_mm, faces in meshes]
-    voxel_ml = abs(np.linalg.det(grid.affine[:3, :3])) / 1000
     overlaps = np.zeros((len(parts), len(parts)))
     for first, second in combinations(range(len(parts)), 2):
         _, (one, other) = _common_box(parts[first], parts[second])
@@ -69,8 +68,7 @@ def overlaps_ml(meshes: Sequence[Mesh], structures: Structures, grid: Grid) -> n
             shared = np.count_nonzero(parts[second][1]) - shared
         elif first in structures.encloses[second]:
             shared = np.count_nonzero(parts[first][1]) - shared
-        overlaps[first, second] = shared * voxel_ml
-        overlaps[second, first] = shared * voxel_ml
+        overlaps[first, second] = overlaps[second, first] = shared * grid.voxel_mm3 / 1000
     return overlaps
 
 

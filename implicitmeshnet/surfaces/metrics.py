@@ -84,20 +84,21 @@ def dice_by_structure(labelmap: np.ndarray, labels: np.ndarray, structures: Stru
 def surface_distances(
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing_mm: np.ndarray | Sequence[float],
+    grid: Grid,
     ignored: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """`assd_mm` and `hd95_mm` between the borders of two boolean masks (X, Y, Z), spacing_mm (3,).
+    """`assd_mm` and `hd95_mm` between the borders of two boolean masks (X, Y, Z) on a grid.
 
-    The definitions are those of medpy 0.5 `metric.binary`, which nnU-Net uses too. A border voxel has one of its 6
-    neighbours outside the mask, and beyond the image's edge everything is outside. Each border voxel is measured to the
-    nearest border voxel of the other mask, centre to centre. ASSD is the mean of the two directed means, HD95 the 95th
-    percentile of both directions' distances together. Both are inf where one mask has no border, nan where neither has.
-    Voxels `ignored`, bool (X, Y, Z), are in neither mask, and what touches nothing but these is no border. Raises
-    InputError where the masks are not boolean or differ in shape.
+    The definitions are those of medpy 0.5 `metric.binary`, which nnU-Net uses too; here distances are the world's on
+    sheared grids as well. A border voxel has one of its 6 neighbours outside the mask, and beyond the image's edge
+    everything is outside. Each border voxel is measured to the nearest border voxel of the other mask, centre to
+    centre. ASSD is the mean of the two directed means, HD95 the 95th percentile of both directions' distances together.
+    Both are inf where one mask has no border, nan where neither has. Voxels `ignored`, bool (X, Y, Z), are in neither
+    mask, and what touches nothing but these is no border. Raises InputError where the masks are not boolean or
+    differ in shape.
     """
     _check_masks(prediction, reference)
-    borders = _borders_mm(prediction, reference, spacing_mm, ignored)
+    borders = _borders_mm(prediction, reference, grid, ignored)
     empty = [not len(border) for border in borders]
     if any(empty):
         value = float("nan" if all(empty) else "inf")
@@ -157,16 +158,15 @@ def mean_and_deviation(values: np.ndarray | Sequence[float]) -> str:
     return f"{mean} +- {np.std(values):.3f}"
 
 
-def volume_ml(mask: np.ndarray, spacing_mm: np.ndarray | Sequence[float]) -> float:
-    """Volume of a boolean mask (X, Y, Z) in millilitres, spacing_mm (3,)."""
-    volume_mm3 = np.count_nonzero(mask) * np.prod(spacing_mm)
-    return float(volume_mm3 / 1000)
+def volume_ml(mask: np.ndarray, grid: Grid) -> float:
+    """Volume of a boolean mask (X, Y, Z) on a grid in millilitres."""
+    return float(np.count_nonzero(mask) * grid.voxel_mm3 / 1000)
 
 
 def _borders_mm(
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing_mm: np.ndarray | Sequence[float],
+    grid: Grid,
     ignored: np.ndarray | None,
 ) -> list[np.ndarray]:
     """Positions (N, 3) in mm, from a common origin, of the voxels of each mask that touch its outside."""
@@ -176,19 +176,17 @@ def _borders_mm(
     # Beyond the box of both masks there is no border; of what is ignored, the voxels that touch the box matter too.
     box = _bounding_box(union, 0 if ignored is None else 1)
     unknown = None if ignored is None else ignored[box]
-    return [_border_mm(mask[box], spacing_mm, unknown) for mask in (prediction, reference)]
+    return [_border_mm(mask[box], grid, unknown) for mask in (prediction, reference)]
 
 
-def _border_mm(
-    mask: np.ndarray, spacing_mm: np.ndarray | Sequence[float], ignored: np.ndarray | None = None
-) -> np.ndarray:
+def _border_mm(mask: np.ndarray, grid: Grid, ignored: np.ndarray | None = None) -> np.ndarray:
     """Positions (N, 3) in mm of the voxels of a mask (X, Y, Z) that touch its outside, from its first voxel on.
 
-    Voxels `ignored` are neither the mask's nor outside it.
+    The mask's axes are those of a grid. Voxels `ignored` are neither the mask's nor outside it.
     """
     unknown = np.zeros_like(mask) if ignored is None else ignored
     border = mask & ~unknown & ~binary_erosion(mask | unknown)
-    return np.argwhere(border) * spacing_mm
+    return np.argwhere(border) @ grid.affine[:3, :3].T
 
 
 def _bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
