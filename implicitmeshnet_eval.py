@@ -193,7 +193,7 @@ from implicitmeshnet.config import load_config
 from implicitmeshnet.data.dataset import Case, configured_split, find_cases, splits_of
 from implicitmeshnet.data.inputs import input_cases
 from implicitmeshnet.evaluation.case import Input, evaluate_case, read_input
-from implicitmeshnet.evaluation.case_files import FileOptions, mesh_stems, write_files
+from implicitmeshnet.evaluation.case_files import FileOptions, file_names, mesh_stems, write_files
 from implicitmeshnet.evaluation.rows import rows_of
 from implicitmeshnet.evaluation.tables import print_summary, write_tables
 from implicitmeshnet.jobs import Outcome, ahead, in_processes, serve
@@ -267,8 +267,10 @@ def main():
     for outcome in outcomes_of(predictor, arguments, records, waiting):
         if outcome.failed:
             failed[outcome.case.name] = outcome.failed
+            records.add_failed(outcome.case, outcome.failed)
         if outcome.fault:
             faults.append(outcome.fault)
+            records.remove(outcome.case)
         if not arguments.quiet:
             tell(outcome)
     rows = write_tables_of(records, cases, failed, arguments, predictor)
@@ -316,26 +318,26 @@ def evaluate_and_write(
     predictor: Predictor, arguments: argparse.Namespace, records: Records, case: Case, take: Callable[[], Input]
 ) -> Outcome:
     """Evaluate one case, which `take` gives, and write its files and its record; whatever goes wrong is its outcome."""
+    options = file_options(arguments)
+    files = file_names(case, predictor.wanted.names, options) | {page_of(case)}
     try:
+        records.begin(case, files)
         result = evaluate_case(predictor, case, take, arguments.subdivide)
-        files = write_files(records.out, result, file_options(arguments))
+        write_files(records.out, result, options)
         rows = rows_of(result)
         result.clock.lap("measure")
         if result.shown is not None:
-            files.add(page_of(case))
             of_page = reported_case(result.shown, result.labels, result.surfaces, rows)
             write_case_of_page(records.out / page_of(case), of_page)
             result.clock.lap("report")
         records.add(case, files, rows, result.clock.seconds)
         return Outcome(case, sum(result.clock.seconds.values()), tuple(result.warnings))
     except InputError as error:
-        failed = str(error)
+        return Outcome(case, failed=str(error))
     except MemoryError:
-        failed = f"{case.source}: wanted memory enough for this volume, found too little"
+        return Outcome(case, failed=f"{case.source}: wanted memory enough for this volume, found too little")
     except Exception:  # of our own: the other cases go on
         return Outcome(case, fault=f"{case.source}: {traceback.format_exc()}")
-    records.add_failed(case, failed)
-    return Outcome(case, failed=failed)
 
 
 def file_options(arguments: argparse.Namespace) -> FileOptions:

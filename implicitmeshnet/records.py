@@ -3,6 +3,8 @@
 A record is written when all files of its case are there, itself whole or not at all. It holds what the tables say of
 the case, sizes and times of its files, and a key that stands for all that these depend on. So it counts only while the
 files are as they were written, and the case's input, the networks, the options and this program are what they were.
+When a case is begun, the files that its record lists are removed, and a record that does not count lists those that may
+now be written: whatever ends a run, no case has files of an earlier one, and the next run finds what is half done.
 Several processes, on one machine or many, write records into one folder; whoever ends makes the tables from all.
 """
 
@@ -46,11 +48,8 @@ class Records:
 
     def of(self, case: Case) -> Record | None:
         """The record of a case that counts today, None where there is none."""
-        try:
-            record = Record(**read_json(self._path(case), "a record of a case"))
-        except (InputError, TypeError):  # none, or not ours
-            return None
-        if record.key != self._key(case):
+        record = self._stored(case)
+        if record is None or record.key != self._key(case):
             return None
         if record.failed is None and record.files != self._states(record.files):
             return None
@@ -61,18 +60,42 @@ class Records:
         record = self.of(case)
         return record is not None and record.failed is None
 
+    def begin(self, case: Case, files: Iterable[str]) -> None:
+        """Remove what an earlier run left of a case, and list the files, by name, that may now be written.
+
+        Raises InputError where the list cannot be written.
+        """
+        self.remove(case)
+        self._write(case, Record(key="", files=dict.fromkeys(files)))
+
+    def remove(self, case: Case) -> None:
+        """Remove all files of a case that its record lists, and the record, whether or not it counts today."""
+        record = self._stored(case)
+        for name in record.files if record else ():
+            with suppress(OSError):  # a folder of this name is none of ours
+                (self.out / name).unlink(missing_ok=True)
+        self._path(case).unlink(missing_ok=True)
+
     def add(self, case: Case, files: Iterable[str], rows: list[dict[str, Any]], phases: dict[str, float]) -> None:
-        """Write the record of a case, all files of which, given by name, have been written."""
+        """Write the record of a case, whose files, those there are of these names, have all been written."""
         self._write(case, Record(self._key(case), rows, phases, self._states(files)))
 
     def add_failed(self, case: Case, sentence: str) -> None:
-        """Write why there is nothing of a case, for the tables; where that cannot be written, nothing is lost."""
+        """Remove the files of a case that its record lists, and write why there is nothing of it, for the tables."""
+        self.remove(case)
         with suppress(InputError):
-            self._write(case, Record(self._key(case), failed=sentence))
+            self._write(case, Record(self._key(case), failed=sentence))  # where it cannot be, nothing is lost
 
     def state(self, cases: Sequence[Case]) -> list[object]:
         """Something that changes when another process writes a record of one of the cases."""
         return [state_of(self._path(case)) for case in cases]
+
+    def _stored(self, case: Case) -> Record | None:
+        """The record of a case as it lies there, None where there is none or not ours."""
+        try:
+            return Record(**read_json(self._path(case), "a record of a case"))
+        except (InputError, TypeError):
+            return None
 
     def _write(self, case: Case, record: Record) -> None:
         text = json.dumps(asdict(record), default=_plain)  # numbers that JSON lacks are NaN and Infinity, as Python's

@@ -22,6 +22,7 @@ import implicitmeshnet_eval
 from implicitmeshnet.data.dataset import Case
 from implicitmeshnet.jobs import ahead, in_processes
 from implicitmeshnet.records import Records
+from implicitmeshnet.script import InputError
 
 SIDE = 14
 NAMES = ["a", "a_b", "b", "c"]  # files of a_b begin like those of a
@@ -117,6 +118,12 @@ def test_overwrite_does_every_case_again(project, whole, tmp_path):
 def case_of(name: str) -> str:
     """The case whose file has this name."""
     return name[: re.search("_(LV_|LA_)?(mesh|unet|preview)", name).start()]
+
+
+def files_of(out, case: str) -> set[str]:
+    """The names of a case's files, that of the report's page of it among them."""
+    pattern = re.compile(rf"{case}(_(LV_|LA_)?(mesh|unet|preview).*|\.page)")
+    return {path.name for path in out.rglob("*") if pattern.fullmatch(path.name)}
 
 
 def redone_after(project, whole, out) -> set[str]:
@@ -255,6 +262,48 @@ def test_a_case_that_failed_is_named_in_the_tables_of_the_others_and_tried_again
     assert [case["case"] for case in tree["cases"]] == ["a", "b"]
 
 
+@pytest.fixture
+def damaged(project):
+    """The image of the case b, cut off for a test."""
+    path = project.folder / "in/b_image.nii.gz"
+    content = path.read_bytes()
+    state = path.stat()
+    path.write_bytes(content[:-100])
+    yield path
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_a_case_whose_new_image_fails_leaves_no_file_of_its_old_one_and_all_else(project, whole, tmp_path, damaged):
+    out = copied(whole, tmp_path / "out")
+    (out / "b_LV_corrected_mesh.ply").touch()  # the user's own
+    before = times(out)
+    assert run("implicitmeshnet_eval.py", *arguments_of(project, out)) == 2
+    assert {name: time for name, time in before.items() if name not in files_of(whole, "b")} == times(out)
+    assert not files_of(out, "b")
+    tree = json.loads((out / "statistics.json").read_text())
+    assert list(tree["failed"]) == ["b"]
+    assert [case["case"] for case in tree["cases"]] == ["a", "a_b", "c"]
+
+
+FAILURES = {"for want of memory": MemoryError(), "by a fault of ours": ValueError("ours")}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("place", ["evaluate_case", "rows_of"])  # before the files are written, and after
+def test_however_a_case_fails_it_leaves_no_files(project, whole, tmp_path, monkeypatch, capsys, failure, place):
+    out = copied(whole, tmp_path / "out")
+
+    def fail(*_):
+        raise FAILURES[failure]
+
+    monkeypatch.setattr(implicitmeshnet_eval, place, fail)
+    with pytest.raises((InputError, SystemExit)):
+        evaluate(project, out, "--overwrite", "--shard=3/4")
+    assert not files_of(out, "b")
+    assert files_of(out, "c") == files_of(whole, "c")
+
+
 def test_one_item_is_read_ahead_and_no_more():
     read: list[int] = []
     done = {number: threading.Event() for number in range(4)}
@@ -326,6 +375,17 @@ def test_a_record_of_another_program_or_none_at_all_counts_nothing(tmp_path):
     assert not records.is_finished(case)
 
 
+def test_what_a_killed_run_had_written_goes_when_the_case_is_begun_with_other_options(tmp_path):
+    case = Case("a", tmp_path / "a.nii.gz", None)
+    Records(tmp_path, "stl").begin(case, ["a_mesh.stl", "a_seg.dcm"])
+    for name in ("a_mesh.stl", "a_mesh_of_mine.stl"):
+        (tmp_path / name).touch()
+    records = Records(tmp_path, "ply")
+    records.begin(case, ["a_mesh.ply"])
+    assert not records.is_finished(case)
+    assert {path.name for path in tmp_path.iterdir()} == {".records", "a_mesh_of_mine.stl"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_at_random_and_run_again_nothing_is_lost_and_nothing_done_twice(project, tmp_path, jobs):
@@ -363,8 +423,12 @@ def test_killed_at_random_and_run_again_nothing_is_lost_and_nothing_done_twice(p
 
 
 def records_of(out) -> dict[str, int]:
-    folder = out / ".records"
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("[!.]*.json")} if folder.exists() else {}
+    """When the records of finished cases were written, by name."""
+    written: dict[str, int] = {}
+    for path in (out / ".records").glob("[!.]*.json"):
+        if json.loads(path.read_text())["rows"]:
+            written[path.name] = path.stat().st_mtime_ns
+    return written
 
 
 def later(out, finished: dict[str, int], seed: random.Random) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from implicitmeshnet.data.dataset import Case
 from implicitmeshnet.data.dicom import source_files
 from implicitmeshnet.evaluation.case import Result
 from implicitmeshnet.predict import preview
@@ -40,37 +41,46 @@ def mesh_stems(case: str, structures: Sequence[str]) -> list[str]:
     return [case] if len(structures) == 1 else [f"{case}_{name}" for name in structures]
 
 
-def write_files(out: Path, result: Result, options: FileOptions) -> set[str]:
-    """Write one case's files, and remove others of it that an earlier run left; gives the names of those written."""
+def file_names(case: Case, structures: Sequence[str], options: FileOptions) -> set[str]:
+    """The names of all files that `write_files` may write of a case in which these structures are wanted."""
+    names = {f"{stem}_mesh.{options.mesh_format}" for stem in mesh_stems(case.name, structures)}
+    names |= {f"{case.name}{kind}.{options.labelmap}" for kind in (LABELMAP, SEGMENTATION)}
+    names.add(f"{case.name}_preview.png")
+    if options.combined:
+        names.add(f"{case.name}_combined.{options.combined}")
+    if options.conforming:
+        names.add(f"{case.name}_conforming.vtp")
+    if options.dicom_seg and case.series:
+        names.add(f"{case.name}_seg.dcm")
+    if options.figure:
+        names |= {f"{case.name}_figure.{ending}" for ending in FIGURE_ENDINGS}
+    return names
+
+
+def write_files(out: Path, result: Result, options: FileOptions) -> None:
+    """Write one case's files, those of `file_names`; without the DICOM SEG where its source images do not allow it."""
     name = result.case.name
     surfaces = result.surfaces
     structures = surfaces.structures
     palette = [colours(structures.names)[each] for each in structures.names]
     stems = mesh_stems(name, structures.names)
-    written = {f"{stem}_mesh.{options.mesh_format}" for stem in stems}
     # The longest name first: where it is too long for the file system, nothing of the case is left.
     for kind, labels in ((SEGMENTATION, surfaces.segmentation), (LABELMAP, surfaces.labelmap)):
-        written.add(f"{name}{kind}.{options.labelmap}")
         write_labelmap(out / f"{name}{kind}.{options.labelmap}", labels, surfaces.grid, structures, palette)
     for stem, (vertices, faces) in zip(stems, result.meshes, strict=True):
         write_mesh(out / f"{stem}_mesh.{options.mesh_format}", vertices, faces, options.space)
     if options.combined:
-        written.add(f"{name}_combined.{options.combined}")
         write_together(out / f"{name}_combined.{options.combined}", result, stems, palette, options.space)
     if options.conforming:
-        written.add(f"{name}_conforming.vtp")
         write_conforming(out / f"{name}_conforming.vtp", result, options.kept_wall_mm, options.space)
-    if options.dicom_seg and result.case.series and write_seg(out / f"{name}_seg.dcm", result, palette):
-        written.add(f"{name}_seg.dcm")
+    if options.dicom_seg and result.case.series:
+        write_seg(out / f"{name}_seg.dcm", result, palette)
     result.clock.lap("write")
     preview(out / f"{name}_preview.png", surfaces, result.labels)
-    written.add(f"{name}_preview.png")
     if options.figure:
-        written |= {f"{name}_figure.{ending}" for ending in FIGURE_ENDINGS}
         write_figure(out / f"{name}_figure", name, surfaces, result.labels, options.figure)
     result.clock.lap("preview")
-    remove_stale_files(out, name, written)
-    return written
+    remove_stale_files(out, name, file_names(result.case, structures.names, options))
 
 
 def write_together(path: Path, result: Result, stems: Sequence[str], palette: Sequence[str], space: str) -> None:
@@ -96,21 +106,15 @@ def write_conforming(path: Path, result: Result, kept_wall_mm: float, space: str
         result.warnings.append(f"{path.name}: at {places} places the surface around a region touches itself")
 
 
-def write_seg(path: Path, result: Result, palette: Sequence[str]) -> bool:
-    """Write a case's label map as DICOM SEG; where its source images do not allow it, a warning says why.
-
-    Gives whether it was written.
-    """
+def write_seg(path: Path, result: Result, palette: Sequence[str]) -> None:
+    """Write a case's label map as DICOM SEG; where its source images do not allow it, a warning says why."""
     assert result.case.series is not None
     surfaces = result.surfaces
     try:
         with source_files(result.case.series) as files:
             dicom_seg.write_dicom_seg(path, surfaces.labelmap, surfaces.grid, files, surfaces.structures, palette)
     except InputError as error:
-        path.unlink(missing_ok=True)  # of an earlier run
         result.warnings.append(str(error))
-        return False
-    return True
 
 
 def remove_stale_files(out: Path, case: str, written: set[str]) -> None:
