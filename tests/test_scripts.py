@@ -369,27 +369,29 @@ def test_the_run_keeps_what_its_intensities_were(evaluated, tmp_path, capsys):
     assert all(row["dice"] == row["label_volume_ml"] == "" and float(row["mesh_volume_ml"]) > 0 for row in rows)
 
 
-def test_nothing_stale_stays_for_the_cases_written(evaluated, tmp_path):
-    """Meshes of another format and of other structures go; those of another case whose name begins alike stay."""
+def test_of_the_files_there_those_alone_go_that_an_earlier_run_wrote_of_the_cases(evaluated, tmp_path):
+    """Meshes in another format go; a user's own stay, whatever they are called, and another case's."""
     source = evaluated / "data/ct_train_1001_image.nii.gz"
     (tmp_path / "in").mkdir()
     shutil.copy(source, tmp_path / "in/a_image.nii.gz")
     out = tmp_path / "out"
     out.mkdir()
-    stale = ["a_mesh.ply", "a_RV_mesh.ply", "a_LV_mesh.vtp"]
-    kept = ["a_b_LV_mesh.ply", "a_b_mesh_labelmap.nii.gz", "ab_mesh.ply", "notes.txt"]
-    for name in stale + kept:
+    kept = ["a_LV_corrected_mesh.ply", "a_RV_mesh.ply", "a_b_LV_mesh.ply", "ab_mesh.ply", "notes.txt"]
+    for name in kept:
         (out / name).touch()
     (out / "metrics.csv").write_text("case,structure\nold,LV\n")
-    call(
-        implicitmeshnet_eval,
+    arguments = [
         f"--implicitmeshnet_config={evaluated / 'run/config.json'}",
         f"--test_dir_in={tmp_path / 'in'}",
         f"--test_dir_out={out}",
-    )
+    ]
+    call(implicitmeshnet_eval, *arguments, "--mesh_format=vtp")
+    stale = {path.name for path in out.glob("a_*.vtp")}
+    assert stale
+    call(implicitmeshnet_eval, *arguments)
     found = {path.name for path in out.iterdir()}
     assert set(kept) <= found
-    assert not set(stale) & found
+    assert not stale & found
     assert {row["case"] for row in csv.DictReader((out / "metrics.csv").open())} == {"a"}
 
 

@@ -12,11 +12,10 @@ from implicitmeshnet.report.figure import ENDINGS as FIGURE_ENDINGS
 from implicitmeshnet.report.figure import write_figure
 from implicitmeshnet.script import InputError
 from implicitmeshnet.surfaces import dicom_seg
-from implicitmeshnet.surfaces.combined import COMBINED, write_combined, write_multiblock, write_shared_walls
+from implicitmeshnet.surfaces.combined import write_combined, write_multiblock, write_shared_walls
 from implicitmeshnet.surfaces.conforming import conforming_surface
 from implicitmeshnet.surfaces.figures import colours
-from implicitmeshnet.surfaces.files import ENCODERS, write_mesh
-from implicitmeshnet.surfaces.label_files import ENDINGS as LABELMAP_ENDINGS
+from implicitmeshnet.surfaces.files import write_mesh
 from implicitmeshnet.surfaces.label_files import write_labelmap
 
 LABELMAP, SEGMENTATION = "_mesh_labelmap", "_unet_segmentation"
@@ -80,7 +79,6 @@ def write_files(out: Path, result: Result, options: FileOptions) -> None:
     if options.figure:
         write_figure(out / f"{name}_figure", name, surfaces, result.labels, options.figure)
     result.clock.lap("preview")
-    remove_stale_files(out, name, file_names(result.case, structures.names, options))
 
 
 def write_together(path: Path, result: Result, stems: Sequence[str], palette: Sequence[str], space: str) -> None:
@@ -115,20 +113,3 @@ def write_seg(path: Path, result: Result, palette: Sequence[str]) -> None:
             dicom_seg.write_dicom_seg(path, surfaces.labelmap, surfaces.grid, files, surfaces.structures, palette)
     except InputError as error:
         result.warnings.append(str(error))
-
-
-def remove_stale_files(out: Path, case: str, written: set[str]) -> None:
-    """Remove a case's files but for those just written: of other structures or formats, left by an earlier run."""
-    label_maps = [f"{case}{kind}.{ending}" for kind in (LABELMAP, SEGMENTATION) for ending in LABELMAP_ENDINGS]
-    together = [f"{case}_combined{ending}" for ending in COMBINED]
-    pictures = [f"{case}_figure.{ending}" for ending in FIGURE_ENDINGS]
-    for name in {*label_maps, *together, *pictures, f"{case}_conforming.vtp", f"{case}_seg.dcm"} - written:
-        (out / name).unlink(missing_ok=True)
-    there = list(out.iterdir())  # first: of another case that a process is writing now, label maps come before meshes
-    others = {path.name.rpartition(LABELMAP)[0] for path in out.glob(f"*{LABELMAP}.*")}
-    longer = tuple(f"{name}_" for name in others if name.startswith(f"{case}_"))  # whose names begin like this one's
-    for path in there:
-        stem, _, suffix = path.name.rpartition("_mesh.")
-        its_own = f"{stem}_".startswith(f"{case}_") and not f"{stem}_".startswith(longer)
-        if its_own and f".{suffix}" in ENCODERS and path.name not in written:
-            path.unlink(missing_ok=True)
