@@ -28,6 +28,7 @@ from implicitmeshnet.data.dataset import (
     splits_of,
     training_sample,
 )
+from implicitmeshnet.data.inputs import input_cases
 from implicitmeshnet.data.nifti import read_image, write_volume
 from implicitmeshnet.data.training_set import TrainingSet
 from implicitmeshnet.data.volume import Grid, Volume, network_grid
@@ -175,6 +176,47 @@ def test_an_image_of_another_number_of_channels_is_refused(tmp_path):
 def test_any_volumes_serve_evaluation(tmp_path):
     touch(tmp_path, "b_0000.nii.gz", "a.nii", "._a.nii", "readme.md")
     assert names(find_cases(tmp_path, labelled=False)) == [("a", "a.nii", None), ("b", "b_0000.nii.gz", None)]
+
+
+MIX = ["p1_image.nii.gz", "p1_label.nii.gz", "p2.nii.gz", "p2_label.nrrd", "p3_0000.nii", "p4.mha"]
+
+
+def test_other_volumes_beside_images_serve_evaluation_and_no_training(tmp_path):
+    touch(tmp_path, *MIX)
+    first = ("p1", "p1_image.nii.gz", "p1_label.nii.gz")
+    others = [("p2", "p2.nii.gz", "p2_label.nrrd"), ("p3", "p3_0000.nii", None), ("p4", "p4.mha", None)]
+    assert names(find_cases(tmp_path, labelled=False)) == [first, *others]
+    assert names(find_cases(tmp_path, labelled=True)) == [first]
+    (tmp_path / "p1.nii.gz").touch()
+    with pytest.raises(
+        InputError, match=r"p1\.nii\.gz: wanted one file for each case, found p1_image\.nii\.gz beside it"
+    ):
+        find_cases(tmp_path, labelled=False)
+
+
+def test_names_of_four_digits_before_image_are_no_channels(tmp_path):
+    touch(tmp_path, "ct_0000_image.nii.gz", "ct_0001_image.nii.gz", "other.nii.gz")
+    assert [case.name for case in find_cases(tmp_path, labelled=False)] == ["ct_0000", "ct_0001", "other"]
+
+
+def test_label_maps_are_no_images_and_those_that_belong_to_no_case_are_named(tmp_path, capsys):
+    """As ACDC names them, as others do, and this program's own; tissues belong to a phantom."""
+    touch(tmp_path, *MIX, "p1_tissues.nii.gz")
+    found = names(find_cases(tmp_path, labelled=False))
+    assert len(input_cases(tmp_path)) == 4
+    assert capsys.readouterr().err == ""
+    touch(tmp_path, "p1_frame01_gt.nii.gz", "p5_label.nii", "p6_SEG.nii", "p2_unet_segmentation.nii.gz")
+    touch(tmp_path, "p2_mesh_labelmap.nii.gz")
+    assert names(input_cases(tmp_path)) == found
+    listed = "p1_frame01_gt.nii.gz, p2_mesh_labelmap.nii.gz, p2_unet_segmentation.nii.gz, ..."
+    line = f"{tmp_path}: left out, as label maps by name: {listed}\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_folder_of_label_maps_alone_has_no_cases(tmp_path):
+    touch(tmp_path, "p1_label.nii.gz", "p1_gt.nii.gz")
+    with pytest.raises(InputError, match=r"wanted NAME_image\.nii\.gz files .* found none"):
+        input_cases(tmp_path)
 
 
 def test_the_test_split_of_a_data_set_becomes_cases_with_labels_where_there_are_some(tmp_path):

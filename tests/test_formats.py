@@ -107,6 +107,13 @@ def test_series_of_one_name_are_numbered(tmp_path):
     assert [case.name for case in input_cases(tmp_path / "in")] == ["CT_4_two_blobs", "CT_4_two_blobs_2"]
 
 
+def test_a_label_map_beside_a_series_is_no_case(tmp_path, capsys):
+    write_series(tmp_path / "in", phantom(SIDE), AFFINES["oblique"])
+    (tmp_path / "in/a_label.nii.gz").touch()
+    assert [case.name for case in input_cases(tmp_path / "in")] == ["in_4_two_blobs"]
+    assert "left out, as label maps by name: a_label.nii.gz\n" in capsys.readouterr().err
+
+
 def test_letters_that_no_file_name_should_have_are_replaced_in_a_series_name(tmp_path):
     write_series(tmp_path / "a", phantom(SIDE), AFFINES["oblique"], SeriesDescription="../ax <1> " + "x" * 50)
     (case,) = input_cases(tmp_path / "a")

@@ -39,6 +39,8 @@ from implicitmeshnet.structures import Structures
 
 CHANNEL = re.compile(r"_(\d{4})$")
 """How nnU-Net ends the names of a channel's images, before the file's ending."""
+NO_IMAGE = re.compile(r"_(label|gt|seg|labelmap|segmentation|tissues)$", re.IGNORECASE)
+"""How the names of files end that are no images: label maps of MM-WHS, ACDC and others, and this program's own maps."""
 NAMED_VALUES = 20  # label values that a message lists
 
 
@@ -100,11 +102,11 @@ def find_cases(
     """The cases of a folder, sorted by name; with `labelled` each must have a label.
 
     Layouts: imagesTr and labelsTr, or of the split 'Ts' imagesTs and labelsTs (Decathlon: NAME for both; nnU-Net: image
-    NAME_0000, label NAME; dataset.json may name the file_ending), MM-WHS (NAME_image and NAME_label), or, for
-    unlabelled cases, any volumes, NAME or NAME_0000. Files are NIfTI, NRRD or MetaImage. Images of several `channels`
-    are NAME_0000, NAME_0001, ...; beside these in one folder lies NAME_label. With a `kind` 'tissues' NAME_tissues
-    takes the place of NAME_image. Raises InputError for a missing or empty
-    folder, a missing label, a name found twice, more channels or fewer.
+    NAME_0000, label NAME; dataset.json may name the file_ending), MM-WHS (NAME_image and NAME_label), and, for
+    unlabelled cases, any other volumes, NAME or NAME_0000, whose names do not end as those of label maps do. Files are
+    NIfTI, NRRD or MetaImage. Images of several `channels` are NAME_0000, NAME_0001, ...; beside these in one folder
+    lies NAME_label. With a `kind` 'tissues' NAME_tissues takes the place of NAME_image. Raises InputError for a missing
+    or empty folder, a missing label, a name found twice, more channels or fewer.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -131,25 +133,39 @@ def splits_of(folder: Path | str) -> list[str]:
     return [split for split in ("Ts", "Tr") if (Path(folder) / f"images{split}").is_dir()]
 
 
-def has_volumes(folder: Path) -> bool:
-    """Whether a folder has files of volumes, NIfTI, NRRD or MetaImage, in itself."""
-    return bool(_volume_files(folder, ENDINGS))
+def has_images(folder: Path) -> bool:
+    """Whether a folder has files of images, NIfTI, NRRD or MetaImage, in itself."""
+    return not all(map(NO_IMAGE.search, _volume_files(folder, ENDINGS)))
+
+
+def skipped_maps(folder: Path, cases: Sequence[Case]) -> list[str]:
+    """The names of the files right in a folder that are no images by their names, nor maps of one of its cases."""
+    known = {f"{case.name}_{kind}" for case in cases for kind in ("label", "tissues")}
+    files = _volume_files(folder, ENDINGS)
+    return [path.name for stem, path in files.items() if NO_IMAGE.search(stem) and stem not in known]
 
 
 def _flat_cases(folder: Path, labelled: bool, channels: int, kind: str) -> list[Case]:
     files = _volume_files(folder, ENDINGS)
     ending = f"_{kind}"
-    images = {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
     if channels > 1:
         numbered = {stem: path for stem, path in files.items() if CHANNEL.search(stem)}
         grouped = _by_case(numbered, {}, channels)
-    elif images or labelled:
-        grouped = {name: (path,) for name, path in images.items()}
-    else:  # any file is an image then, unless it is the label map of another
-        labels = {f"{stem}_label" for stem in files}
-        others = {stem: path for stem, path in files.items() if stem not in labels}
-        grouped = _by_case(others, {}, channels)
+    else:
+        named = {stem: path for stem, path in files.items() if stem.endswith(ending)}
+        grouped = {stem.removesuffix(ending): (path,) for stem, path in named.items()}
+        others = {} if labelled else _other_images(files, named)
+        for name, paths in others.items():
+            if name in grouped:
+                raise InputError(f"{paths[0]}: wanted one file for each case, found {grouped[name][0].name} beside it")
+        grouped |= others
     return [Case(name, paths[0], files.get(f"{name}_label"), paths[1:]) for name, paths in grouped.items()]
+
+
+def _other_images(files: dict[str, Path], named: dict[str, Path]) -> dict[str, tuple[Path, ...]]:
+    """The images of one channel among files, by case, that are not named as images, but not as maps either."""
+    images = {stem: path for stem, path in files.items() if stem not in named and not NO_IMAGE.search(stem)}
+    return _by_case(images, {}, 1)
 
 
 def _data_set_cases(folder: Path, split: str, channels: int) -> list[Case]:

@@ -1,12 +1,15 @@
 """What a user hands in, a file or a folder of any mix, as cases."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from implicitmeshnet.data.dataset import Case, find_cases, has_volumes, splits_of
+from implicitmeshnet.data.dataset import Case, find_cases, has_images, skipped_maps, splits_of
 from implicitmeshnet.data.dicom import Series, find_series, is_dicom, is_zip
 from implicitmeshnet.data.formats import ENDINGS, stem_of
 from implicitmeshnet.script import InputError
+
+NAMED_FILES = 3  # that a message lists
 
 
 def input_cases(path: Path | str, split: str = "Tr", channels: int = 1) -> list[Case]:
@@ -14,8 +17,9 @@ def input_cases(path: Path | str, split: str = "Tr", channels: int = 1) -> list[
 
     A folder has those of `find_cases`, where it is no data set also each DICOM series in it or below, and each series
     of the zips in it. A series is called after its folder or zip, its number and its description, and is no case of
-    several channels. What cannot be looked into, as a damaged zip, is a case too: reading it says why. Raises
-    InputError for a path that is not there, for a folder without cases, and as `find_cases`.
+    several channels. What cannot be looked into, as a damaged zip, is a case too: reading it says why. A line on
+    standard error tells of files that are left out, as label maps by their names. Raises InputError for a path that is
+    not there, for a folder without cases, and as `find_cases`.
     """
     path = Path(path)
     if path.is_dir():
@@ -34,8 +38,16 @@ def _cases_of_folder(folder: Path, split: str, channels: int) -> list[Case]:
     for path in sorted(folder.iterdir()):
         if is_zip(path) and not path.name.startswith("."):
             series += _cases_of_series(path)
-    volumes = [] if series and not has_volumes(folder) else find_cases(folder, labelled=False)
+    volumes = [] if series and not has_images(folder) else find_cases(folder, labelled=False)
+    _tell_skipped(folder, skipped_maps(folder, volumes))
     return sorted([*volumes, *_told_apart(series)], key=lambda case: case.name)
+
+
+def _tell_skipped(folder: Path, names: list[str]) -> None:
+    """A line on the files of a folder that are taken for no images, where there are some."""
+    if names:
+        more = ", ..." if names[NAMED_FILES:] else ""
+        print(f"{folder}: left out, as label maps by name: {', '.join(names[:NAMED_FILES])}{more}", file=sys.stderr)
 
 
 def _cases_of_series(place: Path) -> list[Case]:
