@@ -6,7 +6,6 @@ end anywhere in the heart. As in `augment`, the host draws a few hundred numbers
 device that holds the tissues, and the order of the draws is part of the result.
 """
 
-import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from implicitmeshnet.data.augment import (
     warp_label,
 )
 from implicitmeshnet.data.tissue_maps import PARTS, WHOLE, Anatomy
+from implicitmeshnet.data.volume import nearest_axes
 from implicitmeshnet.tissues import Tissue
 
 LEFT_BLOOD = (Tissue.LV, Tissue.LA, Tissue.AO, Tissue.LEFT_VESSEL)
@@ -269,12 +269,11 @@ def _pose(draws: Draws, anatomy: Anatomy) -> Pose:
 
 
 def _nearest_to_patient(matrix: np.ndarray) -> tuple[np.ndarray, int]:
-    """The axes of a stack, columns (3, 3), in the order and with the signs nearest to the case's; where its last is."""
-    orders = [list(order) for order in itertools.permutations(range(3))]
-    nearness = [np.abs(matrix[:, order]).trace() for order in orders]
-    order = orders[int(np.argmax(nearness))]
-    turned = matrix[:, order]
-    return turned * np.where(np.diag(turned) < 0, -1.0, 1.0), order.index(2)
+    """The axes of a stack, columns (3, 3), as `canonical` turns them to the case's; where its last is then."""
+    places, signs = nearest_axes(matrix)
+    turned = np.empty((3, 3))
+    turned[:, places] = matrix * signs
+    return turned, int(places[2])
 
 
 def _view(draws: Draws, pose: Pose, anatomy: Anatomy) -> View:

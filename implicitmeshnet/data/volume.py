@@ -91,6 +91,14 @@ def canonical(volume: Volume) -> Volume:
     return volume.with_channels(channels, _canonical_grid(volume.grid))
 
 
+def nearest_axes(directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of voxel axes, columns (3, 3), the patient's axis that `canonical` gives each, and the sign that it gives it."""
+    affine = np.eye(4)
+    affine[:3, :3] = directions
+    orientation = io_orientation(affine)
+    return orientation[:, 0].astype(int), orientation[:, 1]
+
+
 def thick_axis(spacing_mm: Sequence[float] | np.ndarray, times: float = THICK) -> int | None:
     """The axis along which slices follow each other, as its spacing is more than so many times the others'; or None."""
     spacing = np.asarray(spacing_mm, np.float64)
@@ -113,7 +121,7 @@ def slices_along(grid: Grid, spacing_mm: float | Sequence[float]) -> np.ndarray:
     directions = grid.affine[:3, :3] / grid.spacing_mm  # of the voxels' axes, in columns
     orders = [order for order in itertools.permutations(range(3)) if order[wanted] == found]
     order = max(orders, key=lambda order: np.abs(directions[:, order]).trace())
-    nearest = io_orientation(grid.affine)[:, 0].astype(int)  # where `canonical` puts each of the voxels' axes
+    nearest, _ = nearest_axes(directions)
     for axis, voxels in enumerate(order):
         # Turned, the voxels' axis is to keep the sign that it has along the axis that it goes to.
         agree = np.sign(directions[axis, voxels] * directions[nearest[voxels], voxels])
