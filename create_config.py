@@ -72,6 +72,7 @@ from implicitmeshnet.planning.choices import (
     choose_ignored,
     choose_intensity,
     choose_mesh,
+    choose_orientation,
     choose_structures,
     coarser_mm,
     finest_spacing_mm,
@@ -120,12 +121,14 @@ def main() -> None:
     structures, doubts = choose_structures(facts, description, arguments.structures)
     values = [value for group in structures.value.values() for value in group]
     check_labelled(cases, facts, values)
+    intensity = choose_intensity(facts, channels, structures.value)
     choices = [
         Choice("data.dir", str(folder.absolute()), f"{len(cases)} labelled cases"),
         structures,
         *choose_ignored(description),
         choose_encloses(facts, structures.value, description),
-        *choose_intensity(facts, channels, structures.value),
+        *intensity,
+        *choose_orientation(facts, intensity[0].value),
         Choice(
             "data.validation_cases", max(1, round(VALIDATION_SHARE * len(cases))), f"{VALIDATION_SHARE:.0%} of them"
         ),

@@ -167,10 +167,14 @@ class DataConfig:
         return len(self.intensity_rules)
 
     @property
+    def spacings_mm(self) -> tuple[float, ...]:
+        """The voxel spacing of the grid along each axis."""
+        return self.spacing_mm if isinstance(self.spacing_mm, tuple) else (self.spacing_mm,) * 3
+
+    @property
     def half_sides_mm(self) -> tuple[float, ...]:
         """A normalised unit along each axis of the grid, in mm."""
-        spacings = self.spacing_mm if isinstance(self.spacing_mm, tuple) else (self.spacing_mm,) * 3
-        return tuple((voxels - 1) * spacing / 2 for voxels, spacing in zip(self.shape, spacings, strict=True))
+        return tuple((voxels - 1) * spacing / 2 for voxels, spacing in zip(self.shape, self.spacings_mm, strict=True))
 
     @property
     def channel_statistics(self) -> list[IntensityStatistics]:
@@ -289,6 +293,9 @@ class TrainingConfig:
     """Weight decay of AdamW."""
     augmentation: bool = True
     """Whether training cases are warped and their intensities changed, at random and anew each time."""
+    orientation: Literal["header", "any"] = "header"
+    """Whether images lie in the world as their headers say. 'any': where headers have lost it; augmentation then flips
+    the axes at random, and swaps those of one spacing and about one length, so that the network heeds none."""
     appearance: Literal["image", "random"] = "image"
     """What a training sees of its cases. 'image': their images. 'random': pictures that are made of their tissue maps,
     NAME_tissues, each time with another contrast, resolution, view and orientation, so that any scanner's will do."""
@@ -544,6 +551,15 @@ def deep_route_has_a_network(config: Config) -> None:
         refuse("loss.drn_config", wanted, config.loss.drn_config)
 
 
+def any_orientation_is_drawn(config: Config) -> None:
+    """training.orientation: 'any' with training.augmentation alone, which draws it, and not with random appearance,
+    which draws its own."""
+    training = config.training
+    if training.orientation == "any" and (not training.augmentation or training.appearance == "random"):
+        wanted = "header, as without training.augmentation and with training.appearance random nothing turns"
+        refuse("training.orientation", wanted, training.orientation)
+
+
 def random_appearance_has_percentiles(config: Config) -> None:
     """training.appearance: 'random' takes one channel, data.intensity 'percentile', and training.augmentation."""
     data = config.data
@@ -610,6 +626,7 @@ RULES: dict[type, tuple[Callable[[Any], None], ...]] = {
         known_stage_levels,
         one_width_a_stage,
         deep_route_has_a_network,
+        any_orientation_is_drawn,
         random_appearance_has_percentiles,
         learning_rate_does_not_rise,
     ),

@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import implicitmeshnet.data.augment as module
-from implicitmeshnet.data.augment import augment
+from implicitmeshnet.data.augment import augment, orientations
+from implicitmeshnet.data.ellipsoids import turned_ellipsoids
 
 SHAPE, MARGIN = (24, 16, 20), 3
 SPACING_MM = (1.5, 1.5, 1.5)
@@ -158,3 +160,42 @@ def test_what_runs_on_the_device_asks_for_no_number_from_it():
     grid = module.between_control_points(torch.zeros(3, 5, 5, 5, device="meta"), SHAPE)
     assert module.warp_label(label, grid).shape == SHAPE
     assert module._change_intensity(image[0], torch.Generator(), None).shape == PADDED
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "count"),
+    [
+        ((64, 64, 64), (2.6, 2.6, 2.6), 48),
+        ((96, 88, 24), (1.5, 1.5, 6), 16),
+        ((104, 72, 40), (1.5, 1.5, 1.5), 8),
+        ((60, 60, 60), (1, 1, 1.2), 16),
+    ],
+)
+def test_axes_that_are_alike_change_places_and_all_are_flipped(shape, spacing, count):
+    turns = orientations(shape, spacing)
+    assert len(turns) == len(np.unique(turns, axis=0)) == count
+    np.testing.assert_array_equal(turns @ turns.transpose(0, 2, 1), np.broadcast_to(np.eye(3), turns.shape))
+
+
+def test_in_any_orientation_a_side_is_as_often_the_other():
+    label = torch.zeros(40, 40, 16, dtype=torch.uint8)
+    label[28:36, 16:24, 2:6] = 1
+    image = label.float()[None]
+    middles = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        _, drawn = augment(image, label, (36, 36, 12), (1.0, 1.0, 4.0), generator, any_orientation=True)
+        middles.append(drawn.nonzero().float().mean(0) - torch.tensor([17.5, 17.5, 5.5]))
+    found = torch.stack(middles)
+    assert ((found.abs() > torch.tensor([6.0, 6.0, 1.0])).float().mean(0) > torch.tensor([0.3, 0.3, 0.8])).all()
+    along_x = found[found[:, 0].abs() > 6, 0]
+    assert 0.2 < (along_x > 0).float().mean() < 0.8
+    assert 0.2 < (found[:, 2] > 0).float().mean() < 0.8
+
+
+def test_the_template_of_any_orientation_is_the_mean_over_them():
+    case = np.array([[[0.5, 0.1, -0.2], [0.3, 0.2, 0.4]], [[np.nan] * 3, [np.nan] * 3]])
+    turns = orientations((96, 88, 24), (1.5, 1.5, 6))
+    turned = np.stack([turned_ellipsoids(case, turn) for turn in turns])
+    np.testing.assert_allclose(turned[:, 0].mean(0), [[0, 0, 0], [0.25, 0.25, 0.4]], atol=1e-12)
+    assert np.isnan(turned[:, 1]).all()

@@ -444,3 +444,12 @@ def test_a_spacing_is_one_number_or_three(tmp_path):
     for value in ("[1, 1]", "[1, 1, 0]", "[]", '"1"', "null", "[1, 1, null]", "[[1, 1, 1]]", "true"):
         with pytest.raises(InputError, match=r"data\.spacing_mm\S*: wanted"):
             load_config(path, [f"--data.spacing_mm={value}"])
+
+
+@pytest.mark.parametrize("other", [{"augmentation": False}, {"appearance": "random"}])
+def test_any_orientation_needs_the_augmentation_that_draws_it(tmp_path, other):
+    tree = {"data": {"intensity": "percentile"}, "training": {"orientation": "any"}}
+    assert load_config(write(tmp_path, tree)).training.orientation == "any"
+    tree["training"] |= other
+    with pytest.raises(InputError, match=r"training\.orientation: wanted header"):
+        load_config(write(tmp_path, tree))

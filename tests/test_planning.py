@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 from scripts import call
 from volumes import ball_mask, write_case
 
@@ -20,6 +21,7 @@ from implicitmeshnet.planning.choices import (
     choose_ignored,
     choose_intensity,
     choose_mesh,
+    choose_orientation,
     choose_structures,
     coarser_mm,
     finest_spacing_mm,
@@ -44,6 +46,7 @@ def facts(**changes) -> CaseFacts:
         },
         "contacts_mm2": {(205, 500): 90.0, (0, 500): 10.0, (0, 205): 300.0},
         "unusable": (),
+        "aligned": False,
         "lowest": -1000.0,
         "sampled_labels": np.array([205, 500] * 50),
         "sampled_intensities": np.linspace(-130.0, 410.0, 100)[None],
@@ -437,3 +440,39 @@ def test_a_value_that_the_data_set_ignores_is_no_structure():
     structures, _ = choose_structures([facts()], description, None)
     assert structures.value == {"LV": [500]}
     assert choose_ignored({}) == choose_ignored({"labels": {"ignore": "x"}}) == []
+
+
+@pytest.mark.parametrize(
+    ("spacing", "aligned", "intensity", "is_lost"),
+    [
+        ((1.5, 1.5, 10), True, "percentile", True),
+        ((1.5, 1.5, 10), False, "percentile", False),
+        ((1.5, 1.5, 10), True, "window", False),
+        ((1.5, 1.5, 10), True, ["percentile", "window"], False),
+        ((1.5, 1.5, 2), True, "percentile", False),
+    ],
+)
+def test_stacks_without_a_direction_are_trained_for_any(spacing, aligned, intensity, is_lost):
+    cases = [facts(spacing_mm=np.array(spacing), aligned=True), facts(spacing_mm=np.array(spacing), aligned=aligned)]
+    chosen = [(choice.key, choice.value) for choice in choose_orientation(cases, intensity)]
+    assert chosen == ([("training.orientation", "any")] if is_lost else [])
+
+
+def test_a_survey_tells_whether_axes_are_the_patients(case, tmp_path):
+    assert survey_case(case).aligned
+    label = np.zeros((20, 18, 16), np.int16)
+    label[5:9, 5:9, 5:9] = 7
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("z", 5, degrees=True).as_matrix()
+    assert not survey_case(write_case(tmp_path, "b", label.astype(np.float32), label, affine)).aligned
+
+
+def test_a_survey_finds_the_slices_wherever_they_lie(tmp_path):
+    """Slices nearest to the sagittal plane, whose header has their direction."""
+    label = np.zeros((20, 18, 12), np.int16)
+    label[4:10, 4:12, 4:7] = 7
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("y", 60, degrees=True).as_matrix() * np.array([1, 1, 5])
+    found = survey_case(write_case(tmp_path, "c", label.astype(np.float32), label, affine))
+    assert found.spacing_mm == pytest.approx([1, 1, 5])
+    assert np.ptp(found.box_mm([7]), axis=0) == pytest.approx([6, 8, 15])

@@ -25,6 +25,7 @@ GAIN = 0.2
 OFFSET = 0.15
 GAMMA = 0.3  # of the logarithm of the exponent
 NOISE = 0.05
+ALIKE = 1.25  # ratio of two sides of a grid up to which axes of one spacing change places
 
 
 def augment(
@@ -33,6 +34,7 @@ def augment(
     shape: Sequence[int],
     spacing_mm: Sequence[float] | np.ndarray,
     generator: torch.Generator,
+    any_orientation: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Warp and crop one padded case, then change its intensities.
 
@@ -40,9 +42,13 @@ def augment(
     with a margin around the network's `shape`, of voxels of so many mm along each axis; returns image (C, X, Y, Z)
     float32 and label (X, Y, Z) int64 on that device. Labels are interpolated as indicator functions and the largest
     wins, the smallest label of equals. All channels are warped alike, and each changes its intensities by itself.
-    `generator` is the host's; the same state of it gives the same result on the same device.
+    `generator` is the host's; the same state of it gives the same result on the same device. With `any_orientation` one
+    of the grid's `orientations` comes first.
     """
     matrix = _random_matrix(generator)
+    if any_orientation:
+        turns = torch.from_numpy(orientations(shape, spacing_mm)).float()
+        matrix = matrix @ turns[torch.randint(len(turns), (), generator=generator)]
     shift = TRANSLATION * uniform(generator, 3)
     control = control_points(image.shape[1:], shape, spacing_mm, matrix, shift, random_field(generator))
     seed = int(torch.randint(2**32, (), generator=generator))
@@ -52,6 +58,21 @@ def augment(
     warped = F.grid_sample(image.float()[None], points, mode="bilinear", padding_mode="border", align_corners=True)[0]
     channels = [_change_intensity(channel, generator, of_noise) for channel in warped]
     return torch.stack(channels), warp_label(label, grid)
+
+
+def orientations(shape: Sequence[int], spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The ways to lay a grid's axes, signed permutations (N, 3, 3): all flips, and swaps of axes of one spacing whose
+    sides are about as long."""
+    spacing = np.asarray(spacing_mm)
+    sides = np.array(shape) * spacing
+    matrices = []
+    for order in itertools.permutations(range(3)):
+        ratios = np.maximum(sides[list(order)] / sides, sides / sides[list(order)])
+        if not np.allclose(spacing[list(order)], spacing) or ratios.max() > ALIKE:
+            continue
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            matrices.append(np.eye(3)[list(order)] * signs)
+    return np.stack(matrices)
 
 
 def control_points(

@@ -38,6 +38,12 @@ def template_statistics(ellipsoids: Sequence[np.ndarray], config: DataConfig) ->
     return centres, radii
 
 
+def turned_ellipsoids(ellipsoids: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """`ellipsoids_of` a case, (S, 2, 3), after its axes were flipped and swapped by a signed permutation (3, 3)."""
+    centres, radii = ellipsoids[:, 0], ellipsoids[:, 1]
+    return np.stack([centres @ turn.T, radii @ np.abs(turn).T], 1)
+
+
 def ellipsoid_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre and semi-axes (3,), normalised, of the axis-parallel ellipsoid with the moments of a mask (X, Y, Z)."""
     mean, variance = _moments(mask)

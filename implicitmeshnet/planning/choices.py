@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from implicitmeshnet.data.volume import thick_axis
 from implicitmeshnet.planning.survey import CT_AIR_HU, HIGHEST_VALUE, THICK, CaseFacts
 from implicitmeshnet.script import InputError, shorten
 
@@ -266,16 +267,30 @@ def choose_intensity(
     return [*chosen, Choice("data.window_hu", float(width), near), Choice("data.level_hu", float(level), near)]
 
 
+def choose_orientation(facts: Sequence[CaseFacts], intensity: str | list[str]) -> list[Choice]:
+    """training.orientation where headers say nothing of it, else nothing, for its default is right then.
+
+    Slices of MR follow the organ. Where they are thick and all lie exactly across the patient's axes, the files have
+    lost their directions, and other files may have lost them in another way.
+    """
+    spacing_mm = np.median([case.spacing_mm for case in facts], 0)
+    is_lost = thick_axis(spacing_mm, THICK) is not None and all(case.aligned for case in facts)
+    if "window" in intensity or not is_lost:
+        return []
+    reason = "thick slices, and no header with a direction other than the patient's axes: they have lost it"
+    return [Choice("training.orientation", "any", reason)]
+
+
 def finest_spacing_mm(facts: Sequence[CaseFacts]) -> tuple[np.ndarray, str]:
     """The spacing (3,) of the network's grid where time and memory allow it, and why."""
     spacings = np.array([case.spacing_mm for case in facts])
     median = np.median(spacings, 0)
     text = " x ".join(f"{value:.3g}" for value in median)
-    thick = int(median.argmax())
-    others = [axis for axis in range(3) if axis != thick]
-    if median[thick] < THICK * median[others].min():
+    thick = thick_axis(median, THICK)
+    if thick is None:
         side = float(np.prod(median) ** (1 / 3))
         return np.full(3, side), f"the images' own, {text} mm in the median"
+    others = [axis for axis in range(3) if axis != thick]
     target = np.empty(3)
     target[others] = np.prod(median[others]) ** 0.5
     target[thick] = max(np.quantile(spacings[:, thick], THICK_QUANTILE), target[others].max())

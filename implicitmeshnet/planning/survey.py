@@ -27,6 +27,7 @@ class CaseFacts:
     boxes_mm: dict[int, np.ndarray]  # (2, 3) the outer faces of each label value's bounding box
     contacts_mm2: dict[tuple[int, int], float]  # area between two label values, 0 among them, the smaller one first
     unusable: tuple[int, ...]  # values of the label map that no config can name
+    aligned: bool  # whether the image's axes are exactly the patient's
     lowest: float  # value of the image's first channel
     sampled_labels: np.ndarray  # (N,) label values of every n-th labelled voxel
     sampled_intensities: np.ndarray  # (C, N) the image's values there, by channel
@@ -74,6 +75,7 @@ def survey_case(case: Case) -> CaseFacts:
         boxes_mm,
         _contacts_mm2(cut, image.grid.spacing_mm),
         tuple(int(value) for value in present if value != 0 and int(value) not in values),
+        np.count_nonzero(np.abs(image.grid.affine[:3, :3]) > 1e-6) == 3,
         float(image.data.min()),
         cut.ravel()[sampled],
         np.stack([channel[inside].ravel()[sampled] for channel in image.channels]),

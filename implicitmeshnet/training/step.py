@@ -9,9 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from implicitmeshnet.config import Config, IntensityStatistics
 from implicitmeshnet.data.appearance import Drawn, random_appearance, random_overview
-from implicitmeshnet.data.augment import augment
+from implicitmeshnet.data.augment import augment, orientations
 from implicitmeshnet.data.dataset import Sample
-from implicitmeshnet.data.ellipsoids import template_statistics
+from implicitmeshnet.data.ellipsoids import template_statistics, turned_ellipsoids
 from implicitmeshnet.data.overview import IGNORED, Overview
 from implicitmeshnet.data.plausibility import intensity_quantiles, intensity_statistics
 from implicitmeshnet.data.training_set import TrainingSet
@@ -65,7 +65,11 @@ def learn_from_data(config: Config, samples: TrainingSet) -> None:
     random = config.training.appearance == "random"
     config.data.intensity_statistics = drawn_statistics(config, samples) if random else samples.intensity_statistics
     if config.network.template == "mean":
-        centres, radii = template_statistics(samples.ellipsoids, config.data)
+        ellipsoids = samples.ellipsoids
+        if config.training.orientation == "any":
+            turns = orientations(config.data.shape, config.data.spacings_mm)
+            ellipsoids = [turned_ellipsoids(of_case, turn) for of_case in ellipsoids for turn in turns]
+        centres, radii = template_statistics(ellipsoids, config.data)
         config.network.template_centres = tuple(map(tuple, centres.tolist()))
         config.network.template_radii = tuple(map(tuple, radii.tolist()))
 
@@ -180,7 +184,8 @@ def draw(
     image = image.float()  # there: half the bytes are moved
     if not run.config.training.augmentation:
         return image, label
-    return augment(image, label, shape, volume.grid.spacing_mm, generator)
+    any_orientation = run.config.training.orientation == "any"
+    return augment(image, label, shape, volume.grid.spacing_mm, generator, any_orientation)
 
 
 def drawn_sample(
