@@ -203,15 +203,16 @@ class NetworkConfig:
     one's."""
     localiser_channels: Annotated[tuple[Width, ...], Length(2, 6, "widths")] = (16, 32, 64)
     """UNet widths of the coarse pass of data.region 'found', in channels."""
-    template: Literal["mean", "centred"] = "mean"
-    """'mean': spheres at each structure's mean position and size in training. 'centred': the paper's, radius 0.5."""
+    template: Literal["mean", "centred", "segmented"] = "mean"
+    """'mean': spheres at each structure's mean position and size in training. 'centred': the paper's, radius 0.5.
+    'segmented': at the position and size of what the UNet's segmentation finds of it, for images that lie anyhow."""
     template_subdivisions: Subdivisions = 4
     """How often the icosahedron's faces are cut into four: n gives 10 * 4^n + 2 vertices for each structure."""
     template_centres: tuple[tuple[float, ...], ...] | None = None
-    """Centres of template 'mean', three normalised coordinates for each structure; training fills it in, and its
+    """Centres of the mean template, three normalised coordinates for each structure; training fills it in, and its
     snapshots hold it too."""
     template_radii: tuple[tuple[float, ...], ...] | None = None
-    """Semi-axes of template 'mean', three normalised lengths for each structure; filled in likewise."""
+    """Semi-axes of the mean template, three normalised lengths for each structure; filled in likewise."""
     stage_levels: Annotated[tuple[LevelNames, ...], Length(1, items="stages")] = (
         ("e3", "e4"),
         ("e1", "e2", "d1", "d2"),
@@ -224,6 +225,11 @@ class NetworkConfig:
     """Steps along a vertex's normal, in voxels of the grid, at which the last stage also reads the finest level."""
     displacement_factor: Positive = 0.01
     """What a stage's output is multiplied by to become a vertex's displacement, in normalised units."""
+
+    @property
+    def has_mean_template(self) -> bool:
+        """Whether training fills in template_centres and template_radii."""
+        return self.template != "centred"
 
 
 @dataclass

@@ -1,8 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from meshes import structures_of
 
 from implicitmeshnet.config import Config, DataConfig, NetworkConfig
-from implicitmeshnet.models.mesh_net import build_network
+from implicitmeshnet.data.ellipsoids import ellipsoid_of
+from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.models.mesh_net import SegmentedTemplate, build_network
 from implicitmeshnet.models.weights import load_checkpoint, load_network, save_checkpoint, save_snapshot
 from implicitmeshnet.script import InputError
 
@@ -142,3 +146,39 @@ def test_the_decoder_rests_in_training_alone_where_no_meshes_are_trained():
     image = torch.randn(2, 1, 16, 12, 8)
     assert network(image).stages == []
     assert len(network.eval()(image).stages) == len(network.decoder.stages)
+
+
+def test_templates_start_as_the_ellipsoids_of_what_is_segmented():
+    sphere, _ = icosphere(2)
+    structures = structures_of(1, 2, 3, encloses={0: (1,)})
+    template = 0.1 * sphere.repeat(3, 1, 1)
+    classes = torch.zeros(2, 20, 24, 16, dtype=torch.long)
+    classes[0, 4:10, 3:9, 2:9] = 1
+    classes[0, 10:14, 3:9, 2:9] = 2
+    logits = F.one_hot(classes, 4).movedim(-1, 1).float()
+    start = SegmentedTemplate(template, sphere, structures)(logits)
+    assert start.shape == (3, 2, len(sphere), 3)
+    for structure in (0, 1):
+        centre, radii = ellipsoid_of(structures.held(classes[0], structure).numpy())
+        wanted = torch.from_numpy(centre + radii * sphere.double().numpy()).float()
+        torch.testing.assert_close(start[structure, 0], wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(start[2, 0], template[2])  # not segmented at all
+    torch.testing.assert_close(start[:, 1], template)
+
+
+def test_a_network_that_starts_at_its_segmentation_predicts_there_and_learns():
+    centres, radii = ((0.0, 0, 0),) * 3, ((0.2, 0.2, 0.2),) * 3
+    config = small_config(template="segmented", template_centres=centres, template_radii=radii)
+    network = build_network(config)
+    torch.nn.init.zeros_(network.unet.head.weight)
+    with torch.no_grad():
+        network.unet.head.bias.copy_(torch.tensor([0.0, 0, 1, 0]))  # all is the second structure
+    for stage in network.decoder.stages:
+        torch.nn.init.zeros_(stage.output.weight)
+        torch.nn.init.zeros_(stage.output.bias)
+    prediction = network(torch.randn(2, 1, 16, 12, 8))
+    of_all = 5**0.5 / 3**0.5  # semi-axis of the ellipsoid with a full box's moments
+    torch.testing.assert_close(prediction.vertices[:, 1].amax((0, 1)), torch.full((3,), of_all), atol=0.2, rtol=0)
+    assert prediction.vertices[:, 0].abs().max() < 0.21
+    prediction.vertices.square().sum().backward()
+    assert network.decoder.stages[-1].output.weight.grad.abs().max() > 0

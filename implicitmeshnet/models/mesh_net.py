@@ -15,6 +15,7 @@ from implicitmeshnet.ops import sample_trilinear
 from implicitmeshnet.structures import Structures
 
 FINEST = "d0"  # the level that profiles are read in: the UNet's last, at the image's own resolution
+LEAST_VOXELS = 20  # of what is segmented of a structure, for a template to start there
 CENTRED_RADIUS = 0.5  # of the paper's template, normalised units
 
 
@@ -65,9 +66,10 @@ class GraphDecoder(nn.Module):
             carried = width
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, pyramid: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, pyramid: dict[str, torch.Tensor], start: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """`start` (S, B, V, 3) takes the template's place."""
         batch = len(next(iter(pyramid.values())))
-        vertices = self.template[:, None].expand(-1, batch, -1, -1)  # (S, B, V, 3)
+        vertices = self.template[:, None].expand(-1, batch, -1, -1) if start is None else start
         hidden: list[torch.Tensor] = []  # of the stage before; none before the first
         predictions: list[torch.Tensor] = []
         for levels, stage in zip(self.stage_levels, self.stages, strict=True):
@@ -103,6 +105,47 @@ def _sampled(volumes: list[torch.Tensor], vertices: torch.Tensor) -> torch.Tenso
     return sampled.view(batch, structures, count, -1).transpose(0, 1)
 
 
+class SegmentedTemplate(nn.Module):
+    """Where each case's vertices start: logits of its segmentation (B, C, X, Y, Z) -> (S, B, V, 3) normalised.
+
+    They are the axis-parallel ellipsoids with the moments of the voxels segmented as what each structure's mesh holds.
+    Where these are fewer than LEAST_VOXELS the given `template` (S, V, 3) stays. No gradient goes through them.
+    """
+
+    template: torch.Tensor  # (S, V, 3)
+    sphere: torch.Tensor  # (V, 3), of radius 1
+    held: torch.Tensor  # (S, C), 1 for the classes that each structure's mesh holds
+
+    def __init__(self, template: torch.Tensor, sphere: torch.Tensor, structures: Structures):
+        super().__init__()
+        classes = torch.arange(structures.class_count)
+        held = [structures.held(classes, structure).float() for structure in range(len(structures))]
+        self.register_buffer("template", template, persistent=False)
+        self.register_buffer("sphere", sphere, persistent=False)
+        self.register_buffer("held", torch.stack(held), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        classes = torch.arange(logits.shape[1], device=logits.device)
+        segmented = logits.argmax(1, keepdim=True) == classes.view(-1, 1, 1, 1)  # (B, C, X, Y, Z)
+        voxels = segmented.sum((2, 3, 4)).float() @ self.held.T  # (B, S)
+        centres = []
+        variances = []
+        for axis in (2, 3, 4):
+            others = tuple({2, 3, 4} - {axis})
+            along = self.held @ segmented.sum(others).float()  # (B, S, voxels along the axis)
+            places = torch.linspace(-1, 1, along.shape[-1], device=logits.device)
+            mean = along @ places / voxels.clamp(min=1)
+            of_a_voxel = (2 / (len(places) - 1)) ** 2 / 12
+            centres.append(mean)
+            variances.append(along @ places.square() / voxels.clamp(min=1) - mean.square() + of_a_voxel)
+        centre = torch.stack(centres, -1)[:, :, None]
+        radii = (5 * torch.stack(variances, -1)).sqrt()[:, :, None]  # see `ellipsoids.ellipsoid_of`
+        start = (centre + radii * self.sphere).transpose(0, 1)
+        is_found = (voxels.T >= LEAST_VOXELS)[:, :, None, None]
+        return torch.where(is_found, start, self.template[:, None])
+
+
 class ImplicitMeshNet(nn.Module):
     """Image (B, C, X, Y, Z) in [-1, 1] -> Prediction. Where the UNet runs in bfloat16, the mesh part stays float32.
 
@@ -112,23 +155,32 @@ class ImplicitMeshNet(nn.Module):
 
     trains_meshes: bool = True
 
-    def __init__(self, unet: UNet, decoder: GraphDecoder, localiser: Localiser | None = None):
+    def __init__(
+        self,
+        unet: UNet,
+        decoder: GraphDecoder,
+        localiser: Localiser | None = None,
+        start: SegmentedTemplate | None = None,
+    ):
+        """`start` says where each case's vertices begin, by default at the decoder's template."""
         super().__init__()
         self.unet = unet
         self.decoder = decoder
         self.localiser = localiser
+        self.start = start
 
     def forward(self, image: torch.Tensor) -> Prediction:
         pyramid, segmentation = self.unet(image)
         with torch.autocast(image.device.type, enabled=False):
-            if not self.training:
-                return Prediction(self.decoder(pyramid), segmentation)
-            stages = self.decoder(pyramid) if self.trains_meshes else []
-            return Prediction(stages, segmentation, self.unet.coarser_logits(pyramid))
+            stages = []
+            if self.trains_meshes or not self.training:
+                stages = self.decoder(pyramid, self.start(segmentation) if self.start else None)
+            coarser = self.unet.coarser_logits(pyramid) if self.training else []
+            return Prediction(stages, segmentation, coarser)
 
 
 def build_network(config: Config) -> ImplicitMeshNet:
-    """The untrained network that a config describes; where template is 'mean', its centres and radii must be set."""
+    """The untrained network that a config describes; its template's centres and radii must be set, if not 'centred'."""
     network = config.network
     structures = Structures.of(config.data)
     channels = config.data.channels
@@ -147,7 +199,8 @@ def build_network(config: Config) -> ImplicitMeshNet:
     level_channels |= {f"d{level}": width for level, width in enumerate(network.decoder_channels)}
     localiser = Localiser(network.localiser_channels, channels) if config.data.region == "found" else None
     decoder = GraphDecoder(template, faces, level_channels, network)
-    return ImplicitMeshNet(unet, decoder, localiser)
+    start = SegmentedTemplate(template, sphere, structures) if network.template == "segmented" else None
+    return ImplicitMeshNet(unet, decoder, localiser, start)
 
 
 def _template(network: NetworkConfig, sphere: torch.Tensor, structures: int) -> torch.Tensor:

@@ -51,7 +51,7 @@ def save_snapshot(path: Path | str, network: torch.nn.Module, config: Config | N
     snapshot: dict[str, Any] = {"network": halved}
     if config:
         snapshot["structures"] = list(config.data.structures)
-    if config and config.network.template == "mean":
+    if config and config.network.has_mean_template:
         snapshot["template"] = {key: getattr(config.network, key) for key in TEMPLATE}
     save_checkpoint(path, snapshot)
 
@@ -67,7 +67,7 @@ def load_network(config: Config, path: Path | str, device: torch.device | str = 
     The template of a config that has none is the snapshot's.
     """
     snapshot = _read_snapshot(path)
-    if config.network.template == "mean":
+    if config.network.has_mean_template:
         template = _template_of(config, snapshot.get("template"), path)
         config = replace(config, network=replace(config.network, **template))
     network = build_network(config)

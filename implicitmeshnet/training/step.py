@@ -64,7 +64,7 @@ def learn_from_data(config: Config, samples: TrainingSet) -> None:
     """Fill in what the config takes from the training cases: intensities, and the template's centres and radii."""
     random = config.training.appearance == "random"
     config.data.intensity_statistics = drawn_statistics(config, samples) if random else samples.intensity_statistics
-    if config.network.template == "mean":
+    if config.network.has_mean_template:
         ellipsoids = samples.ellipsoids
         if config.training.orientation == "any":
             turns = orientations(config.data.shape, config.data.spacings_mm)
