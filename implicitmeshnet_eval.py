@@ -72,6 +72,14 @@ def parse_arguments() -> argparse.Namespace:
         "--structures", nargs="+", metavar="NAME", help="only these are written and measured, by default all"
     )
     parser.add_argument(
+        "--label_values",
+        nargs="+",
+        default=[],
+        type=label_value,
+        metavar="NAME=VALUE[,VALUE]",
+        help="of structures in label maps, those beside the images and those that are written; default the config's",
+    )
+    parser.add_argument(
         "--combined", choices=COMBINED_FORMATS, help="also all structures in one coloured file; vtm lists vtp meshes"
     )
     parser.add_argument(
@@ -162,6 +170,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def label_value(text: str) -> tuple[str, list[int]]:
+    """A structure's name and its label values, of an argument NAME=VALUE,VALUE."""
+    name, _, numbers = text.partition("=")
+    values = numbers.split(",")
+    if not all(value.isdecimal() for value in values):
+        raise argparse.ArgumentTypeError(f"wanted NAME=VALUE or NAME=VALUE,VALUE, such as LV=3, found {text!r}")
+    return name, [int(value) for value in values]
+
+
 def part(text: str) -> tuple[int, int]:
     """Which part of how many, of an argument I/N."""
     number, _, parts = text.partition("/")
@@ -224,6 +241,7 @@ OPTIONS = (
     "mesh_format",
     "space",
     "structures",
+    "label_values",
     "combined",
     "conforming",
     "subdivide",
@@ -247,6 +265,7 @@ def main():
         gap_mm=arguments.gap_mm,
         wall_mm=arguments.wall_mm,
         orientation=arguments.orientation,
+        label_values=dict(arguments.label_values),
     )
     out = Path(arguments.output)
     records = Records(out, settings_of(arguments))

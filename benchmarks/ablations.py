@@ -56,6 +56,8 @@ VARIANTS = {
     "exact_centred": CENTRED,
     "deep_centred": [*DEEP, *CENTRED],
     "folded_myocardium": ["--data.encloses={}"],
+    "segmented_template": ["--network.template=segmented"],
+    "any_orientation": ["--training.orientation=any"],
     "no_dropout": ["--network.dropout=0"],
     "flat_levels": ["--network.flat_levels=[0,0,2]"],  # slices four times as thick as wide
     "fourth_stage": [

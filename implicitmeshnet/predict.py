@@ -10,7 +10,8 @@ An image of several channels is a list of files, in the order of data.intensity'
 "a_0001.nii.gz"]). Several configs are averaged: Predictor.from_config("fold_0/config.json", "fold_1/config.json").
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -178,15 +179,17 @@ class Predictor:
         gap_mm: float = GAP_MM,
         wall_mm: float = WALL_MM,
         orientation: str = "header",
+        label_values: Mapping[str, Sequence[int]] | None = None,
     ) -> "Predictor":
         """The networks of JSON configs with the weights that they name, on 'cpu', 'cuda', 'mps', or the best there is.
 
-        One is taken as it is, several are averaged. The others are as above. Raises InputError where there are no
-        weights, where they do not fit their config, where configs contradict each other, for a device that is not
-        there, and for a structure that they do not have.
+        One is taken as it is, several are averaged. `label_values` are what stands for structures in label maps instead
+        of the configs' values. The others are as above. Raises InputError where there are no weights, where they do not
+        fit their config, where configs contradict each other, for a device that is not there, for a structure that they
+        do not have, and for a label value of two structures.
         """
         paths = (path, *others)
-        configs = [load_config(each) for each in paths]
+        configs = [_configured(each, label_values or {}) for each in paths]
         check_alike(configs, paths)
         networks = []
         for config, source in zip(configs, paths, strict=True):
@@ -371,6 +374,19 @@ class Predictor:
         prediction = self.network.eval()(image[None].to(device))
         self.network.train(training)
         return prediction.vertices[0].cpu().double().numpy(), prediction.segmentation[0].cpu()
+
+
+def _configured(path: str | Path, label_values: Mapping[str, Sequence[int]]) -> Config:
+    """The config in a file, with other label values for some of its structures."""
+    config = load_config(path)
+    names = config.data.structures
+    for name in label_values:
+        if name not in names:
+            raise InputError(f"label_values: wanted structures among {', '.join(names)}, found {shorten(repr(name))}")
+    if not label_values:
+        return config
+    structures = {name: list(label_values.get(name, values)) for name, values in names.items()}
+    return load_config(path, [f"--data.structures={json.dumps(structures)}"])
 
 
 def _mirror(grid: Grid, flips: Sequence[float]) -> np.ndarray:

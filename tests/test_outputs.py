@@ -5,6 +5,7 @@ import json
 from types import SimpleNamespace
 
 import meshes
+import nibabel as nib
 import numpy as np
 import pytest
 import trimesh
@@ -380,6 +381,27 @@ def test_chosen_structures_alone_are_written_and_measured(project, tmp_path):
         evaluate(project, tmp_path / "out", "--structures", "LA", "RV")
 
 
+def test_labels_of_other_values_are_measured_and_written(project, tmp_path):
+    evaluate(project, tmp_path / "usual")
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a_image.nii.gz").write_bytes((project.folder / "in/a_image.nii.gz").read_bytes())
+    labels = nib.load(project.folder / "in/a_label.nii.gz")
+    values = np.asarray(labels.dataobj)
+    others = np.where(values == 500, 3, np.where(values == 420, 7, 0)).astype(np.int16)
+    nib.save(nib.Nifti1Image(others, labels.affine), source / "a_label.nii.gz")
+    evaluate(project, tmp_path / "out", "--label_values", "LV=3", "LA=2,7", source=source)
+    measured = []
+    for folder in ("usual", "out"):
+        rows = csv.DictReader((tmp_path / folder / "metrics.csv").open())
+        measured.append([(row["structure"], row["dice"], row["assd_mm"], row["hd95_mm"]) for row in rows])
+    assert measured[0] == measured[1]
+    assert float(measured[0][0][1]) > 0
+    written = read_labels_independently(tmp_path / "out/a_mesh_labelmap.nii.gz")[0]
+    wanted = read_labels_independently(tmp_path / "usual/a_mesh_labelmap.nii.gz")[0]
+    np.testing.assert_array_equal(written, np.where(wanted == 500, 3, np.where(wanted == 420, 2, 0)))
+
+
 def test_what_a_structure_encloses_is_kept_among_the_chosen():
     heart = Structures(("LV", "RV", "Myo"), ((1,), (2,), (3, 4)), ((), (), (0, 1)), (9,))
     assert heart.chosen(["Myo", "RV"]) == Structures(("RV", "Myo"), ((2,), (3, 4)), ((), (0,)), (9,))
@@ -427,6 +449,8 @@ def test_a_series_that_allows_no_dicom_seg_gives_the_rest_and_a_warning(project,
         ("--combined=vtm", "--combined: wanted --mesh_format=vtp beside vtm, found ply"),
         ("--dicom_seg", "--dicom_seg: wanted "),
         ("--structures=RV", "structures: wanted some of LV, LA, found 'RV'"),
+        ("--label_values=RV=3", "label_values: wanted structures among LV, LA, found 'RV'"),
+        ("--label_values=LV=420", "data.structures: wanted distinct label values"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_anything_is(project, tmp_path, capsys, option, sentence):
