@@ -156,7 +156,10 @@ def test_templates_start_as_the_ellipsoids_of_what_is_segmented():
     classes[0, 4:10, 3:9, 2:9] = 1
     classes[0, 10:14, 3:9, 2:9] = 2
     logits = F.one_hot(classes, 4).movedim(-1, 1).float()
-    start = SegmentedTemplate(template, sphere, structures)(logits)
+    image = torch.zeros(2, 1, 20, 24, 16)
+    image[:, :, 16:] = -1
+    logits[:, 1, 16:] = 9  # beyond the image
+    start = SegmentedTemplate(template, sphere, structures)(logits, image)
     assert start.shape == (3, 2, len(sphere), 3)
     for structure in (0, 1):
         centre, radii = ellipsoid_of(structures.held(classes[0], structure).numpy())

@@ -106,7 +106,7 @@ def _sampled(volumes: list[torch.Tensor], vertices: torch.Tensor) -> torch.Tenso
 
 
 class SegmentedTemplate(nn.Module):
-    """Where each case's vertices start: logits of its segmentation (B, C, X, Y, Z) -> (S, B, V, 3) normalised.
+    """Where each case's vertices start: its segmentation's logits (B, S + 1, X, Y, Z) and its image -> (S, B, V, 3).
 
     They are the axis-parallel ellipsoids with the moments of the voxels segmented as what each structure's mesh holds.
     Where these are fewer than LEAST_VOXELS the given `template` (S, V, 3) stays. No gradient goes through them.
@@ -114,7 +114,7 @@ class SegmentedTemplate(nn.Module):
 
     template: torch.Tensor  # (S, V, 3)
     sphere: torch.Tensor  # (V, 3), of radius 1
-    held: torch.Tensor  # (S, C), 1 for the classes that each structure's mesh holds
+    held: torch.Tensor  # (S, S + 1), 1 for the classes that each structure's mesh holds
 
     def __init__(self, template: torch.Tensor, sphere: torch.Tensor, structures: Structures):
         super().__init__()
@@ -125,9 +125,11 @@ class SegmentedTemplate(nn.Module):
         self.register_buffer("held", torch.stack(held), persistent=False)
 
     @torch.no_grad()
-    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         classes = torch.arange(logits.shape[1], device=logits.device)
-        segmented = logits.argmax(1, keepdim=True) == classes.view(-1, 1, 1, 1)  # (B, C, X, Y, Z)
+        segmented = logits.argmax(1, keepdim=True) == classes.view(-1, 1, 1, 1)  # (B, S + 1, X, Y, Z)
+        # Nobody may have taught the network what to say beyond the image, where its channels are -1.
+        segmented &= (image > -1).any(1, keepdim=True)
         voxels = segmented.sum((2, 3, 4)).float() @ self.held.T  # (B, S)
         centres = []
         variances = []
@@ -174,7 +176,7 @@ class ImplicitMeshNet(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             stages = []
             if self.trains_meshes or not self.training:
-                stages = self.decoder(pyramid, self.start(segmentation) if self.start else None)
+                stages = self.decoder(pyramid, self.start(segmentation, image) if self.start else None)
             coarser = self.unet.coarser_logits(pyramid) if self.training else []
             return Prediction(stages, segmentation, coarser)
 
