@@ -62,6 +62,23 @@ def test_the_whole_heart_of_an_unseen_phantom_wherever_it_lies(unseen, tmp_path)
 
 
 @pytest.mark.slow
+def test_a_heart_in_any_contrast_is_found(unseen, tmp_path):
+    """By the network that has seen no scanner: an unseen phantom as CT, and with its contrast turned around."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image = read_image(unseen / "ct_1990_image.nii.gz")
+    labels = read_labels(unseen / "ct_1990_label.nii.gz")
+    for name, values in (("ct", image.data), ("inverted", 500 - image.data.clip(-200, 500))):
+        write_case(folder, name, values, labels.data, image.grid.affine)
+    evaluate("whole_heart_any", folder, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out/metrics.csv").open()))
+    for name in ("ct", "inverted"):
+        scores = [float(row["dice"]) for row in rows if row["case"] == name]
+        assert len(scores) == 7
+        assert np.mean(scores) > 0.6, (name, scores)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "structure"), [("2025-03-31_13-45-41", "LV"), ("2025-03-30_10-03-29", "LA")])
 def test_the_papers_two_networks_on_an_unseen_phantom(config, structure, unseen, tmp_path):
     (tmp_path / "in").mkdir()
