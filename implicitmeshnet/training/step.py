@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from implicitmeshnet.config import Config, IntensityStatistics
+from implicitmeshnet.config import Config
 from implicitmeshnet.data.appearance import Drawn, random_appearance, random_overview
 from implicitmeshnet.data.augment import augment, orientations
 from implicitmeshnet.data.dataset import Sample
 from implicitmeshnet.data.ellipsoids import template_statistics, turned_ellipsoids
 from implicitmeshnet.data.overview import IGNORED, Overview
-from implicitmeshnet.data.plausibility import intensity_quantiles, intensity_statistics
 from implicitmeshnet.data.training_set import TrainingSet
 from implicitmeshnet.models.mesh_net import ImplicitMeshNet, Prediction, build_network
 from implicitmeshnet.script import InputError
@@ -22,9 +21,6 @@ from implicitmeshnet.training import processes
 from implicitmeshnet.training.deep_route import DeepRoute
 from implicitmeshnet.training.losses import MeshLoss, class_loss
 from implicitmeshnet.training.run import AUGMENTATION, OVERVIEW, Moment, Parts, adamw, clipped_step
-
-MEASURED_DRAWS = 64
-"""Random images that the intensities are measured of."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +58,9 @@ def augmentation_margin(config: Config) -> int:
 
 def learn_from_data(config: Config, samples: TrainingSet) -> None:
     """Fill in what the config takes from the training cases: intensities, and the template's centres and radii."""
-    random = config.training.appearance == "random"
-    config.data.intensity_statistics = drawn_statistics(config, samples) if random else samples.intensity_statistics
+    # Of random appearance no intensities are the training's, and so none are unlike them.
+    is_random = config.training.appearance == "random"
+    config.data.intensity_statistics = None if is_random else samples.intensity_statistics
     if config.network.has_mean_template:
         ellipsoids = samples.ellipsoids
         if config.training.orientation == "any":
@@ -72,18 +69,6 @@ def learn_from_data(config: Config, samples: TrainingSet) -> None:
         centres, radii = template_statistics(ellipsoids, config.data)
         config.network.template_centres = tuple(map(tuple, centres.tolist()))
         config.network.template_radii = tuple(map(tuple, radii.tolist()))
-
-
-def drawn_statistics(config: Config, samples: TrainingSet) -> IntensityStatistics:
-    """The intensities of random images of the training cases, as `TrainingSet.intensity_statistics` of given ones."""
-    quantiles = []
-    for number in range(MEASURED_DRAWS):
-        sample = samples[number % len(samples)]
-        # Epoch 0 is none of the training's.
-        generator = Moment(config.training.seed, 0, number).generator(AUGMENTATION)
-        drawn = drawn_sample(config, sample, sample.image, sample.label, generator)
-        quantiles.append(intensity_quantiles(drawn.image[0][drawn.view].numpy()))
-    return intensity_statistics(quantiles)
 
 
 def start_run(config: Config, device: torch.device, deep: DeepRoute | None) -> Run:
