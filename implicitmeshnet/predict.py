@@ -216,7 +216,7 @@ class Predictor:
         lost: list[NothingFound] = []
         for flips in product((1.0, -1.0), repeat=3) if self.orientation == "guess" else [(1.0, 1.0, 1.0)]:
             mirror = _mirror(image.grid, flips)
-            turn = slices_along(turned_by(image, mirror).grid, self.data.spacing_mm) @ mirror
+            turn = slices_along(image.grid.turned(mirror), self.data.spacing_mm) @ mirror
             axes = " ".join(axis for axis, sign in zip("xyz", flips, strict=True) if sign < 0)
             try:
                 looks.append(Turned(axes, self._look(turned_by(image, turn)), turn))
@@ -228,7 +228,7 @@ class Predictor:
         if len(looks) == 1 and (first.turn == np.eye(4)).all():
             return first.view
         # What is written lies in the header's world, and so does the sample that previews show.
-        sample = replace(first.view.sample, grid=_in_world(np.linalg.inv(first.turn), first.view.sample.grid))
+        sample = replace(first.view.sample, grid=first.view.sample.grid.turned(np.linalg.inv(first.turn)))
         seconds = _summed(each.view.seconds for each in looks)
         return first.view._replace(sample=sample, grid=image.grid, seconds=seconds, others=tuple(looks))
 
@@ -391,8 +391,10 @@ def _configured(path: str | Path, label_values: Mapping[str, Sequence[int]]) -> 
 
 def _mirror(grid: Grid, flips: Sequence[float]) -> np.ndarray:
     """The (4, 4) matrix that flips the world along some of a volume's axes, those that are nearest to R, A and S."""
-    directions = _canonical_directions(grid)
     mirror = np.eye(4)
+    if min(flips) > 0:
+        return mirror  # exactly
+    directions = _canonical_directions(grid)
     mirror[:3, :3] = directions @ np.diag(flips) @ np.linalg.inv(directions)
     centre = transform(grid.affine, (np.array(grid.shape) - 1) / 2)
     mirror[:3, 3] = centre - mirror[:3, :3] @ centre
@@ -403,10 +405,6 @@ def _canonical_directions(grid: Grid) -> np.ndarray:
     """Of a volume's axes brought to the order of RAS: the columns of (3, 3)."""
     canonical_grid = network_grid(grid, (1, 1, 1), 1.0)
     return canonical_grid.affine[:3, :3]
-
-
-def _in_world(turn: np.ndarray, grid: Grid) -> Grid:
-    return replace(grid, affine=turn @ grid.affine)
 
 
 def _summed(seconds: Iterable[dict[str, float]]) -> dict[str, float]:

@@ -288,6 +288,13 @@ def test_whom_to_believe_about_the_axes_is_one_of_two(predictor):
         Predictor(predictor.network, predictor.config, orientation="none")
 
 
+def test_an_oblique_header_that_is_believed_is_taken_as_it_is(predictor):
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("xyz", (13, 27, 41), degrees=True).as_matrix()
+    view = predictor.look(Volume(volume().data, Grid((50, 60, 40), turned @ AFFINE)))
+    assert view.others == ()
+
+
 def test_slices_that_lie_across_another_of_the_patients_axes_are_seen_alike(predictor, tmp_path):
     """A stack whose header has a direction: its slices are the network's, whose voxels are as thick, all the same."""
     thick = Config(data=replace(predictor.config.data, spacing_mm=(2.0, 2.0, 6.0)))

@@ -46,6 +46,10 @@ class Grid:
     def voxel_mm3(self) -> float:  # less than the product of its sides where the axes are sheared
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
+    def turned(self, turn: np.ndarray) -> "Grid":
+        """The same voxels in a world that was turned, or mirrored, by a matrix (4, 4)."""
+        return replace(self, affine=turn @ self.affine)
+
     @property
     def world_from_normalised(self) -> np.ndarray:  # (4, 4) float64
         return self.affine @ voxel_from_normalised(self.shape)
@@ -131,8 +135,8 @@ def slices_along(grid: Grid, spacing_mm: float | Sequence[float]) -> np.ndarray:
 
 
 def turned_by(volume: Volume, turn: np.ndarray) -> Volume:
-    """The same volume in a world that was turned, or mirrored, by a matrix (4, 4)."""
-    return replace(volume, grid=replace(volume.grid, affine=turn @ volume.grid.affine))
+    """The same volume on its grid `turned`."""
+    return replace(volume, grid=volume.grid.turned(turn))
 
 
 def in_order_of(volume: Volume, grid: Grid) -> Volume:
