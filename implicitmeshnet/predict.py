@@ -48,10 +48,12 @@ from implicitmeshnet.surfaces.labelmap import mesh_to_mask, meshes_to_labelmap
 from implicitmeshnet.surfaces.metrics import (
     agreement_warning,
     agreements,
+    dice,
     move_warning,
     outside_warning,
     share_outside,
 )
+from implicitmeshnet.surfaces.precedence import made_way
 from implicitmeshnet.surfaces.separation import GAP_MM, separate
 from implicitmeshnet.surfaces.soundness import crossing_faces_of
 from implicitmeshnet.surfaces.subdivide import subdivide
@@ -122,6 +124,7 @@ class View(NamedTuple):
 
     sample: Sample
     grid: Grid  # the image's own
+    shown: tuple[slice, slice, slice]  # of the sample's voxels, those that the image covers
     name: str  # what messages call the image
     warnings: list[str]
     seconds: dict[str, float]  # by phase
@@ -239,10 +242,11 @@ class Predictor:
         clock.lap("normalise")
         grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, self._centre_mm(seen, clock))
         sample = on_network_grid(seen, None, grid, self.structures)
-        within = sample.image.numpy()[(..., *box_inside(grid, seen.grid))]
+        shown = box_inside(grid, seen.grid)
+        within = sample.image.numpy()[(..., *shown)]
         doubts = [f"{image.name}: {doubt}" for doubt in intensity_warnings(within, self.data)]
         clock.lap("resample")
-        return View(sample, image.grid, image.name, [*image.warnings, *doubts], clock.seconds)
+        return View(sample, image.grid, shown, image.name, [*image.warnings, *doubts], clock.seconds)
 
     def surfaces_of(self, view: View) -> Surfaces:
         """Surfaces of an image that was looked at, as a call gives them of the image."""
@@ -276,7 +280,7 @@ class Predictor:
         clock.lap("network")
         faces = self.network.decoder.faces.cpu().numpy()
         raw = transform(grid.world_from_normalised, vertices)  # (S, V, 3) mm
-        repaired = self._repaired(raw, faces, logits, grid)
+        repaired = self._repaired(raw, faces, logits, view)
         clock.lap("repair")
         meshes = [(mesh, faces) for mesh in repaired]
         labelmap = meshes_to_labelmap(meshes, self.structures, view.grid)
@@ -320,13 +324,20 @@ class Predictor:
             seconds=clock.seconds,
         )
 
-    def _repaired(self, raw: np.ndarray, faces: np.ndarray, logits: torch.Tensor, grid: Grid) -> np.ndarray:
-        """Meshes (S, V, 3) in mm moved so that none crosses itself or another; logits (S + 1, X, Y, Z) on `grid`."""
+    def _repaired(self, raw: np.ndarray, faces: np.ndarray, logits: torch.Tensor, view: View) -> np.ndarray:
+        """Meshes (S, V, 3) in mm moved so that none crosses itself or another, by the logits (S + 1, X, Y, Z)."""
+        grid = view.sample.grid
+        encloses = self.structures.encloses
+        classes = logits.argmax(0).numpy()
+        agreement = []  # in what is shown: what a segmentation says of the rest counts for nothing
+        for structure, mesh in enumerate(raw):
+            mask = mesh_to_mask(mesh, faces, grid)
+            agreement.append(dice(mask[view.shown], self.structures.held(classes, structure)[view.shown]))
+        placed = made_way(raw, faces, self._template, encloses, agreement)
         walls = None
-        if any(self.structures.encloses):
-            classes = logits.argmax(0).numpy()
-            walls = walls_mm(raw, faces, self.structures, classes, np.linalg.inv(grid.affine), self.wall_mm)
-        return separate(raw, faces, self._template, self.structures.encloses, self.gap_mm, walls)
+        if any(encloses):
+            walls = walls_mm(placed, faces, self.structures, classes, np.linalg.inv(grid.affine), self.wall_mm)
+        return separate(placed, faces, self._template, encloses, self.gap_mm, walls)
 
     def subdivided(self, surfaces: Surfaces, times: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The meshes of `surfaces` subdivided so many times, each vertices (V, 3) in mm and faces (F, 3).

@@ -138,7 +138,9 @@ def test_a_structure_that_the_segmentation_lacks_and_an_odd_image_are_warned_of(
     surfaces = predictor(replace(volume(), name="heart"))
     assert surfaces.agreement["LV"] > 0.7
     assert surfaces.agreement["LA"] == 0
-    (warning,) = surfaces.warnings
+    warning, moved = surfaces.warnings
+    assert "the repair moved meshes far" in moved  # LA, as its mesh lies in that of LV, which is believed
+    assert "LV" not in moved
     assert warning.startswith("heart: meshes and voxel segmentation disagree")
     assert "LA 0.00" in warning
     assert "LV" not in warning
@@ -156,6 +158,7 @@ def test_what_is_doubtful_about_the_file_reaches_the_surfaces(predictor, tmp_pat
 
 
 def test_meshes_that_still_cross_are_warned_of(predictor, monkeypatch):
+    monkeypatch.setattr("implicitmeshnet.predict.made_way", lambda vertices, *others: vertices)
     monkeypatch.setattr("implicitmeshnet.predict.separate", lambda vertices, *others: vertices)
     predictor.network.vertices[1, ::2] *= -2
     surfaces = predictor(replace(volume(), name="heart"))
@@ -172,6 +175,7 @@ def test_meshes_that_the_repair_moved_far_are_warned_of(predictor, monkeypatch):
     def moved(vertices, *others):
         return vertices + np.array([[[0, 0, 0]], [[0, 3, 4]]])
 
+    monkeypatch.setattr("implicitmeshnet.predict.made_way", lambda vertices, *others: vertices)
     monkeypatch.setattr("implicitmeshnet.predict.separate", moved)
     surfaces = predictor(replace(volume(), name="heart"))
     assert surfaces.moves_mm.mean(1) == pytest.approx([0, 5])
@@ -309,5 +313,5 @@ def test_slices_that_lie_across_another_of_the_patients_axes_are_seen_alike(pred
     np.testing.assert_array_equal(oblique.sample.image, along_z.sample.image)
     np.testing.assert_allclose(oblique.raw_vertices, transform(about_y, along_z.raw_vertices), atol=1e-3)
     np.testing.assert_allclose(oblique.sample.grid.affine, about_y @ along_z.sample.grid.affine, atol=1e-6)
-    assert (oblique.labelmap != along_z.labelmap).mean() < 0.003  # the repair depends on rounding
+    assert (oblique.labelmap != along_z.labelmap).mean() < 0.005  # the repair depends on rounding
     preview(tmp_path / "preview.png", oblique, Volume(along_z.labelmap, oblique.grid))
