@@ -301,7 +301,7 @@ class Predictor:
         doubts = (
             agreement_warning(agreement),
             outside_warning(outside),
-            move_warning(dict(zip(wanted.names, moves_mm.mean(1).tolist(), strict=True))),
+            move_warning(dict(zip(wanted.names, moves_mm.mean(1).tolist(), strict=True)), agreement),
             _crossing_warning(wanted.names, own, "themselves"),
             _crossing_warning(wanted.names, others, "each other"),
         )

@@ -315,5 +315,9 @@ def test_what_lies_outside_is_worth_a_warning_from_a_twentieth_on():
 
 
 def test_the_largest_move_is_not_worth_a_warning_and_more_is():
-    assert move_warning({"LV": LARGEST_MOVE_MM, "LA": 0.0}) is None
-    assert "(mean mm: LV 1.1, PA 6.0)" in move_warning({"LV": LARGEST_MOVE_MM + 0.1, "LA": 1.0, "PA": 6.0})
+    agreeing = {"LV": 0.9, "LA": 0.9, "PA": LEAST_AGREEMENT}
+    assert move_warning({"LV": LARGEST_MOVE_MM, "LA": 0.0}, agreeing) is None
+    moves_mm = {"LV": LARGEST_MOVE_MM + 0.1, "LA": 1.0, "PA": 6.0}
+    assert "(mean mm: LV 1.1, PA 6.0)" in move_warning(moves_mm, agreeing)
+    assert "(mean mm: LV 1.1)" in move_warning(moves_mm, agreeing | {"PA": 0.69})
+    assert move_warning({"LV": 9.0}, {"LV": float("nan")}) is None  # that it is nowhere is another warning

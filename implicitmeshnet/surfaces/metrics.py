@@ -41,9 +41,15 @@ def outside_warning(outside: dict[str, float]) -> str | None:
     return f"meshes lie outside the image by these shares of their area: {', '.join(named)}" if named else None
 
 
-def move_warning(moved_mm: dict[str, float]) -> str | None:
-    """A sentence on the meshes that the repair moved far, by the mean of each one's vertices in mm; None for none."""
-    named = [f"{name} {mean:.1f}" for name, mean in moved_mm.items() if mean > LARGEST_MOVE_MM]
+def move_warning(moved_mm: dict[str, float], agreement: dict[str, float]) -> str | None:
+    """A sentence on the meshes that the repair moved far, by the mean of each one's vertices in mm; None for none.
+
+    Those of little `agreement` after it are not among them, as `agreement_warning` names these.
+    """
+    named = []
+    for name, mean in moved_mm.items():
+        if mean > LARGEST_MOVE_MM and agreement[name] >= LEAST_AGREEMENT:
+            named.append(f"{name} {mean:.1f}")
     if not named:
         return None
     return (
