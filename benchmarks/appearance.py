@@ -31,7 +31,7 @@ PARTS = {  # functions of the module, by what they are for
     "contrasts": "contrast",
     "_paint": "painting",
     "_add_scars": "scars (1 draw in 4)",
-    "_add_trabeculae": "trabeculae (1 draw in 2)",
+    "_add_trabeculae": "trabeculae (7 draws in 10)",
     "_textured": "grain, mixing, bias",
     "_acquired": "slices, motion, noise",
     "_normalised": "percentiles, gamma",

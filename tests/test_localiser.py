@@ -152,6 +152,19 @@ def test_a_larger_organ_that_touches_is_cut_off():
     assert parts_that_belong(speck, (9, 9, 9)).nonzero() == (4, 4, 4)
 
 
+def test_a_larger_organ_far_away_is_no_rival_if_it_is_less_like_the_structures():
+    odds = np.full((60, 30, 30), -5.0, np.float32)
+    heart = cubes(odds.shape, (8, 12, 12), side=5)
+    liver = cubes(odds.shape, (45, 12, 12), side=8)
+    odds[heart] = 5
+    odds[liver] = 2.5
+    assert odds[liver].sum() > 2 * odds[heart].sum()
+    np.testing.assert_array_equal(parts_that_belong(odds, (22, 22, 22)), heart)
+    odds[heart] = -5
+    odds[cubes(odds.shape, (8, 12, 12), side=3)] = 8  # a speck, however certain, is none
+    np.testing.assert_array_equal(parts_that_belong(odds, (22, 22, 22)), liver)
+
+
 def test_a_second_organ_that_fits_into_the_box_belongs_and_specks_and_far_ones_do_not():
     odds = np.full((60, 30, 30), -5.0, np.float32)
     first, second, far = ((x, 12, 12) for x in (5, 20, 50))

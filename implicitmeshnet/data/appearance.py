@@ -50,6 +50,7 @@ BRIGHT_BLOOD = 0.7  # share of contrasts whose blood is brighter than muscle, be
 BRIGHT_BLOOD_SHORT_AXIS = 0.9  # the same of short-axis stacks, which are mostly cine
 TURNED_STACKS = 0.4  # share of stacks without a direction that are stored with other axes than most
 MIRRORED = 0.2  # share of the others whose axes are flipped, as by a header that is wrong
+LAYER_VOXELS = 3  # along each axis around a voxel: the more of them are myocardium, the likelier it is a trabecula
 TURN_DEG = 15.0
 FAR_TURN_DEG = 30.0
 SCALE = 0.2
@@ -172,7 +173,7 @@ def _draw(
     grid = _warp(draws, parts, pose, shift_mm, shape, spacing)
     table = contrasts(draws, BRIGHT_BLOOD_SHORT_AXIS if view.short_axis else BRIGHT_BLOOD)
     painted = _paint(parts, table.to(parts.device))
-    if draws.has("trabeculae", 0.5):
+    if draws.has("trabeculae", 0.7):
         _add_trabeculae(draws, painted[0], parts[0], float(table[0, Tissue.MYOCARDIUM]), of_device)
     if draws.has("scars", 0.25):
         _add_scars(draws, painted[0], parts[0], of_device)
@@ -387,10 +388,13 @@ def _paint(parts: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def _add_scars(draws: Draws, bright: torch.Tensor, tissue: torch.Tensor, of_device: torch.Generator) -> None:
-    """Late-enhanced patches of 10 mm and more in the myocardium and the walls of a brightness (X, Y, Z), in place."""
+    """Late-enhanced patches of 10 mm and more in the myocardium and the walls of a brightness (X, Y, Z), in place.
+
+    At times most of it is, as the wall of an atrium may be after an ablation.
+    """
     field = _smooth_fields(1, 12, bright.shape, of_device)[0]
     muscle = (tissue == Tissue.MYOCARDIUM) | (tissue == Tissue.WALL)
-    threshold = draws.between(0.5, 1.2)
+    threshold = draws.between(-0.5, 1.2)
     bright.copy_(torch.where(muscle & (field > threshold), draws.between(0, 1.2), bright))
 
 
@@ -399,10 +403,15 @@ def _add_trabeculae(
 ) -> None:
     """Trabeculae and papillary muscles, of about 10 mm, in the ventricles' blood of a brightness (X, Y, Z), in place.
 
-    They are as bright as `muscle`, or less distinct.
+    They are as bright as `muscle`, or less distinct, and often form a layer on the wall: experts' labels, and the
+    phantoms', count them to the blood.
     """
     field = _smooth_fields(1, 24, bright.shape, of_device)[0]
     blood = (tissue == Tissue.LV) | (tissue == Tissue.RV)
+    myocardium = (tissue == Tissue.MYOCARDIUM).float()
+    coarse = F.avg_pool3d(myocardium[None, None], LAYER_VOXELS, ceil_mode=True)
+    near_wall = F.interpolate(coarse, size=list(tissue.shape), mode="trilinear")[0, 0]
+    field.add_(near_wall, alpha=draws.between(0, 5))
     threshold = draws.between(0.6, 1.4)
     toward_muscle = torch.lerp(bright, torch.full_like(bright, muscle), draws.between(0.3, 1))
     bright.copy_(torch.where(blood & (field > threshold), toward_muscle, bright))

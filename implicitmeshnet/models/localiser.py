@@ -15,6 +15,8 @@ from implicitmeshnet.models.unet import UNet
 SUMMIT_WIDTH = 3.0  # standard deviation of the smoothing before maxima are sought, in voxels of the overview
 SUMMIT_DISTANCE = 4  # voxels around a maximum, along each axis, within which there is no higher one
 PART_SHARE = 0.05  # of the strongest basin's summed log-odds: what another part needs to count as a structure
+RIVAL_SHARE = 0.25  # the same of what a basin needs to be taken for the structures instead of the strongest
+CERTAIN = 0.9  # quantile of a basin's log-odds by which these are compared
 BOTTLENECK_VOXELS = 3  # at least, along each axis, as for data.shape
 
 
@@ -53,9 +55,11 @@ class Localiser(CoarsePass):
 def parts_that_belong(odds: np.ndarray, room: np.ndarray) -> np.ndarray:
     """Of the voxels with positive log-odds (X, Y, Z), those of the structures: bool (X, Y, Z).
 
-    These are the strongest basin of all, and the strongest basin of each other connected part. A further basin is taken
-    only if it has PART_SHARE of the log-odds of the strongest and if all that is taken then still fits into `room`
-    voxels along each axis (3,), as the structures do in training.
+    These are the likeliest basin of all, and the strongest basin of each other connected part. Strong is a basin by
+    the sum of its log-odds, which a large organ may have that is hardly like the structures. So, of those with
+    RIVAL_SHARE of the strongest's, the likeliest is the one with the highest log-odds. A further basin is taken only if
+    it has PART_SHARE of the log-odds of the strongest and if all that is taken then still fits into `room` voxels along
+    each axis (3,), as the structures do in training.
     """
     basins, strengths = _basins(odds)
     if not len(strengths):
@@ -63,7 +67,10 @@ def parts_that_belong(odds: np.ndarray, room: np.ndarray) -> np.ndarray:
     connected, _ = ndimage.label(odds > 0)
     found = np.zeros(odds.shape, dtype=bool)
     parts: set[int] = set()  # connected parts that have given their strongest basin; their others are cut off
-    for index in np.argsort(-strengths, kind="stable"):
+    rivals = np.flatnonzero(strengths >= RIVAL_SHARE * strengths.max())
+    certainties = [np.quantile(odds[basins == index + 1], CERTAIN) for index in rivals]
+    first = rivals[np.argmax(certainties)]
+    for index in [first, *np.argsort(-strengths, kind="stable")]:
         if strengths[index] < PART_SHARE * strengths.max():
             break
         mask = basins == index + 1
