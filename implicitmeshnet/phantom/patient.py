@@ -59,7 +59,7 @@ class Patient:
     pa_radius: float = field(metadata=_uniform(10.5, 15, wide=(9, 18)))
     vein_radius: np.ndarray = field(metadata=_uniform(5, 7, (4,), wide=(4, 8.5)))  # of the pulmonary veins
     stub_length: np.ndarray = field(
-        metadata=_uniform(0, 5, (4,), wide=(0, 12))
+        metadata=_uniform(0, 5, (4,), wide=(0, 18))
     )  # how much of each vein is labelled left atrium
     # What only patients of wide variety differ in.
     filling: float = field(
@@ -72,6 +72,7 @@ class Patient:
     rv_apex_mm: float = field(metadata=_usually(0, wide=(3, 28)))  # how far it ends before the left one's
     papillary_scale: float = field(metadata=_usually(1, wide=(0.7, 1.8)))  # of the papillary muscles' radii
     appendage_scale: float = field(metadata=_usually(1, wide=(0.6, 1.45)))  # of both atria's
+    pa_drop_mm: float = field(metadata=_usually(0, wide=(0, 14)))  # of the right pulmonary artery, towards the atria
     # The chest around it.
     fat_thickness: float = field(metadata=_uniform(2, 6, wide=(1, 12)))  # on the heart
     chest_scale: np.ndarray = field(metadata=_uniform(0.93, 1.02, (2,), wide=(0.9, 1.06)))  # of its width and depth
