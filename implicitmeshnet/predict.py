@@ -240,11 +240,12 @@ class Predictor:
         clock = Stopwatch()
         seen = standardise(image, self.data)
         clock.lap("normalise")
-        grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, self._centre_mm(seen, clock))
+        centre, rival = self._centre_mm(seen, clock)
+        grid = network_grid(seen.grid, self.data.shape, self.data.spacing_mm, centre)
         sample = on_network_grid(seen, None, grid, self.structures)
         shown = box_inside(grid, seen.grid)
         within = sample.image.numpy()[(..., *shown)]
-        doubts = [f"{image.name}: {doubt}" for doubt in intensity_warnings(within, self.data)]
+        doubts = [*rival, *(f"{image.name}: {doubt}" for doubt in intensity_warnings(within, self.data))]
         clock.lap("resample")
         return View(sample, image.grid, shown, image.name, [*image.warnings, *doubts], clock.seconds)
 
@@ -357,17 +358,19 @@ class Predictor:
         """The template sphere's vertices (V, 3)."""
         return self.network.decoder.template[0].cpu().double().numpy()
 
-    def _centre_mm(self, seen: Volume, clock: Stopwatch) -> np.ndarray | None:
-        """Where the coarse pass finds the structures, world mm (3,); None where the box lies in the volume's centre."""
+    def _centre_mm(self, seen: Volume, clock: Stopwatch) -> tuple[np.ndarray | None, list[str]]:
+        """Where the coarse pass finds the structures, world mm (3,), None where the box lies in the volume's centre;
+        and a warning of another region that might be theirs, if there is one."""
         data = self.data
         if data.region == "centre":
-            return None
+            return None, []
         overview = overview_of(seen, None, data)
         clock.lap("overview")
         room = np.multiply(data.shape, data.spacing_mm) / data.overview_spacing_mm
         assert self.network.localiser is not None, "networks of data.region 'found' have one"
         found = self.network.localiser.find(overview.image, room)
-        centre = mask_centre_mm(found, overview.grid, data)
+        centre = mask_centre_mm(found.structures, overview.grid, data)
+        elsewhere = mask_centre_mm(found.rival, overview.grid, data)
         clock.lap("localise")
         if centre is None:
             names = ", ".join(self.structures.names)
@@ -375,7 +378,14 @@ class Predictor:
                 f"{seen.name}: wanted an image that shows {names} at data.overview_spacing_mm"
                 f" = {data.overview_spacing_mm:g}, found none of them"
             )
-        return centre
+        if elsewhere is None:
+            return centre, []
+        where = " x ".join(f"{position:.0f}" for position in elsewhere)
+        away_mm = np.linalg.norm(elsewhere - centre)
+        return centre, [
+            f"{seen.name}: the coarse pass finds the structures in two places; took the surer one, the other lies"
+            f" {away_mm:.0f} mm away, around {where} mm"
+        ]
 
     @torch.inference_mode()
     def _run(self, image: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:

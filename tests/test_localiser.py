@@ -20,7 +20,7 @@ from implicitmeshnet.data.nifti import read_image
 from implicitmeshnet.data.overview import IGNORED, label_centre_mm, mask_centre_mm, overview_of
 from implicitmeshnet.data.volume import Grid, Volume, canonical
 from implicitmeshnet.mesh import icosphere
-from implicitmeshnet.models.localiser import Localiser, parts_that_belong
+from implicitmeshnet.models.localiser import Found, Localiser, parts_that_belong
 from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.predict import NothingFound, Predictor
 from implicitmeshnet.script import InputError
@@ -145,11 +145,11 @@ def test_a_larger_organ_that_touches_is_cut_off():
     assert ndimage.label(odds > 0)[1] == 1
     assert (liver > 0).sum() > 2 * (heart > 0).sum()
     found = parts_that_belong(odds, (40, 40, 40))
-    np.testing.assert_allclose(np.argwhere(found).mean(0), [20, 20, 26], atol=0.7)
-    assert not parts_that_belong(np.full((5, 5, 5), -1.0), (5, 5, 5)).any()
+    np.testing.assert_allclose(np.argwhere(found.structures).mean(0), [20, 20, 26], atol=0.7)
+    assert not parts_that_belong(np.full((5, 5, 5), -1.0), (5, 5, 5)).structures.any()
     speck = np.full((9, 9, 9), -1.0)
     speck[4, 4, 4] = 0.1
-    assert parts_that_belong(speck, (9, 9, 9)).nonzero() == (4, 4, 4)
+    assert parts_that_belong(speck, (9, 9, 9)).structures.nonzero() == (4, 4, 4)
 
 
 def test_a_larger_organ_far_away_is_no_rival_if_it_is_less_like_the_structures():
@@ -159,10 +159,14 @@ def test_a_larger_organ_far_away_is_no_rival_if_it_is_less_like_the_structures()
     odds[heart] = 5
     odds[liver] = 2.5
     assert odds[liver].sum() > 2 * odds[heart].sum()
-    np.testing.assert_array_equal(parts_that_belong(odds, (22, 22, 22)), heart)
+    found = parts_that_belong(odds, (22, 22, 22))
+    np.testing.assert_array_equal(found.structures, heart)
+    np.testing.assert_array_equal(found.rival, liver)
     odds[heart] = -5
     odds[cubes(odds.shape, (8, 12, 12), side=3)] = 8  # a speck, however certain, is none
-    np.testing.assert_array_equal(parts_that_belong(odds, (22, 22, 22)), liver)
+    found = parts_that_belong(odds, (22, 22, 22))
+    np.testing.assert_array_equal(found.structures, liver)
+    assert not found.rival.any()
 
 
 def test_a_second_organ_that_fits_into_the_box_belongs_and_specks_and_far_ones_do_not():
@@ -173,9 +177,10 @@ def test_a_second_organ_that_fits_into_the_box_belongs_and_specks_and_far_ones_d
     odds[cubes(odds.shape, far, side=5)] = 4
     odds[cubes(odds.shape, (12, 2, 2), side=1)] = 2
     both = cubes(odds.shape, first, side=6) | cubes(odds.shape, second, side=5)
-    np.testing.assert_array_equal(parts_that_belong(odds, (22, 22, 22)), both)
+    np.testing.assert_array_equal(parts_that_belong(odds, (22, 22, 22)).rival, cubes(odds.shape, far, side=5))
+    np.testing.assert_array_equal(parts_that_belong(odds, (22, 22, 22)).structures, both)
     alone = cubes(odds.shape, first, side=6)
-    np.testing.assert_array_equal(parts_that_belong(odds, (14, 14, 14)), alone)
+    np.testing.assert_array_equal(parts_that_belong(odds, (14, 14, 14)).structures, alone)
 
 
 @pytest.fixture
@@ -223,9 +228,15 @@ def test_the_evaluation_looks_where_the_coarse_pass_finds_something(case):
     index = np.round(transform(np.linalg.inv(overview.grid.affine), centre)).astype(int)
     mask = np.zeros(overview.grid.shape, dtype=bool)
     mask[tuple(index)] = True
-    surfaces = Predictor(StandIn(CONFIG, lambda seen, room: mask), config)(image)
+    nothing = np.zeros_like(mask)
+    surfaces = Predictor(StandIn(CONFIG, lambda seen, room: Found(mask, nothing)), config)(image)
     assert np.linalg.norm(surfaces.vertices[0].mean(0) - centre) < 6
-    empty = Predictor(StandIn(CONFIG, lambda seen, room: 0 * mask), config)
+    assert not any("two places" in warning for warning in surfaces.warnings)
+    rival = np.zeros_like(mask)
+    rival[0, 0, 0] = True
+    told = Predictor(StandIn(CONFIG, lambda seen, room: Found(mask, rival)), config)(image).warnings
+    assert any("a_image.nii.gz: the coarse pass finds the structures in two places; took the" in line for line in told)
+    empty = Predictor(StandIn(CONFIG, lambda seen, room: Found(nothing, nothing)), config)
     with pytest.raises(NothingFound, match=r"a_image\.nii\.gz: wanted an image that shows LV at .*, found none"):
         empty(image)
 
@@ -256,7 +267,7 @@ def test_a_localiser_takes_any_size_and_learns_to_find():
     localiser.eval()
     for _ in range(3):
         shown, centre = overview()
-        found = mask_centre_mm(localiser.find(shown.image, (8, 8, 8)), shown.grid, CONFIG)
+        found = mask_centre_mm(localiser.find(shown.image, (8, 8, 8)).structures, shown.grid, CONFIG)
         assert np.linalg.norm(found - centre) < 12  # two voxels, of a volume of 30
 
 
@@ -265,4 +276,6 @@ def test_where_background_is_likelier_everywhere_nothing_is_found():
     with torch.no_grad():
         localiser.unet.head.weight.zero_()
         localiser.unet.head.bias.copy_(torch.tensor([1.0, -1.0]))
-    assert not localiser.find(torch.zeros(1, 12, 12, 12), (12, 12, 12)).any()
+    found = localiser.find(torch.zeros(1, 12, 12, 12), (12, 12, 12))
+    assert not found.structures.any()
+    assert not found.rival.any()

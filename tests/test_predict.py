@@ -223,8 +223,8 @@ def test_coarse_passes_are_averaged_by_their_probabilities():
         localiser.unet.head.bias.data = torch.tensor([0.0, logit])
         localisers.append(localiser)
     overview = torch.zeros(1, 12, 12, 12)
-    assert not localisers[0].find(overview, np.full(3, 20)).any()
-    assert CoarseEnsemble(localisers).find(overview, np.full(3, 20)).all()
+    assert not localisers[0].find(overview, np.full(3, 20)).structures.any()
+    assert CoarseEnsemble(localisers).find(overview, np.full(3, 20)).structures.all()
 
 
 @pytest.mark.parametrize(

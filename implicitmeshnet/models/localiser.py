@@ -1,6 +1,7 @@
 """The coarse pass over a whole volume that finds the structures, and so the region for the fine network."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +21,19 @@ CERTAIN = 0.9  # quantile of a basin's log-odds by which these are compared
 BOTTLENECK_VOXELS = 3  # at least, along each axis, as for data.shape
 
 
+class Found(NamedTuple):
+    """What a coarse pass makes of an overview (X, Y, Z)."""
+
+    structures: np.ndarray  # bool (X, Y, Z)
+    rival: np.ndarray  # the same: the likeliest region that might have been taken for them instead; empty mostly
+
+
 class CoarsePass(nn.Module):
     """What finds structures by its logits: overview (B, C, X, Y, Z) -> (B, 2, X, Y, Z) of background and structures."""
 
     @torch.inference_mode()
-    def find(self, overview: torch.Tensor, room: np.ndarray) -> np.ndarray:
-        """Where the structures are in an overview (C, X, Y, Z): bool (X, Y, Z).
+    def find(self, overview: torch.Tensor, room: np.ndarray) -> Found:
+        """Where the structures are in an overview (C, X, Y, Z).
 
         What is found fits into `room` voxels along each axis (3,).
         """
@@ -52,8 +60,8 @@ class Localiser(CoarsePass):
         return logits[:, :, : shape[0], : shape[1], : shape[2]]
 
 
-def parts_that_belong(odds: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """Of the voxels with positive log-odds (X, Y, Z), those of the structures: bool (X, Y, Z).
+def parts_that_belong(odds: np.ndarray, room: np.ndarray) -> Found:
+    """Of the voxels with positive log-odds (X, Y, Z), those of the structures.
 
     These are the likeliest basin of all, and the strongest basin of each other connected part. Strong is a basin by
     the sum of its log-odds, which a large organ may have that is hardly like the structures. So, of those with
@@ -63,14 +71,14 @@ def parts_that_belong(odds: np.ndarray, room: np.ndarray) -> np.ndarray:
     """
     basins, strengths = _basins(odds)
     if not len(strengths):
-        return odds > 0
+        return Found(odds > 0, odds > 0)
     connected, _ = ndimage.label(odds > 0)
     found = np.zeros(odds.shape, dtype=bool)
     parts: set[int] = set()  # connected parts that have given their strongest basin; their others are cut off
     rivals = np.flatnonzero(strengths >= RIVAL_SHARE * strengths.max())
-    certainties = [np.quantile(odds[basins == index + 1], CERTAIN) for index in rivals]
-    first = rivals[np.argmax(certainties)]
-    for index in [first, *np.argsort(-strengths, kind="stable")]:
+    certainties = np.array([np.quantile(odds[basins == index + 1], CERTAIN) for index in rivals])
+    rivals = rivals[np.argsort(-certainties, kind="stable")]
+    for index in [rivals[0], *np.argsort(-strengths, kind="stable")]:
         if strengths[index] < PART_SHARE * strengths.max():
             break
         mask = basins == index + 1
@@ -78,7 +86,8 @@ def parts_that_belong(odds: np.ndarray, room: np.ndarray) -> np.ndarray:
         if part not in parts and (not parts or _fits(found | mask, room)):
             found |= mask
             parts.add(part)
-    return found
+    left_out = [basins == index + 1 for index in rivals if not found[basins == index + 1].any()]
+    return Found(found, left_out[0] if left_out else np.zeros_like(found))
 
 
 def _basins(odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
