@@ -3,8 +3,8 @@
     python benchmarks/randomness.py --data_dir=data/phantom/any --out=runs/randomness \\
         --left_atria=data/LA2018 --ventricles=data/ACDC [--every=4] [--epochs=6] [--leave_out contrast view ...]
 
-whole_heart_any.json's UNet and coarse pass alone, on 48 voxels a side, from the weights of whole_heart.json, as the
-first part of its training; runs are short, so the figures compare. Dice is of the voxel segmentation, on the images'
+whole_heart_any.json's UNet and coarse pass alone, on 48 voxels a side, go on from its weights without one kind each: what
+they lose is what that kind kept up. Dice is of the voxel segmentation, on the images'
 own grids, of every Nth case. An image in which the coarse pass finds nothing counts 0. A run that is done is not
 repeated, one that was cut off goes on.
 """
@@ -79,7 +79,7 @@ def train(folder: Path, left_out: str, arguments: argparse.Namespace) -> None:
         f"--config={CONFIGS / 'whole_heart_any.json'}",
         f"--data.dir={arguments.data_dir}",
         f"--data.cache_dir={Path(arguments.out) / 'cache'}",
-        f"--training.init_from={CONFIGS / 'whole_heart.json'}",
+        f"--training.init_from={CONFIGS / 'whole_heart_any.json'}",
         f"--training.run_dir={folder}",
         f"--training.epochs={arguments.epochs}",
         "--training.repeats=2",
