@@ -3,10 +3,10 @@
     python benchmarks/randomness.py --data_dir=data/phantom/any --out=runs/randomness \\
         --left_atria=data/LA2018 --ventricles=data/ACDC [--every=4] [--epochs=6] [--leave_out contrast view ...]
 
-whole_heart_any.json's UNet and coarse pass alone, on 48 voxels a side, go on from its weights without one kind each: what
-they lose is what that kind kept up. Dice is of the voxel segmentation, on the images'
-own grids, of every Nth case. An image in which the coarse pass finds nothing counts 0. A run that is done is not
-repeated, one that was cut off goes on.
+whole_heart_any.json's UNet and coarse pass alone, on 48 voxels a side, go on from its weights without one kind each:
+what they lose is what that kind kept up. Dice is of the voxel segmentation, on the images' own grids, of every Nth
+case. An image in which the coarse pass finds nothing counts 0. A run that is done is not repeated, one that was cut off
+goes on.
 """
 
 import argparse

@@ -112,9 +112,9 @@ def _pulmonary_artery(points: np.ndarray, patient: Patient) -> np.ndarray:
     trunk_path: Curve = [PULMONARY_VALVE - [0, 2, 10], [-16, 34, 49], [-14, 16, 62], [-10, 0, 66]]
     trunk = tube(points, trunk_path, [radius, 1.05 * radius, radius, 0.9 * radius])
     to_left = tube(points, [[-10, 2, 65], [-28, -14, 69], [-46, -28, 64]], [0.8 * radius, 9, 7.5])
-    path = np.array([[-11, 2, 65], [0, -15, 62], [20, -22, 58], [42, -24, 53]], float)
-    path[1:] += patient.pa_drop_mm * np.array([[0, -0.4, -0.7], [0, -0.7, -1], [0, -0.7, -1]])
-    to_right = tube(points, path, [0.8 * radius, 9.5, 9, 8])
+    usual = np.array([[-11, 2, 65], [0, -15, 62], [20, -22, 58], [42, -24, 53]])
+    drop = patient.pa_drop_mm * np.array([[0, 0, 0], [0, -0.4, -0.7], [0, -0.7, -1], [0, -0.7, -1]])
+    to_right = tube(points, list(usual + drop), [0.8 * radius, 9.5, 9, 8])
     tree = union(trunk, to_left, to_right, blend_mm=6)
     beyond_valve = half_space(points, PULMONARY_VALVE, [0, 0.17, -0.985])
     return intersection(tree, beyond_valve, blend_mm=2)
