@@ -73,6 +73,7 @@ from implicitmeshnet.planning.choices import (
     choose_intensity,
     choose_mesh,
     choose_orientation,
+    choose_start,
     choose_structures,
     coarser_mm,
     finest_spacing_mm,
@@ -135,6 +136,7 @@ def main() -> None:
     ]
     choices, cost = choose_grid(choices, facts, cases, values, arguments, device)
     choices += choose_schedule(choices, len(cases), cost, 60 * arguments.minutes)
+    choices += choose_start(structures.value)
     choices.append(Choice("training.run_dir", f"runs/{out.stem}", "the config's name"))
     config = config_of(choices)
     shown = [ceiling_of(case, config) for case in progress(spread(cases, facts, values), "measuring ceilings")]

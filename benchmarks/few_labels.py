@@ -115,7 +115,7 @@ def draw_curves(out: Path, sizes: Sequence[int], starts: Sequence[str]) -> None:
         panel.set(title=f"{size} labelled cases", xlabel="minutes of training")
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("Dice, mean over structures and held-out cases")
+    panels[0].set_ylabel("mean Dice of held-out cases")
     panels[-1].legend(frameon=False, fontsize=9, loc="lower right")
     save_figure(figure, out / "curves.png")
 

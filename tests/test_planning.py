@@ -11,9 +11,9 @@ from scripts import call
 from volumes import ball_mask, write_case
 
 import create_config
-from implicitmeshnet.config import Config, DataConfig, LossConfig, NetworkConfig, load_config
+from implicitmeshnet.config import REPOSITORY, Config, DataConfig, LossConfig, NetworkConfig, load_config
 from implicitmeshnet.data.dataset import find_cases
-from implicitmeshnet.planning import ceiling
+from implicitmeshnet.planning import ceiling, choices
 from implicitmeshnet.planning.choices import (
     channels_of,
     choose_box,
@@ -22,6 +22,7 @@ from implicitmeshnet.planning.choices import (
     choose_intensity,
     choose_mesh,
     choose_orientation,
+    choose_start,
     choose_structures,
     coarser_mm,
     finest_spacing_mm,
@@ -316,6 +317,7 @@ def test_the_script_writes_a_config_its_reasons_and_a_picture(folder, tmp_path, 
     assert config.data.intensity == "percentile"
     assert config.data.validation_cases == 1
     assert config.training.run_dir.endswith("runs/hearts")
+    assert config.training.init_from == str(REPOSITORY / choices.HEARTS)
     assert config.training.epochs >= 1
     table = (tmp_path / "hearts.txt").read_text()
     assert table.rstrip() in capsys.readouterr().out
@@ -456,6 +458,15 @@ def test_stacks_without_a_direction_are_trained_for_any(spacing, aligned, intens
     cases = [facts(spacing_mm=np.array(spacing), aligned=True), facts(spacing_mm=np.array(spacing), aligned=aligned)]
     chosen = [(choice.key, choice.value) for choice in choose_orientation(cases, intensity)]
     assert chosen == ([("training.orientation", "any")] if is_lost else [])
+
+
+def test_structures_of_the_heart_start_from_weights_that_know_them(tmp_path, monkeypatch):
+    (start,) = choose_start(["LA", "thrombus"])
+    assert (start.key, start.value) == ("training.init_from", str(REPOSITORY / choices.HEARTS))
+    assert "know LA in" in start.reason
+    assert choose_start(["anterior", "posterior"]) == []
+    monkeypatch.setattr(choices, "REPOSITORY", tmp_path)  # an installed package without the clone's weights
+    assert choose_start(["LA"]) == []
 
 
 def test_a_survey_tells_whether_axes_are_the_patients(case, tmp_path):

@@ -8,10 +8,12 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from implicitmeshnet.config import REPOSITORY, load_config
 from implicitmeshnet.data.volume import thick_axis
 from implicitmeshnet.planning.survey import CT_AIR_HU, HIGHEST_VALUE, THICK, CaseFacts
 from implicitmeshnet.script import InputError, shorten
@@ -36,6 +38,7 @@ PROFILE_VOXELS = (-3.0, -2.0, -1.0, 1.0, 2.0, 3.0)  # of the last stage, see con
 DECODER_WIDTHS = (16, 16, 32)
 LEAST_SIDE = 6  # voxels of a grid, see config.DataConfig.shape
 LEAST_BOTTLENECK = 2  # voxels along a side
+HEARTS = "configs_implicitmeshnet/whole_heart_any.json"  # of weights that know hearts in any contrast, of WIDTHS
 
 
 @dataclass(frozen=True)
@@ -279,6 +282,18 @@ def choose_orientation(facts: Sequence[CaseFacts], intensity: str | list[str]) -
         return []
     reason = "thick slices, and no header with a direction other than the patient's axes: they have lost it"
     return [Choice("training.orientation", "any", reason)]
+
+
+def choose_start(structures: Iterable[str]) -> list[Choice]:
+    """training.init_from for structures of the heart, by their names, else nothing; nothing without the weights."""
+    path = REPOSITORY / HEARTS
+    if not path.is_file():
+        return []
+    hearts = load_config(path)
+    known = [name for name in structures if name in hearts.data.structures]
+    if not known or hearts.snapshot is None or not Path(hearts.snapshot).is_file():
+        return []
+    return [Choice("training.init_from", str(path), f"its weights know {', '.join(known)} in any image, from phantoms")]
 
 
 def finest_spacing_mm(facts: Sequence[CaseFacts]) -> tuple[np.ndarray, str]:
