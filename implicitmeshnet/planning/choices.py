@@ -271,7 +271,7 @@ def choose_intensity(
 
 
 def choose_orientation(facts: Sequence[CaseFacts], intensity: str | list[str]) -> list[Choice]:
-    """training.orientation where headers say nothing of it, else nothing, for its default is right then.
+    """training.orientation and the template where headers say nothing of directions, else nothing: defaults are right.
 
     Slices of MR follow the organ. Where they are thick and all lie exactly across the patient's axes, the files have
     lost their directions, and other files may have lost them in another way.
@@ -281,7 +281,10 @@ def choose_orientation(facts: Sequence[CaseFacts], intensity: str | list[str]) -
     if "window" in intensity or not is_lost:
         return []
     reason = "thick slices, and no header with a direction other than the patient's axes: they have lost it"
-    return [Choice("training.orientation", "any", reason)]
+    return [
+        Choice("training.orientation", "any", reason),
+        Choice("network.template", "segmented", "what lies anyhow is nowhere on average"),
+    ]
 
 
 def choose_start(structures: Iterable[str]) -> list[Choice]:

@@ -7,7 +7,8 @@ all of it where the first mesh, thin perhaps, crosses itself for that. A vertex 
 so that its way out leads on through it, goes back along its own mesh's normal.
 A structure that another encloses has to lie inside it instead. Faces that cross are moved as a whole too, by their
 deepest point; the vertices of what still crosses after some rounds are smoothed too, but never towards the other mesh.
-What is left at last is drawn back (`repair.retreated`), so that every input has an end.
+Where all that does not end, the meshes that cross most make way for the others, and it begins anew. What is left at
+last is drawn back (`repair.retreated`), so that every input has an end.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from implicitmeshnet.surfaces.crossing import crossing_pairs, snapped
 from implicitmeshnet.surfaces.proximity import near, vertex_normals
 from implicitmeshnet.surfaces.repair import grown, neighbour_mean, retreated, sites_of, untangle, vertices_of
 from implicitmeshnet.surfaces.soundness import is_closed, mesh_volume_ml
+from implicitmeshnet.surfaces.stars import star
 
 GAP_MM = 0.1
 ROUNDS = 48
@@ -76,15 +78,23 @@ def separate(
     if walls_mm is not None:
         gaps = np.maximum(gaps, walls_mm)
     scene = Scene(faces, [set(inner) for inner in encloses], gaps, neighbour_mean(faces, meshes.shape[1]))
-    crossings = Crossings(scene)
-    pairs = crossings.of(meshes)
+    pairs = scene.crossings(meshes)
     for one, mesh in enumerate(meshes):
         if one in scene.crossing_themselves(pairs) or mesh_volume_ml(mesh, faces) <= 0:
             meshes[one] = untangle(mesh, faces, sphere)
     outer = [next((one for one, inner in enumerate(encloses) if own in inner), None) for own in range(len(meshes))]
-    meshes = snapped(scene.shared_out(meshes, outer))
+    apart, is_done = _pushed_apart(scene, snapped(scene.shared_out(meshes, outer)), sphere)
+    if not is_done:
+        crossed = scene.faces_of(pairs, len(meshes)).sum(1)
+        apart, is_done = _pushed_apart(scene, scene.made_way(meshes, sphere, outer, crossed), sphere)
+    return apart if is_done else retreated(apart, faces, sphere, scene.crossed_or_misplaced, outer)
+
+
+def _pushed_apart(scene: "Scene", meshes: np.ndarray, sphere: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Meshes (S, V, 3) after the rounds of pushes: the best of any round, and whether none crosses any more."""
+    crossings = Crossings(scene)
     best = meshes
-    fewest = len(pairs) + 1
+    fewest = len(crossings.of(meshes)) + 1
     best_round = 0
     clean = 0
     stuck = np.zeros(meshes.shape[:2], dtype=bool)
@@ -95,9 +105,9 @@ def separate(
         pairs = crossings.of(meshes)
         clean = 0 if len(pairs) else clean + 1
         at_most_left = lacking / 2  # of a vertex whose opposite had nothing to move
-        apart = at_most_left < TOLERANCE * gap_mm or clean >= ROUNDS_FOR_THE_GAP
+        apart = at_most_left < TOLERANCE * scene.gaps.min() or clean >= ROUNDS_FOR_THE_GAP
         if apart and not len(pairs) and not scene.misplaced(meshes):
-            return meshes
+            return meshes, True
         if len(pairs) < fewest or not len(pairs):
             best = meshes.copy()
             fewest = len(pairs)
@@ -109,12 +119,12 @@ def separate(
         if number >= ROUNDS_OF_PUSHES:
             crossed = scene.faces_of(pairs, len(meshes))
             rings = (number - best_round) // ROUNDS_PER_RING
-            own = [grown(vertices_of(faces, each, meshes.shape[1]), scene.mean, rings) for each in crossed]
+            own = [grown(vertices_of(scene.faces, each, meshes.shape[1]), scene.mean, rings) for each in crossed]
             stuck = np.stack(own)
             burdens = scene.shifted(burdens, pairs)
         for one in scene.crossing_themselves(pairs):
-            meshes[one] = untangle(meshes[one], faces, sphere)
-    return retreated(best, faces, sphere, scene.crossed_or_misplaced, outer)
+            meshes[one] = untangle(meshes[one], scene.faces, sphere)
+    return best, False
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,31 @@ class Scene:
             for pair in self.misplaced(meshes):
                 crossed[list(pair)] = True
         return crossed
+
+    def made_way(
+        self, meshes: np.ndarray, sphere: np.ndarray, outer: Sequence[int | None], crossed: np.ndarray
+    ) -> np.ndarray:
+        """Meshes (S, V, 3) each of which is clear of those before it, but for edges between rays: (S, V, 3) snapped.
+
+        First come those with the fewest `crossed` faces (S,), in the mean of a structure and what it encloses, of
+        equals the smallest, and what encloses before what is enclosed. One that crosses any before it, or lies on the
+        wrong side, becomes what can be seen of it there.
+        """
+        roots = np.array([_outermost(own, outer) for own in range(len(meshes))])
+        burdens = [crossed[roots == root].mean() for root in roots]
+        sizes = [mesh_volume_ml(meshes[root], self.faces) for root in roots]
+        depths = [sum(own in inner for inner in self.encloses) for own in range(len(meshes))]
+        moved = meshes.copy()
+        standing: list[int] = []
+        for own in sorted(range(len(meshes)), key=lambda one: (burdens[one], sizes[one], depths[one])):
+            touching = {*map(tuple, (self.crossings(moved) // len(self.faces)).tolist()), *self.misplaced(moved)}
+            if any((own, other) in touching or (other, own) in touching for other in standing):
+                inside = [other for other in standing if own in self.encloses[other]]
+                outside = [other for other in standing if other not in inside]
+                centre, rays = star(moved[own], moved[outside], self.faces, sphere, moved[inside])
+                moved[own] = snapped(centre + rays)
+            standing.append(own)
+        return moved
 
     def shared_out(self, meshes: np.ndarray, outer: Sequence[int | None]) -> np.ndarray:
         """Meshes that lie in each other almost wholly (`crowded`), each drawn into a room of its own: (S, V, 3).
