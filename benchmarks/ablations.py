@@ -38,6 +38,8 @@ TRIANGLES = ["--loss.triangles=0.1"]
 LIGHT_OVERLAP = ["--loss.overlap=0.3"]
 LIGHT_TRIANGLES = ["--loss.triangles=0.02"]
 CENTRED = ["--network.template=centred"]  # the paper's: meshes start far from their structures
+SEGMENTED = ["--network.template=segmented"]
+ANY_ORIENTATION = ["--training.orientation=any"]
 VARIANTS = {
     "exact": [],
     "deep": DEEP,
@@ -56,8 +58,9 @@ VARIANTS = {
     "exact_centred": CENTRED,
     "deep_centred": [*DEEP, *CENTRED],
     "folded_myocardium": ["--data.encloses={}"],
-    "segmented_template": ["--network.template=segmented"],
-    "any_orientation": ["--training.orientation=any"],
+    "segmented_template": SEGMENTED,
+    "any_orientation": ANY_ORIENTATION,
+    "any_orientation_segmented": [*ANY_ORIENTATION, *SEGMENTED],
     "no_dropout": ["--network.dropout=0"],
     "flat_levels": ["--network.flat_levels=[0,0,2]"],  # slices four times as thick as wide
     "fourth_stage": [
