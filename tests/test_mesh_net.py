@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from meshes import structures_of
 
 from implicitmeshnet.config import Config, DataConfig, NetworkConfig
+from implicitmeshnet.data.augment import rotation
 from implicitmeshnet.data.ellipsoids import ellipsoid_of
 from implicitmeshnet.mesh import icosphere
 from implicitmeshnet.models.mesh_net import SegmentedTemplate, build_network
@@ -167,6 +168,20 @@ def test_templates_start_as_the_ellipsoids_of_what_is_segmented():
         torch.testing.assert_close(start[structure, 0], wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(start[2, 0], template[2])  # not segmented at all
     torch.testing.assert_close(start[:, 1], template)
+
+
+def test_a_template_lies_as_obliquely_as_what_is_segmented():
+    sphere, _ = icosphere(3)
+    sides = (40, 36, 44)
+    axes = [torch.linspace(-1, 1, side) for side in sides]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    turn = rotation(0, 0.5) @ rotation(1, 0.4) @ rotation(2, 0.9)
+    shape = turn @ torch.diag(torch.tensor([0.8, 0.3, 0.4])) @ turn.T
+    centre = torch.tensor([0.1, -0.05, 0.0])
+    inside = ((points - centre) @ torch.linalg.inv(shape)).norm(dim=-1) < 1
+    logits = F.one_hot(inside.long(), 2).movedim(-1, 0).float()[None]
+    start = SegmentedTemplate(sphere[None], sphere, structures_of(1))(logits, torch.zeros(1, 1, *sides))
+    torch.testing.assert_close(start[0, 0], centre + sphere @ shape, atol=0.02, rtol=0)
 
 
 def test_a_network_that_starts_at_its_segmentation_predicts_there_and_learns():

@@ -108,7 +108,7 @@ def _sampled(volumes: list[torch.Tensor], vertices: torch.Tensor) -> torch.Tenso
 class SegmentedTemplate(nn.Module):
     """Where each case's vertices start: its segmentation's logits (B, S + 1, X, Y, Z) and its image -> (S, B, V, 3).
 
-    They are the axis-parallel ellipsoids with the moments of the voxels segmented as what each structure's mesh holds.
+    They are the ellipsoids with the mean and covariance of the voxels segmented as what each structure's mesh holds.
     Where these are fewer than LEAST_VOXELS the given `template` (S, V, 3) stays. No gradient goes through them.
     """
 
@@ -131,21 +131,35 @@ class SegmentedTemplate(nn.Module):
         # Nobody may have taught the network what to say beyond the image, where its channels are -1.
         segmented &= (image > -1).any(1, keepdim=True)
         voxels = segmented.sum((2, 3, 4)).float() @ self.held.T  # (B, S)
-        centres = []
-        variances = []
-        for axis in (2, 3, 4):
-            others = tuple({2, 3, 4} - {axis})
-            along = self.held @ segmented.sum(others).float()  # (B, S, voxels along the axis)
-            places = torch.linspace(-1, 1, along.shape[-1], device=logits.device)
-            mean = along @ places / voxels.clamp(min=1)
-            of_a_voxel = (2 / (len(places) - 1)) ** 2 / 12
-            centres.append(mean)
-            variances.append(along @ places.square() / voxels.clamp(min=1) - mean.square() + of_a_voxel)
-        centre = torch.stack(centres, -1)[:, :, None]
-        radii = (5 * torch.stack(variances, -1)).sqrt()[:, :, None]  # see `ellipsoids.ellipsoid_of`
-        start = (centre + radii * self.sphere).transpose(0, 1)
+        centre, covariance = self._moments(segmented, voxels.clamp(min=1))
+        # Symmetric roots turn no vertex around the centre. On the host, for not every device has eigenvectors.
+        lengths, axes = torch.linalg.eigh(5 * covariance.double().cpu())  # see `ellipsoids.ellipsoid_of`
+        shape = (axes * lengths.clamp(min=0).sqrt()[..., None, :] @ axes.mT).to(centre)
+        start = (centre[:, :, None] + self.sphere @ shape).transpose(0, 1)
         is_found = (voxels.T >= LEAST_VOXELS)[:, :, None, None]
         return torch.where(is_found, start, self.template[:, None])
+
+    def _moments(self, segmented: torch.Tensor, voxels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean (B, S, 3) and covariance (B, S, 3, 3), normalised units, of the voxels that each mesh holds.
+
+        `segmented` (B, S + 1, X, Y, Z) are those of each class, `voxels` (B, S) how many each mesh holds.
+        """
+        places = [torch.linspace(-1, 1, side, device=segmented.device) for side in segmented.shape[2:]]
+        centre = torch.zeros(*voxels.shape, 3, device=segmented.device)
+        products = torch.zeros(*voxels.shape, 3, 3, device=segmented.device)
+        for axis, place in enumerate(places):
+            others = tuple({2, 3, 4} - {2 + axis})
+            along = self.held @ segmented.sum(others).float() / voxels[..., None]  # (B, S, voxels along the axis)
+            of_a_voxel = (2 / (len(place) - 1)) ** 2 / 12
+            centre[..., axis] = along @ place
+            products[..., axis, axis] = along @ place.square() + of_a_voxel
+        for one, another in ((0, 1), (0, 2), (1, 2)):
+            (left,) = {0, 1, 2} - {one, another}
+            plane = segmented.sum(2 + left).float()  # (B, S + 1, voxels along one, along another)
+            product = (plane @ places[another] @ places[one]) @ self.held.T / voxels
+            products[..., one, another] = product
+            products[..., another, one] = product
+        return centre, products - centre[..., :, None] * centre[..., None, :]
 
 
 class ImplicitMeshNet(nn.Module):
