@@ -61,6 +61,7 @@ VARIANTS = {
     "segmented_template": SEGMENTED,
     "any_orientation": ANY_ORIENTATION,
     "any_orientation_segmented": [*ANY_ORIENTATION, *SEGMENTED],
+    "any_orientation_oblique": [*ANY_ORIENTATION, "--network.template=oblique"],
     "no_dropout": ["--network.dropout=0"],
     "flat_levels": ["--network.flat_levels=[0,0,2]"],  # slices four times as thick as wide
     "fourth_stage": [

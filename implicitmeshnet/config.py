@@ -203,9 +203,10 @@ class NetworkConfig:
     one's."""
     localiser_channels: Annotated[tuple[Width, ...], Length(2, 6, "widths")] = (16, 32, 64)
     """UNet widths of the coarse pass of data.region 'found', in channels."""
-    template: Literal["mean", "centred", "segmented"] = "mean"
+    template: Literal["mean", "centred", "segmented", "oblique"] = "mean"
     """'mean': spheres at each structure's mean position and size in training. 'centred': the paper's, radius 0.5.
-    'segmented': at the position, size and slant of what the UNet segments of it, for images that lie anyhow."""
+    'segmented': at the position and size of what the UNet segments of it, for images that lie anyhow. 'oblique': at its
+    slant as well, for tilted structures."""
     template_subdivisions: Subdivisions = 4
     """How often the icosahedron's faces are cut into four: n gives 10 * 4^n + 2 vertices for each structure."""
     template_centres: tuple[tuple[float, ...], ...] | None = None

@@ -160,7 +160,7 @@ def test_templates_start_as_the_ellipsoids_of_what_is_segmented():
     image = torch.zeros(2, 1, 20, 24, 16)
     image[:, :, 16:] = -1
     logits[:, 1, 16:] = 9  # beyond the image
-    start = SegmentedTemplate(template, sphere, structures)(logits, image)
+    start = SegmentedTemplate(template, sphere, structures, is_oblique=False)(logits, image)
     assert start.shape == (3, 2, len(sphere), 3)
     for structure in (0, 1):
         centre, radii = ellipsoid_of(structures.held(classes[0], structure).numpy())
@@ -180,7 +180,8 @@ def test_a_template_lies_as_obliquely_as_what_is_segmented():
     centre = torch.tensor([0.1, -0.05, 0.0])
     inside = ((points - centre) @ torch.linalg.inv(shape)).norm(dim=-1) < 1
     logits = F.one_hot(inside.long(), 2).movedim(-1, 0).float()[None]
-    start = SegmentedTemplate(sphere[None], sphere, structures_of(1))(logits, torch.zeros(1, 1, *sides))
+    template = SegmentedTemplate(sphere[None], sphere, structures_of(1), is_oblique=True)
+    start = template(logits, torch.zeros(1, 1, *sides))
     torch.testing.assert_close(start[0, 0], centre + sphere @ shape, atol=0.02, rtol=0)
 
 

@@ -457,7 +457,7 @@ def test_a_value_that_the_data_set_ignores_is_no_structure():
 def test_stacks_without_a_direction_are_trained_for_any(spacing, aligned, intensity, is_lost):
     cases = [facts(spacing_mm=np.array(spacing), aligned=True), facts(spacing_mm=np.array(spacing), aligned=aligned)]
     chosen = [(choice.key, choice.value) for choice in choose_orientation(cases, intensity)]
-    assert chosen == ([("training.orientation", "any"), ("network.template", "segmented")] if is_lost else [])
+    assert chosen == ([("training.orientation", "any"), ("network.template", "oblique")] if is_lost else [])
 
 
 def test_structures_of_the_heart_start_from_weights_that_know_them(tmp_path, monkeypatch):

@@ -108,7 +108,8 @@ def _sampled(volumes: list[torch.Tensor], vertices: torch.Tensor) -> torch.Tenso
 class SegmentedTemplate(nn.Module):
     """Where each case's vertices start: its segmentation's logits (B, S + 1, X, Y, Z) and its image -> (S, B, V, 3).
 
-    They are the ellipsoids with the mean and covariance of the voxels segmented as what each structure's mesh holds.
+    They are the ellipsoids with the mean and covariance of the voxels segmented as what each structure's mesh holds,
+    or with the variances alone, along the axes, where they are not to lie obliquely.
     Where these are fewer than LEAST_VOXELS the given `template` (S, V, 3) stays. No gradient goes through them.
     """
 
@@ -116,13 +117,14 @@ class SegmentedTemplate(nn.Module):
     sphere: torch.Tensor  # (V, 3), of radius 1
     held: torch.Tensor  # (S, S + 1), 1 for the classes that each structure's mesh holds
 
-    def __init__(self, template: torch.Tensor, sphere: torch.Tensor, structures: Structures):
+    def __init__(self, template: torch.Tensor, sphere: torch.Tensor, structures: Structures, is_oblique: bool):
         super().__init__()
         classes = torch.arange(structures.class_count)
         held = [structures.held(classes, structure).float() for structure in range(len(structures))]
         self.register_buffer("template", template, persistent=False)
         self.register_buffer("sphere", sphere, persistent=False)
         self.register_buffer("held", torch.stack(held), persistent=False)
+        self.is_oblique = is_oblique
 
     @torch.no_grad()
     def forward(self, logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -132,6 +134,8 @@ class SegmentedTemplate(nn.Module):
         segmented &= (image > -1).any(1, keepdim=True)
         voxels = segmented.sum((2, 3, 4)).float() @ self.held.T  # (B, S)
         centre, covariance = self._moments(segmented, voxels.clamp(min=1))
+        if not self.is_oblique:
+            covariance = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
         # Symmetric roots turn no vertex around the centre. On the host, for not every device has eigenvectors.
         lengths, axes = torch.linalg.eigh(5 * covariance.double().cpu())  # see `ellipsoids.ellipsoid_of`
         shape = (axes * lengths.clamp(min=0).sqrt()[..., None, :] @ axes.mT).to(centre)
@@ -215,7 +219,9 @@ def build_network(config: Config) -> ImplicitMeshNet:
     level_channels |= {f"d{level}": width for level, width in enumerate(network.decoder_channels)}
     localiser = Localiser(network.localiser_channels, channels) if config.data.region == "found" else None
     decoder = GraphDecoder(template, faces, level_channels, network)
-    start = SegmentedTemplate(template, sphere, structures) if network.template == "segmented" else None
+    start = None
+    if network.template in ("segmented", "oblique"):
+        start = SegmentedTemplate(template, sphere, structures, is_oblique=network.template == "oblique")
     return ImplicitMeshNet(unet, decoder, localiser, start)
 
 

@@ -283,7 +283,7 @@ def choose_orientation(facts: Sequence[CaseFacts], intensity: str | list[str]) -
     reason = "thick slices, and no header with a direction other than the patient's axes: they have lost it"
     return [
         Choice("training.orientation", "any", reason),
-        Choice("network.template", "segmented", "what lies anyhow is nowhere on average"),
+        Choice("network.template", "oblique", "what lies anyhow is nowhere on average"),
     ]
 
 
