@@ -86,7 +86,7 @@ def separate(
     apart, is_done = _pushed_apart(scene, snapped(scene.shared_out(meshes, outer)), sphere)
     if not is_done:
         crossed = scene.faces_of(pairs, len(meshes)).sum(1)
-        apart, is_done = _pushed_apart(scene, scene.made_way(meshes, sphere, outer, crossed), sphere)
+        apart, is_done = _pushed_apart(scene, scene.cleared(meshes, sphere, outer, crossed), sphere)
     return apart if is_done else retreated(apart, faces, sphere, scene.crossed_or_misplaced, outer)
 
 
@@ -203,7 +203,7 @@ class Scene:
                 crossed[list(pair)] = True
         return crossed
 
-    def made_way(
+    def cleared(
         self, meshes: np.ndarray, sphere: np.ndarray, outer: Sequence[int | None], crossed: np.ndarray
     ) -> np.ndarray:
         """Meshes (S, V, 3) each of which is clear of those before it, but for edges between rays: (S, V, 3) snapped.
