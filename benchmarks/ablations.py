@@ -39,6 +39,7 @@ LIGHT_OVERLAP = ["--loss.overlap=0.3"]
 LIGHT_TRIANGLES = ["--loss.triangles=0.02"]
 CENTRED = ["--network.template=centred"]  # the paper's: meshes start far from their structures
 SEGMENTED = ["--network.template=segmented"]
+OBLIQUE = ["--network.template=oblique"]
 ANY_ORIENTATION = ["--training.orientation=any"]
 VARIANTS = {
     "exact": [],
@@ -59,9 +60,12 @@ VARIANTS = {
     "deep_centred": [*DEEP, *CENTRED],
     "folded_myocardium": ["--data.encloses={}"],
     "segmented_template": SEGMENTED,
+    "oblique_template": OBLIQUE,
     "any_orientation": ANY_ORIENTATION,
     "any_orientation_segmented": [*ANY_ORIENTATION, *SEGMENTED],
-    "any_orientation_oblique": [*ANY_ORIENTATION, "--network.template=oblique"],
+    "any_orientation_oblique": [*ANY_ORIENTATION, *OBLIQUE],
+    "occupancy_dice": ["--loss.occupancy_dice=0.2"],
+    "strong_occupancy": ["--loss.occupancy=5"],
     "no_dropout": ["--network.dropout=0"],
     "flat_levels": ["--network.flat_levels=[0,0,2]"],  # slices four times as thick as wide
     "fourth_stage": [

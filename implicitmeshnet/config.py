@@ -243,6 +243,8 @@ class LossConfig:
     """The pretrained DeepRepresentationNetwork of the deep route: its JSON config, which names its snapshot."""
     occupancy: NotNegative = 1.0
     """Weight of the cross-entropy between the meshes' occupancy and the label."""
+    occupancy_dice: NotNegative = 0.0
+    """Weight of the soft Dice loss between the same two."""
     temperature: Positive = 100.0
     """T of occupancy = sigmoid(-T * SDF), per unit of normalised length."""
     segmentation: NotNegative = 0.1
@@ -267,7 +269,7 @@ class LossConfig:
     def has_meshes(self) -> bool:
         """Whether any term of the meshes has a weight; else only the UNet and the coarse pass are trained."""
         laplacian = self.laplacian_start + self.laplacian_end
-        return self.occupancy + self.surface + self.overlap + self.triangles + laplacian > 0
+        return self.occupancy + self.occupancy_dice + self.surface + self.overlap + self.triangles + laplacian > 0
 
 
 @dataclass

