@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import trimesh
+from scipy.spatial import cKDTree
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,16 @@ def icosphere(subdivisions: int) -> tuple[torch.Tensor, torch.Tensor]:
     vertices = torch.tensor(sphere.vertices, dtype=torch.float32)
     faces = torch.tensor(sphere.faces, dtype=torch.int64)
     return vertices, faces
+
+
+def mirror_images(template: torch.Tensor) -> torch.Tensor:
+    """Which vertex of an `icosphere`, or of an ellipsoid along the axes, is each one's mirror image in X: (V,) int64.
+
+    template (V, 3). Vertices in this order lie where they lay, but every face runs the other way around.
+    """
+    around = (template - template.mean(0)).cpu().numpy()
+    _, images = cKDTree(around).query(around * [-1, 1, 1])
+    return torch.from_numpy(images)
 
 
 def edges(faces: torch.Tensor) -> torch.Tensor:
@@ -73,3 +84,10 @@ def face_normals(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
     """Outward normals (..., F, 3) of vertices (..., V, 3) and faces (F, 3), twice as long as the faces' areas."""
     a, b, c = (vertices[..., faces[:, corner], :] for corner in range(3))
     return torch.linalg.cross(b - a, c - a)
+
+
+def signed_volumes(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+    """What closed meshes hold, negative where they are inside out: (..., V, 3), (F, 3) -> (...), cubed units of V."""
+    centred = vertices - vertices.mean(-2, keepdim=True)
+    a, b, c = (centred[..., faces[:, corner], :] for corner in range(3))
+    return (a * torch.linalg.cross(b, c)).sum((-2, -1)) / 6

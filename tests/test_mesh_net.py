@@ -6,7 +6,7 @@ from meshes import structures_of
 from implicitmeshnet.config import Config, DataConfig, NetworkConfig
 from implicitmeshnet.data.augment import rotation
 from implicitmeshnet.data.ellipsoids import ellipsoid_of
-from implicitmeshnet.mesh import icosphere
+from implicitmeshnet.mesh import icosphere, signed_volumes
 from implicitmeshnet.models.mesh_net import SegmentedTemplate, build_network
 from implicitmeshnet.models.weights import load_checkpoint, load_network, save_checkpoint, save_snapshot
 from implicitmeshnet.script import InputError
@@ -57,6 +57,19 @@ def test_the_untrained_network_returns_the_template():
     vertices = build_network(config).eval()(torch.zeros(1, 1, 16, 12, 8)).vertices[0]
     torch.testing.assert_close(vertices.amax(1), torch.tensor([[0.3, 0.3, 0.4]]).expand(3, 3), atol=0.06, rtol=0)
     torch.testing.assert_close(vertices.mean(1), torch.tensor([[0.1, 0, 0]]).expand(3, 3))
+
+
+def test_meshes_that_training_left_inside_out_are_predicted_outside_out():
+    radii = ((0.2, 0.3, 0.4), (0.2, 0.3, -0.4), (0.2, 0.3, 0.4))
+    config = small_config(template="mean", template_centres=((0.1, 0, 0),) * 3, template_radii=radii)
+    network = build_network(config)
+    image = torch.zeros(1, 1, 16, 12, 8)
+    learnt = network(image).vertices
+    predicted = network.eval()(image).vertices
+    assert (signed_volumes(learnt, network.decoder.faces) > 0).tolist() == [[True, False, True]]
+    assert (signed_volumes(predicted, network.decoder.faces) > 0).all()
+    assert torch.equal(predicted[0, [0, 2]], learnt[0, [0, 2]])
+    assert sorted(predicted[0, 1].tolist()) == sorted(learnt[0, 1].tolist())
 
 
 def test_every_parameter_gets_a_gradient():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from implicitmeshnet.config import Config, NetworkConfig
-from implicitmeshnet.mesh import icosphere, neighbours, vertex_normals
+from implicitmeshnet.mesh import icosphere, mirror_images, neighbours, signed_volumes, vertex_normals
 from implicitmeshnet.models.graph import GraphDecoderStage
 from implicitmeshnet.models.localiser import Localiser
 from implicitmeshnet.models.unet import UNet
@@ -44,6 +44,7 @@ class GraphDecoder(nn.Module):
 
     template: torch.Tensor  # (S, V, 3)
     faces: torch.Tensor  # (F, 3)
+    mirrored: torch.Tensor  # (V,) see `mirror_images`
 
     def __init__(
         self, template: torch.Tensor, faces: torch.Tensor, level_channels: dict[str, int], config: NetworkConfig
@@ -51,6 +52,7 @@ class GraphDecoder(nn.Module):
         super().__init__()
         self.register_buffer("template", template, persistent=False)
         self.register_buffer("faces", faces, persistent=False)
+        self.register_buffer("mirrored", mirror_images(template[0]), persistent=False)
         self.stage_levels = config.stage_levels
         self.profile_voxels = config.profile_voxels
         around = neighbours(faces, template.shape[1])
@@ -82,6 +84,14 @@ class GraphDecoder(nn.Module):
             hidden = [features]
             predictions.append(vertices.transpose(0, 1))
         return predictions
+
+    def turned_outward(self, vertices: torch.Tensor) -> torch.Tensor:
+        """Meshes (B, S, V, 3) that are inside out in the order of their mirror images: the same surfaces, (B, S, V, 3).
+
+        The losses measure a mesh that is inside out as any other, so a training whose first steps turned one keeps it.
+        """
+        inside_out = signed_volumes(vertices, self.faces) < 0
+        return torch.where(inside_out[..., None, None], vertices[..., self.mirrored, :], vertices)
 
     def _profile(self, volume: torch.Tensor, vertices: torch.Tensor) -> torch.Tensor:
         """A volume (B, C, X, Y, Z) at the profile_voxels along the normals of vertices (S, B, V, 3).
@@ -195,6 +205,8 @@ class ImplicitMeshNet(nn.Module):
             stages = []
             if self.trains_meshes or not self.training:
                 stages = self.decoder(pyramid, self.start(segmentation, image) if self.start else None)
+            if not self.training:
+                stages[-1] = self.decoder.turned_outward(stages[-1])
             coarser = self.unet.coarser_logits(pyramid) if self.training else []
             return Prediction(stages, segmentation, coarser)
 
