@@ -8,6 +8,7 @@ imports. FOLDER holds data, config.json and drn.json. Prints, in JSON, what each
 
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -76,9 +77,13 @@ def fork(script, arguments: list[str], said: Path, variables: dict[str, object])
 
 
 def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+    """A port that nobody has, below those that the system hands out: another run's connections could take such a one
+    before the process that is to listen there does."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as server:
+            if server.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def difference(one: Job, other: Job) -> float:
@@ -99,10 +104,10 @@ def two_equal_one(folder: Path, config: str) -> dict:
 
 
 def accumulated(folder: Path, config: str) -> dict:
-    """Batches in parts; the Dice loss of a batch is no mean over its cases, so it is left out."""
+    """Batches in parts; the Dice losses of a batch are no means over its cases, so they are left out."""
     jobs = []
     for parts in (1, 4):
-        options = (f"--training.accumulate={parts}", "--loss.segmentation_dice=0")
+        options = (f"--training.accumulate={parts}", "--loss.segmentation_dice=0", "--loss.occupancy_dice=0")
         jobs.append(Job(folder, config, f"{parts}_parts", options=options))
     statuses = [job.statuses() for job in jobs]
     return {"statuses": statuses, "difference": difference(*jobs)}

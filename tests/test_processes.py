@@ -36,7 +36,14 @@ def found(tmp_path_factory):
             "region": "found",
         },
         "network": NETWORK | {"dropout": 0.0},  # each process draws its own
-        "loss": {"segmentation_dice": 0.1, "overlap": 0.5, "triangles": 0.1, "laplacian_epochs": 2, "temperature": 5.0},
+        "loss": {
+            "segmentation_dice": 0.1,
+            "occupancy_dice": 0.1,
+            "overlap": 0.5,
+            "triangles": 0.1,
+            "laplacian_epochs": 2,
+            "temperature": 5.0,
+        },
         "training": training | {"repeats": 5},
     }
     (folder / "config.json").write_text(json.dumps(config))
