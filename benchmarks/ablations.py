@@ -65,7 +65,6 @@ VARIANTS = {
     "any_orientation_segmented": [*ANY_ORIENTATION, *SEGMENTED],
     "any_orientation_oblique": [*ANY_ORIENTATION, *OBLIQUE],
     "occupancy_dice": ["--loss.occupancy_dice=0.2"],
-    "strong_occupancy": ["--loss.occupancy=5"],
     "no_dropout": ["--network.dropout=0"],
     "flat_levels": ["--network.flat_levels=[0,0,2]"],  # slices four times as thick as wide
     "fourth_stage": [
