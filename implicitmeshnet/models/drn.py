@@ -13,7 +13,7 @@ from torch.nn.utils import convert_conv3d_weight_memory_format
 
 from implicitmeshnet.config import DrnNetworkConfig
 from implicitmeshnet.coordinates import transform, voxel_from_normalised
-from implicitmeshnet.mesh import face_normals, icosphere, neighbours, vertex_normals
+from implicitmeshnet.mesh import face_normals, icosphere, neighbours, signed_volumes, vertex_normals
 from implicitmeshnet.models.graph import GCNConv, GraphResidualBlock
 from implicitmeshnet.models.unet import InstanceNorm3d, bfloat16_is_fast
 from implicitmeshnet.ops import mesh2sdf, splat_trilinear
@@ -257,8 +257,8 @@ def sample_faces(vertices: torch.Tensor, faces: torch.Tensor) -> SurfacePoints:
     normals = face_normals(vertices, faces).repeat_interleave(3, 1)  # twice as long as the faces' areas
     lengths = torch.linalg.vector_norm(normals, dim=-1, keepdim=True).clamp(min=1e-12)
     points = interpolate_faces(vertices, faces)
-    signed_volume = (points * normals).sum((1, 2), keepdim=True)  # times a positive factor
-    side = torch.where(signed_volume < 0, -1.0, 1.0).to(points.dtype)
+    inside_out = signed_volumes(vertices.detach(), faces) < 0
+    side = torch.where(inside_out, -1.0, 1.0).to(points.dtype)[:, None, None]
     return SurfacePoints(points, side * normals / lengths, lengths / 6, side)
 
 
